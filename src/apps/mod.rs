@@ -1,0 +1,354 @@
+//! Apps: who may use this server, with which keys and within which limits.
+//!
+//! Owns [`App`], everything that is settled about one application, and [`Apps`], where an app is found by its id
+//! or by one of its keys. An `Arc<App>` is a snapshot: no rule ever waits for a lookup. Checking that the values
+//! make sense is the config room's part. Start at [`App`].
+
+mod origin;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub use origin::{OriginPattern, OriginPatternError};
+
+use crate::limits::Rate;
+use crate::protocol::signature::SigningKey;
+use crate::protocol::{CloseCode, NameRules};
+
+/// The id of an app, as in `/apps/{id}/…`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AppId(pub Arc<str>);
+
+impl fmt::Display for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A public key and the secret that belongs to it.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    /// The key: public, in every browser.
+    pub key: Box<str>,
+    /// The secret, ready to check signatures.
+    pub secret: SigningKey,
+}
+
+/// Which frames tell a client that its subscription was refused.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SubscriptionErrorFrames {
+    /// `pusher:subscription_error` on the channel, then `pusher:error` on the connection.
+    #[default]
+    Both,
+    /// Only the first, as Soketi.
+    Channel,
+    /// Only the second, as hosted Pusher and Reverb.
+    Connection,
+}
+
+/// One application, everything about it settled.
+#[derive(Debug)]
+pub struct App {
+    /// Its id.
+    pub id: AppId,
+    /// Its active keys, the oldest first. At least one.
+    pub keys: Vec<KeyPair>,
+    /// Switched off, the app refuses connections (4003) and requests (403).
+    pub enabled: bool,
+    /// Origins that browsers may connect from; empty: all.
+    pub allowed_origins: Vec<OriginPattern>,
+    /// Whether clients may send events to each other, where they are subscribed.
+    pub client_events: bool,
+    /// Whether subscribers are told how many they are.
+    pub subscription_counts: bool,
+    /// Whether signed-in users are told who of their watchlist is online.
+    pub watchlist: bool,
+    /// A connection that has neither signed in nor joined a channel with a signature by then is closed (4009).
+    pub authorized_connections_timeout: Option<Duration>,
+    /// A path in front of `/app/…` and `/apps/…` that is served beside the bare one: empty, or `/…` without a
+    /// slash at the end.
+    pub path_prefix: Box<str>,
+    /// Whether plain connections are refused (4000).
+    pub tls_only: bool,
+    /// Whether a connection must name its protocol version (else 4008).
+    pub require_protocol: bool,
+    /// Which frames tell of a refused subscription.
+    pub subscription_error_frames: SubscriptionErrorFrames,
+    /// What connections are closed with when the app terminates a user: 4009 (stay away) or 4200 (come back).
+    pub terminate_close_code: CloseCode,
+    /// What a channel name may be.
+    pub names: NameRules,
+    /// How much of everything.
+    pub limits: AppLimits,
+    /// Connections open now.
+    pub connections: ConnectionCount,
+}
+
+/// How much of everything an app may have. Defaults: protocol.md §12.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppLimits {
+    /// Connections at once; `None`: as many as the node takes.
+    pub connections_max: Option<u32>,
+    /// Longest event name, in characters.
+    pub event_name_chars_max: usize,
+    /// Longest `data` of an event published over HTTP, in bytes of the decoded string.
+    pub event_data_bytes_max: usize,
+    /// Longest `data` of a client event, in bytes.
+    pub client_event_data_bytes_max: usize,
+    /// Longest HTTP body, in bytes.
+    pub request_body_bytes_max: usize,
+    /// Channels that one event may be published to.
+    pub channels_per_publish_max: usize,
+    /// Events in one batch.
+    pub events_per_batch_max: usize,
+    /// Distinct users in a presence channel.
+    pub presence_members_max: usize,
+    /// Longest `user_info`, in bytes of JSON.
+    pub presence_user_info_bytes_max: usize,
+    /// Longest user id, in characters.
+    pub user_id_chars_max: usize,
+    /// Longest `channel_data`, in bytes.
+    pub channel_data_bytes_max: usize,
+    /// Client events per connection.
+    pub client_events: Rate,
+    /// Users that a watchlist is cut to.
+    pub watchlist_users_max: usize,
+    /// Channels that one connection may be subscribed to.
+    pub channels_per_connection_max: usize,
+    /// Longest message of a client, in bytes.
+    pub message_bytes_max: usize,
+    /// Messages of one connection, pings and pongs of the WebSocket layer not counted.
+    pub messages: Rate,
+    /// Bytes that may wait for a client that reads too slowly.
+    pub outbox_bytes_max: usize,
+    /// How long a cache channel keeps its event.
+    pub cache_ttl: Duration,
+    /// How far the clock of a signed request may be off, in seconds.
+    pub auth_window_secs: u64,
+}
+
+impl Default for AppLimits {
+    fn default() -> Self {
+        let event_data_bytes_max = 102_400;
+        let client_event_data_bytes_max = 10_240;
+        Self {
+            connections_max: None,
+            event_name_chars_max: 200,
+            event_data_bytes_max,
+            client_event_data_bytes_max,
+            request_body_bytes_max: Self::derived_body_bytes(event_data_bytes_max),
+            channels_per_publish_max: 100,
+            events_per_batch_max: 10,
+            presence_members_max: 1000,
+            presence_user_info_bytes_max: 2048,
+            user_id_chars_max: 128,
+            channel_data_bytes_max: 4096,
+            client_events: Rate { per_second: 10, burst: 10 },
+            watchlist_users_max: 100,
+            channels_per_connection_max: 1000,
+            message_bytes_max: Self::derived_message_bytes(client_event_data_bytes_max),
+            messages: Rate { per_second: 100, burst: 500 },
+            outbox_bytes_max: 1024 * 1024,
+            cache_ttl: Duration::from_secs(1800),
+            auth_window_secs: 600,
+        }
+    }
+}
+
+impl AppLimits {
+    /// The body limit that never cuts a legal batch: ten events of the data limit, each byte escaped as six, and
+    /// room for names. Source: protocol.md §8.1.
+    #[must_use]
+    pub const fn derived_body_bytes(event_data_bytes_max: usize) -> usize {
+        event_data_bytes_max.saturating_mul(60).saturating_add(64 * 1024)
+    }
+
+    /// The message limit: 16 KiB more than a client event's data, at least 32 KiB. Source: protocol.md §1.3.
+    #[must_use]
+    pub const fn derived_message_bytes(client_event_data_bytes_max: usize) -> usize {
+        let derived = client_event_data_bytes_max.saturating_add(16 * 1024);
+        if derived < 32 * 1024 { 32 * 1024 } else { derived }
+    }
+}
+
+impl App {
+    /// An app with one key and the defaults of everything else.
+    #[must_use]
+    pub fn new(id: &str, key: &str, secret: &str) -> Self {
+        Self {
+            id: AppId(id.into()),
+            keys: vec![KeyPair { key: key.into(), secret: SigningKey::new(secret) }],
+            enabled: true,
+            allowed_origins: Vec::new(),
+            client_events: true,
+            subscription_counts: false,
+            watchlist: true,
+            authorized_connections_timeout: None,
+            path_prefix: "".into(),
+            tls_only: false,
+            require_protocol: false,
+            subscription_error_frames: SubscriptionErrorFrames::default(),
+            terminate_close_code: CloseCode::Unauthorized,
+            names: NameRules::default(),
+            limits: AppLimits::default(),
+            connections: ConnectionCount::default(),
+        }
+    }
+
+    /// The secret that belongs to `key`, if it is an active key of this app.
+    #[must_use]
+    pub fn secret(&self, key: &str) -> Option<&SigningKey> {
+        self.keys.iter().find(|pair| *pair.key == *key).map(|pair| &pair.secret)
+    }
+
+    /// Whether a browser may connect from `origin`.
+    #[must_use]
+    pub fn allows_origin(&self, origin: &str) -> bool {
+        self.allowed_origins.is_empty() || self.allowed_origins.iter().any(|pattern| pattern.matches(origin))
+    }
+}
+
+/// Connections that an app has open, counted so that two never share the last place.
+#[derive(Debug, Default)]
+pub struct ConnectionCount(AtomicU32);
+
+impl ConnectionCount {
+    /// Connections open now.
+    #[must_use]
+    pub fn now(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One place among an app's connections; dropping it gives the place back, on whichever path.
+#[derive(Debug)]
+pub struct ConnectionPlace(Arc<App>);
+
+impl ConnectionPlace {
+    /// Takes a place, or answers `None` when the app has none left.
+    #[must_use]
+    pub fn take(app: &Arc<App>) -> Option<Self> {
+        let max = app.limits.connections_max.unwrap_or(u32::MAX);
+        let grown = |count: u32| (count < max).then(|| count + 1);
+        let taken = app.connections.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+        taken.is_ok().then(|| Self(Arc::clone(app)))
+    }
+
+    /// Whose place it is.
+    #[must_use]
+    pub const fn app(&self) -> &Arc<App> {
+        &self.0
+    }
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.0.connections.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The apps of this server: a fixed list.
+#[derive(Debug, Default)]
+pub struct Apps {
+    by_id: HashMap<AppId, Arc<App>>,
+    by_key: HashMap<Box<str>, Arc<App>>,
+    prefixes: BTreeSet<Box<str>>,
+}
+
+impl Apps {
+    /// Takes the apps in. Ids and keys are distinct; the config room has seen to it.
+    #[must_use]
+    pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
+        let mut all = Self::default();
+        for app in apps.into_iter().map(Arc::new) {
+            all.prefixes.insert(app.path_prefix.clone());
+            for pair in &app.keys {
+                all.by_key.insert(pair.key.clone(), Arc::clone(&app));
+            }
+            all.by_id.insert(app.id.clone(), app);
+        }
+        all
+    }
+
+    /// The app with this id.
+    #[must_use]
+    pub fn by_id(&self, id: &str) -> Option<&Arc<App>> {
+        self.by_id.get(&AppId(id.into()))
+    }
+
+    /// The app with this key.
+    #[must_use]
+    pub fn by_key(&self, key: &str) -> Option<&Arc<App>> {
+        self.by_key.get(key)
+    }
+
+    /// All apps, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<App>> {
+        self.by_id.values()
+    }
+
+    /// Splits the prefix of an app from a request's path. A bare path has the prefix `""`.
+    #[must_use]
+    pub fn split_prefix<'p>(&self, path: &'p str) -> (&'p str, &'p str) {
+        // The longest first, so that `/a/b` is not taken for `/a`.
+        let of_an_app = self.prefixes.iter().rev().filter(|prefix| !prefix.is_empty());
+        for prefix in of_an_app {
+            if let Some(rest) = path.strip_prefix(&**prefix)
+                && rest.starts_with('/')
+            {
+                return path.split_at(prefix.len());
+            }
+        }
+        ("", path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_is_found_by_its_id_and_by_each_of_its_keys() {
+        let mut app = App::new("1", "old", "s1");
+        app.keys.push(KeyPair { key: "new".into(), secret: SigningKey::new("s2") });
+        let apps = Apps::new([app, App::new("2", "other", "s3")]);
+        assert_eq!(&*apps.by_key("old").unwrap().id.0, "1");
+        assert_eq!(&*apps.by_key("new").unwrap().id.0, "1");
+        assert!(apps.by_id("3").is_none());
+        assert!(apps.by_key("").is_none());
+        assert!(apps.by_id("1").unwrap().secret("other").is_none(), "a key of another app");
+    }
+
+    #[test]
+    fn the_last_place_is_taken_once_and_given_back() {
+        let mut app = App::new("1", "k", "s");
+        app.limits.connections_max = Some(10);
+        let app = Arc::new(app);
+        let (send, places) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (app, send) = (&app, send.clone());
+                scope.spawn(move || (0..10).for_each(|_| send.send(ConnectionPlace::take(app)).unwrap()));
+            }
+        });
+        drop(send);
+        let places: Vec<_> = places.into_iter().flatten().collect();
+        assert_eq!((places.len(), app.connections.now()), (10, 10));
+        drop(places);
+        assert_eq!(app.connections.now(), 0);
+    }
+
+    #[test]
+    fn the_longest_prefix_is_split_off_at_a_slash() {
+        let app = |id: &str, prefix: &str| App { path_prefix: prefix.into(), ..App::new(id, id, "s") };
+        let apps = Apps::new([app("1", ""), app("2", "/rt"), app("3", "/rt/deep")]);
+        assert_eq!(apps.split_prefix("/app/k"), ("", "/app/k"));
+        assert_eq!(apps.split_prefix("/rt/app/k"), ("/rt", "/app/k"));
+        assert_eq!(apps.split_prefix("/rt/deep/app/k"), ("/rt/deep", "/app/k"));
+        assert_eq!(apps.split_prefix("/rtx/app/k"), ("", "/rtx/app/k"));
+        assert_eq!(apps.split_prefix("/rt"), ("", "/rt"));
+    }
+}

@@ -1,0 +1,240 @@
+//! The few things that pusherd asks of JSON text without building a tree of it.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The values of the named keys of a JSON object, as the text they came in; where a key stands twice, the last
+/// one counts. Other keys are skipped.
+///
+/// # Errors
+/// `text` is not a JSON object.
+pub fn pick<'a, const N: usize>(
+    text: &'a str,
+    names: [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let picked = json.deserialize_map(Pick(names))?;
+    json.end()?;
+    Ok(picked)
+}
+
+struct Pick<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Pick<N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = [None; N];
+        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+            match self.0.iter().position(|name| *name == key) {
+                Some(at) => found[at] = Some(map.next_value::<&'de RawValue>()?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// The items of a JSON array, as the text they came in.
+///
+/// # Errors
+/// `text` is not a JSON array, or has more than `items_max` items.
+pub fn items(text: &str, items_max: usize) -> Result<Vec<&RawValue>, serde_json::Error> {
+    struct Items(usize);
+    impl<'de> Visitor<'de> for Items {
+        type Value = Vec<&'de RawValue>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON array")
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = seq.next_element::<&'de RawValue>()? {
+                if items.len() == self.0 {
+                    return Err(A::Error::custom(format_args!("more than {} items", self.0)));
+                }
+                items.push(item);
+            }
+            Ok(items)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let items = json.deserialize_seq(Items(items_max))?;
+    json.end()?;
+    Ok(items)
+}
+
+/// The text of a JSON string, or `None` when the value is not a string or not Unicode (a lone surrogate).
+#[must_use]
+pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+    let literal = value.get();
+    let inner = literal.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str(literal).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// Whether the value is a JSON string, Unicode or not.
+#[must_use]
+pub fn is_string(value: &RawValue) -> bool {
+    value.get().starts_with('"')
+}
+
+/// Whether the value is JSON `null`.
+#[must_use]
+pub fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+/// Bytes that the text of a JSON string literal has in UTF-8, without decoding it; a lone surrogate counts 3.
+///
+/// `literal` is a valid JSON string with its quotes, as [`RawValue`] guarantees.
+#[must_use]
+pub fn decoded_len(literal: &str) -> usize {
+    let inner = &literal.as_bytes()[1..literal.len().saturating_sub(1).max(1)];
+    if !inner.contains(&b'\\') {
+        return inner.len();
+    }
+    let hex = |at: usize| {
+        inner
+            .get(at..at + 4)
+            .and_then(|digits| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
+    };
+    let (mut at, mut len) = (0, 0);
+    while at < inner.len() {
+        if inner[at] != b'\\' {
+            (at, len) = (at + 1, len + 1);
+            continue;
+        }
+        if inner.get(at + 1) != Some(&b'u') {
+            (at, len) = (at + 2, len + 1);
+            continue;
+        }
+        let unit = hex(at + 2).unwrap_or(0xfffd);
+        let pairs = (0xd800..0xdc00).contains(&unit)
+            && inner.get(at + 6..at + 8) == Some(b"\\u")
+            && hex(at + 8).is_some_and(|low| (0xdc00..0xe000).contains(&low));
+        (at, len) = match unit {
+            _ if pairs => (at + 12, len + 4),
+            0..0x80 => (at + 6, len + 1),
+            0x80..0x800 => (at + 6, len + 2),
+            _ => (at + 6, len + 3),
+        };
+    }
+    len
+}
+
+/// Appends `text` to `out` as a JSON string with its quotes.
+pub fn push_string(out: &mut Vec<u8>, text: &str) {
+    // A Vec never refuses to be written to and a str is always JSON-encodable.
+    serde_json::to_writer(out, text).expect("text is written to memory");
+}
+
+/// Appends the decimal digits of `number`.
+pub fn push_number(out: &mut Vec<u8>, number: u64) {
+    serde_json::to_writer(out, &number).expect("a number is written to memory");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_last_of_two_equal_keys_counts() {
+        let [a, b] = pick(r#"{"a":1,"x":[{}],"a":{"y":2}}"#, ["a", "b"]).unwrap();
+        assert_eq!(a.map(RawValue::get), Some(r#"{"y":2}"#));
+        assert!(b.is_none());
+    }
+
+    #[test]
+    fn an_escaped_key_is_the_key() {
+        let [event] = pick(r#"{"\u0065vent":"x"}"#, ["event"]).unwrap();
+        assert_eq!(event.map(RawValue::get), Some(r#""x""#));
+    }
+
+    #[test]
+    fn what_is_not_one_object_is_refused() {
+        for text in ["", "[]", "1", "\"x\"", "{", "{} {}", "{\"a\":}", "{\"a\":1,}", "nul", "{1:2}"] {
+            assert!(pick(text, ["a"]).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_skipped_without_a_deep_stack() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(30_000), "]".repeat(30_000));
+        assert!(pick(&deep, ["a"]).is_ok());
+        assert!(pick(&deep, ["b"]).is_ok());
+    }
+
+    #[test]
+    fn a_lone_surrogate_is_a_string_but_not_text() {
+        let [value] = pick(r#"{"a":"\ud800"}"#, ["a"]).unwrap();
+        let value = value.unwrap();
+        assert!(is_string(value));
+        assert_eq!(string(value), None);
+        assert_eq!(decoded_len(value.get()), 3);
+    }
+
+    #[test]
+    fn lists_have_a_bound() {
+        assert_eq!(items("[1,\"a\",{}]", 3).unwrap().len(), 3);
+        assert!(items("[1,2,3,4]", 3).is_err());
+        assert!(items("{}", 3).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_decoded_length_is_that_of_the_text(text in "\\PC{0,40}", ascii: bool) {
+            let literal = if ascii {
+                let mut units = String::new();
+                for unit in text.encode_utf16() {
+                    units.push_str(&format!("\\u{unit:04x}"));
+                }
+                format!("\"{units}\"")
+            } else {
+                serde_json::to_string(&text).unwrap()
+            };
+            prop_assert_eq!(decoded_len(&literal), text.len());
+        }
+
+        #[test]
+        fn no_text_makes_the_decoder_panic(text in "\\PC{0,60}") {
+            let _ = pick(&text, ["event", "data"]);
+            let _ = items(&text, 5);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+
+const stage = useStage();
+
+for (const prefix of ['cache-', 'private-cache-', 'presence-cache-']) {
+  test(`${prefix}*: a miss first, then the last event for whoever comes later`, async (t) => {
+    const channel = stage.unique(`${prefix}price`);
+    const early = await stage.connect(t, { user: 'early' });
+    const earlyFrames = framesOf(early, channel);
+    await subscribe(early, channel);
+    assert.equal((await earlyFrames.take()).event, 'pusher_internal:subscription_succeeded');
+    assert.deepEqual(await earlyFrames.take(), { event: 'pusher:cache_miss', data: {} });
+
+    for (const eur of [1, 2]) {
+      await stage.sdk.main.trigger(channel, 'price', { eur });
+      assert.deepEqual(await earlyFrames.take(), { event: 'price', data: { eur } });
+    }
+
+    const late = await stage.connect(t, { user: 'late' });
+    const lateFrames = framesOf(late, channel);
+    await subscribe(late, channel);
+    assert.equal((await lateFrames.take()).event, 'pusher_internal:subscription_succeeded');
+    assert.deepEqual(await lateFrames.take(), { event: 'price', data: { eur: 2 } });
+    await stage.sdk.main.trigger(channel, 'fence', {});
+    assert.deepEqual(await lateFrames.take(), { event: 'fence', data: {} });
+  });
+
+  test(`${prefix}*: bindings of the channel hear of the miss and of the cached event`, async (t) => {
+    const channel = stage.unique(`${prefix}price`);
+    const early = await stage.connect(t, { user: 'early' });
+    await next(early.subscribe(channel), 'pusher:cache_miss');
+    await stage.sdk.main.trigger(channel, 'price', { eur: 3 });
+    const late = await stage.connect(t, { user: 'late' });
+    assert.deepEqual(await next(late.subscribe(channel), 'price'), { eur: 3 });
+  });
+}
+
+test('private-encrypted-cache-*: the cached event is decrypted by the latecomer', async (t) => {
+  const channel = stage.unique('private-encrypted-cache-price');
+  const early = await stage.connect(t, { user: 'early' });
+  await next(early.subscribe(channel), 'pusher:cache_miss');
+  await stage.sdk.main.trigger(channel, 'price', { eur: 4 });
+  const late = await stage.connect(t, { user: 'late' });
+  assert.deepEqual(await next(late.subscribe(channel), 'price'), { eur: 4 });
+});
+
+test('an event is cached while nobody is subscribed, and outlives the last subscriber', async (t) => {
+  const channel = stage.unique('cache-price');
+  await stage.sdk.main.trigger(channel, 'price', { eur: 5 });
+  for (let i = 0; i < 2; i += 1) {
+    const pusher = await stage.connect(t);
+    assert.deepEqual(await next(pusher.subscribe(channel), 'price'), { eur: 5 });
+    pusher.unsubscribe(channel);
+    await settle(pusher);
+  }
+});
+
+test('the socket that was excluded gets the cached event later all the same', async (t) => {
+  const channel = stage.unique('cache-price');
+  const pusher = await stage.connect(t);
+  const frames = framesOf(pusher, channel);
+  await subscribe(pusher, channel);
+  await frames.takeMany(2);
+  await stage.sdk.main.trigger(channel, 'price', { eur: 6 }, { socket_id: pusher.connection.socket_id });
+
+  pusher.unsubscribe(channel);
+  assert.deepEqual(await next(pusher.subscribe(channel), 'price'), { eur: 6 });
+});
+
+test('client events and joins are not cached', async (t) => {
+  const channel = stage.unique('presence-cache-room');
+  const ada = await stage.connect(t, { user: 'ada' });
+  const bob = await stage.connect(t, { user: 'bob' });
+  const adasRoom = await subscribe(ada, channel);
+  const typing = next(await subscribe(bob, channel), 'client-typing');
+  adasRoom.trigger('client-typing', { on: true });
+  await typing;
+
+  const cleo = await stage.connect(t, { user: 'cleo' });
+  const frames = framesOf(cleo, channel);
+  await subscribe(cleo, channel);
+  assert.equal((await frames.take()).event, 'pusher_internal:subscription_succeeded');
+  assert.equal((await frames.take()).event, 'pusher:cache_miss');
+});
+
+test('channels without the prefix keep nothing', async (t) => {
+  for (const prefix of ['news', 'private-news', 'presence-news', 'private-x-cache-y', 'cached']) {
+    const channel = stage.unique(prefix);
+    await stage.sdk.main.trigger(channel, 'old', {});
+    const pusher = await stage.connect(t, { user: 'ada' });
+    const frames = framesOf(pusher, channel);
+    await subscribe(pusher, channel);
+    await frames.take();
+    await stage.sdk.main.trigger(channel, 'fence', {});
+    assert.equal((await frames.take()).event, 'fence', channel);
+  }
+});
+
+test('a client event to a public cache channel is refused', async (t) => {
+  const channel = stage.unique('cache-price');
+  const [sender, receiver] = [await stage.connect(t), await stage.connect(t)];
+  const senders = await subscribe(sender, channel);
+  const frames = framesOf(receiver, channel);
+  await subscribe(receiver, channel);
+  await frames.takeMany(2);
+  const errors = errorsOf(sender);
+  senders.trigger('client-price', { eur: 0 });
+  assert.equal((await errors.take()).code, null);
+  await stage.sdk.main.trigger(channel, 'fence', {});
+  assert.equal((await frames.take()).event, 'fence');
+});
+
+test('the events of two cache channels are kept apart', async (t) => {
+  const [a, b] = [stage.unique('cache-a'), stage.unique('cache-b')];
+  await stage.sdk.main.trigger([a, b], 'both', {});
+  await stage.sdk.main.trigger(a, 'only-a', {});
+  const pusher = await stage.connect(t);
+  const events = listen(pusher.connection, 'message');
+  await subscribe(pusher, a);
+  await subscribe(pusher, b);
+  const seen = (await events.takeMany(4)).map(([{ event, channel }]) => [channel, event.replace(/.*:/, '')]);
+  assert.deepEqual(
+    seen.filter(([, event]) => event !== 'subscription_succeeded'),
+    [
+      [a, 'only-a'],
+      [b, 'both'],
+    ],
+  );
+});

@@ -1,0 +1,75 @@
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { Forwarder } from '../support/forwarder.mjs';
+import { connected, framesOf, listen, next, subscribe, useStage } from '../support/stage.mjs';
+
+const stage = useStage();
+
+/** How long pusher-js waits after a refused connection before it tries again, and some. */
+const RETRY_MS = 25_000;
+
+describe('a restart behind a load balancer', () => {
+  let forwarder;
+  before(async () => {
+    forwarder = await Forwarder.start(stage.server);
+  });
+  after(() => forwarder.close());
+
+  test('closes with 4200; clients come back at once, and subscribe and sign in again', async (t) => {
+    const { port } = forwarder;
+    const ada = await stage.signIn(t, { user: 'ada', port });
+    const bob = await stage.connect(t, { user: 'bob', port });
+    const names = ['news', 'private-news', 'private-encrypted-news', 'cache-news', 'presence-news'];
+    for (const name of names) await subscribe(ada, name);
+    await subscribe(bob, 'presence-news');
+    const before = ada.connection.socket_id;
+    const errors = listen(ada.connection, 'error');
+    const frames = listen(ada.connection, 'message');
+
+    forwarder.hold();
+    await stage.server.terminate();
+    await stage.server.start();
+    const back = [next(ada, 'pusher:signin_success'), connected(bob)];
+    const subscriptions = names.map((name) => next(ada.channel(name), 'pusher:subscription_succeeded'));
+    forwarder.release();
+
+    const [{ data }] = await errors.take();
+    assert.equal(data.code, 4200);
+    await Promise.all([...back, ...subscriptions]);
+    assert.notEqual(ada.connection.socket_id, before);
+    const reconnected = await frames.takeUntil(([{ event }]) => event === 'pusher_internal:subscription_succeeded');
+    assert.ok(reconnected);
+
+    for (const name of names) {
+      const inbox = listen(ada.channel(name), 'greeted');
+      await stage.sdk.main.trigger(name, 'greeted', { name });
+      assert.deepEqual((await inbox.take())[0], { name });
+    }
+    await membersAre(ada.channel('presence-news'), ['ada', 'bob']);
+    const hello = next(ada.user, 'hello');
+    await stage.sdk.main.sendToUser('ada', 'hello', 1);
+    assert.equal(await hello, 1);
+  });
+
+  async function membersAre(channel, ids) {
+    const changes = listen(channel, 'pusher:member_added', 'pusher:subscription_succeeded');
+    while (Object.keys(channel.members.members).sort().join() !== ids.join()) await changes.take();
+  }
+});
+
+test('a restart on the same port is found by the client itself', async (t) => {
+  const channel = 'news-after-restart';
+  const pusher = await stage.connect(t);
+  await subscribe(pusher, channel);
+  const before = pusher.connection.socket_id;
+  const back = next(pusher.connection, 'connected', RETRY_MS);
+  await stage.server.restart();
+  await back;
+  assert.notEqual(pusher.connection.socket_id, before);
+
+  const frames = framesOf(pusher, channel);
+  if (!pusher.channel(channel).subscribed) await next(pusher.channel(channel), 'pusher:subscription_succeeded');
+  const fence = frames.takeUntil(({ event }) => event === 'fence');
+  await stage.sdk.main.trigger(channel, 'fence', {});
+  assert.deepEqual(await fence, { event: 'fence', data: {} });
+});

@@ -1,0 +1,254 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+
+const stage = useStage();
+
+describe('sign-in', () => {
+  test('signin() succeeds and the client learns its user data', async (t) => {
+    const info = '{"name":"Zoë"}';
+    const pusher = await stage.signIn(t, { user: 'ada', params: { info, watchlist: 'bob,cleo' } });
+    assert.deepEqual(pusher.user.user_data, { id: 'ada', user_info: { name: 'Zoë' }, watchlist: ['bob', 'cleo'] });
+  });
+
+  test('a refusal of the endpoint reaches `pusher:signin_error`', async (t) => {
+    const pusher = await stage.connect(t);
+    const error = next(pusher.user, 'pusher:signin_error');
+    pusher.signin();
+    assert.equal((await error).status, 403);
+  });
+
+  const forgeries = [
+    'made with another secret',
+    'made for another connection',
+    'under another key',
+    'for other user data',
+    'left empty',
+    'cut short',
+  ];
+  for (const forge of forgeries) {
+    test(`an authentication ${forge} is refused with 4009, and the connection stays`, async (t) => {
+      const user = stage.unique('victim');
+      const pusher = await stage.connect(t, { user, params: { forge } });
+      const errors = errorsOf(pusher);
+      const frames = listen(pusher.connection, 'message');
+      pusher.signin();
+      const { code, message } = await errors.take();
+      assert.equal(code, 4009);
+      assert.equal(typeof message, 'string');
+      assert.equal((await frames.take())[0].event, 'pusher:error');
+
+      const open = stage.unique('news');
+      await subscribe(pusher, open);
+      await frames.take();
+      await stage.sdk.main.sendToUser(user, 'secret', {});
+      await stage.sdk.main.trigger(open, 'fence', {});
+      assert.equal((await frames.take())[0].event, 'fence');
+      assert.equal(pusher.connection.state, 'connected');
+    });
+  }
+
+  test('a connection cannot become another user', async (t) => {
+    const pusher = await stage.signIn(t, { user: 'ada' });
+    const errors = errorsOf(pusher);
+    const { auth, user_data } = stage.sdk.main.authenticateUser(pusher.connection.socket_id, { id: 'bob' });
+    pusher.send_event('pusher:signin', { auth, user_data });
+    await errors.take();
+
+    const hello = next(pusher.user, 'hello');
+    await stage.sdk.main.sendToUser('ada', 'hello', { still: 'ada' });
+    assert.deepEqual(await hello, { still: 'ada' });
+  });
+
+  test('user data without a usable id is refused', async (t) => {
+    for (const user_data of ['{}', '{"id":""}', '{"id":null}', '{"id":{}}', '[]', 'text', '']) {
+      const pusher = await stage.connect(t);
+      const errors = errorsOf(pusher);
+      const { socket_id: socketId } = pusher.connection;
+      const signature = stage.sdk.main.config.token.sign(`${socketId}::user::${user_data}`);
+      pusher.send_event('pusher:signin', { auth: `demo-key:${signature}`, user_data });
+      await errors.take();
+      assert.equal(pusher.connection.state, 'connected', user_data);
+    }
+  });
+});
+
+describe('events to a user', () => {
+  test('reach every connection of the user, and nobody else', async (t) => {
+    const [ada, bob] = [stage.unique('ada'), stage.unique('bob')];
+    const clients = [await signedInAndReady(t, ada), await signedInAndReady(t, ada)];
+    const stranger = await signedInAndReady(t, bob);
+    const inboxes = clients.map((pusher) => listen(pusher.user, 'invoice'));
+    const strangers = listen(stranger.user, 'invoice');
+
+    await stage.sdk.main.sendToUser(ada, 'invoice', { total: 7 });
+    for (const inbox of inboxes) assert.deepEqual((await inbox.take())[0], { total: 7 });
+    await stage.sdk.main.sendToUser(bob, 'invoice', 'fence');
+    assert.equal((await strangers.take())[0], 'fence');
+  });
+
+  test('to a user who is not there vanish', async () => {
+    const response = await stage.sdk.main.sendToUser(stage.unique('nobody'), 'invoice', {});
+    assert.equal(response.status, 200);
+    assert.deepEqual(await response.json(), {});
+  });
+
+  test('are not listed among the channels', async (t) => {
+    const user = stage.unique('ada');
+    await signedInAndReady(t, user);
+    const response = await stage.sdk.main.get({ path: '/channels' });
+    const { channels } = await response.json();
+    assert.deepEqual(Object.keys(channels).filter((name) => name.startsWith('#')), []);
+  });
+
+  test('the channel of a user is closed to those who are not signed in', async (t) => {
+    await assertClosed(await stage.connect(t), stage.unique('ada'));
+  });
+
+  test('the channel of a user is closed to another user', async (t) => {
+    await assertClosed(await stage.signIn(t, { user: stage.unique('mallory') }), stage.unique('ada'));
+  });
+
+  test('the channel of a user is closed even to a signature for it', async (t) => {
+    const pusher = await stage.connect(t);
+    const channel = `#server-to-user-${stage.unique('ada')}`;
+    const signature = stage.sdk.main.config.token.sign(`${pusher.connection.socket_id}:${channel}`);
+    const frames = framesOf(pusher, channel);
+    pusher.send_event('pusher:subscribe', { auth: `demo-key:${signature}`, channel });
+    assert.equal((await frames.take()).event, 'pusher:subscription_error');
+  });
+
+  test('other channels with # do not exist', async (t) => {
+    const pusher = await stage.signIn(t, { user: 'ada' });
+    for (const channel of ['#server-to-user-', '#private-room', '#x']) {
+      const frames = framesOf(pusher, channel);
+      pusher.send_event('pusher:subscribe', { auth: '', channel });
+      assert.equal((await frames.take()).event, 'pusher:subscription_error', channel);
+    }
+  });
+
+  async function assertClosed(pusher, user) {
+    const channel = `#server-to-user-${user}`;
+    const frames = framesOf(pusher, channel);
+    const errors = errorsOf(pusher);
+    pusher.send_event('pusher:subscribe', { auth: '', channel });
+    const { event, data } = await frames.take();
+    assert.equal(event, 'pusher:subscription_error');
+    assert.deepEqual([data.type, data.status], ['AuthError', 401]);
+    assert.equal((await errors.take()).code, 4009);
+
+    const open = stage.unique('news');
+    await subscribe(pusher, open);
+    const all = listen(pusher.connection, 'message');
+    await stage.sdk.main.sendToUser(user, 'secret', {});
+    await stage.sdk.main.trigger(open, 'fence', {});
+    assert.equal((await all.take())[0].event, 'fence');
+  }
+});
+
+describe('watchlists', () => {
+  test('tell who is online, who comes and who goes', async (t) => {
+    const [bob, cleo] = [stage.unique('bob'), stage.unique('cleo')];
+    await stage.signIn(t, { user: bob });
+    const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: `${bob},${cleo}` } });
+    const online = listen(ada.user.watchlist, 'online');
+    const offline = listen(ada.user.watchlist, 'offline');
+    ada.signin();
+    assert.deepEqual(await online.take(), [{ name: 'online', user_ids: [bob] }]);
+    assert.deepEqual(await offline.take(), [{ name: 'offline', user_ids: [cleo] }]);
+
+    const [phone, laptop] = [await stage.signIn(t, { user: cleo }), await stage.signIn(t, { user: cleo })];
+    assert.deepEqual(await online.take(), [{ name: 'online', user_ids: [cleo] }]);
+    phone.disconnect();
+    laptop.disconnect();
+    assert.deepEqual(await offline.take(), [{ name: 'offline', user_ids: [cleo] }]);
+    await stage.signIn(t, { user: cleo });
+    assert.deepEqual(await online.take(), [{ name: 'online', user_ids: [cleo] }]);
+  });
+
+  test('do not take a presence member for a signed-in user', async (t) => {
+    const bob = stage.unique('bob');
+    await subscribe(await stage.connect(t, { user: bob }), stage.unique('presence-room'));
+    const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: bob } });
+    const offline = listen(ada.user.watchlist, 'offline');
+    ada.signin();
+    assert.deepEqual(await offline.take(), [{ name: 'offline', user_ids: [bob] }]);
+  });
+
+  test('keep their first 100 ids, and say so with 4302', async (t) => {
+    const ids = Array.from({ length: 101 }, () => stage.unique('friend'));
+    const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: ids.join(',') } });
+    const errors = errorsOf(ada);
+    const offline = listen(ada.user.watchlist, 'offline');
+    const success = next(ada, 'pusher:signin_success');
+    ada.signin();
+    await success;
+    assert.equal((await errors.take()).code, 4302);
+    const [{ user_ids: userIds }] = await offline.take();
+    assert.deepEqual([...userIds].sort(), ids.slice(0, 100).sort());
+  });
+
+  test('of users without one bring no frame', async (t) => {
+    const pusher = await stage.connect(t, { user: stage.unique('ada') });
+    const frames = listen(pusher.connection, 'message');
+    pusher.signin();
+    const events = (await frames.takeMany(2)).map(([{ event }]) => event);
+    assert.deepEqual(events, ['pusher:signin_success', 'pusher_internal:subscription_succeeded']);
+  });
+});
+
+describe('terminating the connections of a user', () => {
+  test('closes all of them with 4009, and pusher-js stays away', async (t) => {
+    const user = stage.unique('ada');
+    const clients = [await signedInAndReady(t, user), await signedInAndReady(t, user)];
+    const bystander = await signedInAndReady(t, stage.unique('bob'));
+    const endings = clients.map(({ connection }) => ({
+      errors: listen(connection, 'error'),
+      disconnected: next(connection, 'disconnected'),
+    }));
+
+    const response = await stage.sdk.main.terminateUserConnections(user);
+    assert.equal(response.status, 200);
+    assert.deepEqual(await response.json(), {});
+    for (const { errors, disconnected } of endings) {
+      const [{ type, data }] = await errors.take();
+      assert.equal(type, 'PusherError');
+      assert.equal(data.code, 4009);
+      await disconnected;
+    }
+    for (const { connection } of clients) assert.equal(connection.state, 'disconnected');
+    await settle(bystander);
+    assert.equal(bystander.connection.state, 'connected');
+  });
+
+  test('spares connections that are only presence members of that name', async (t) => {
+    const user = stage.unique('ada');
+    const member = await stage.connect(t, { user });
+    await subscribe(member, stage.unique('presence-room'));
+    await stage.sdk.main.terminateUserConnections(user);
+    await settle(member);
+    assert.equal(member.connection.state, 'connected');
+  });
+
+  test('of a user who is not there succeeds', async () => {
+    const response = await stage.sdk.main.terminateUserConnections(stage.unique('nobody'));
+    assert.deepEqual(await response.json(), {});
+  });
+
+  test('lets the user sign in again on a new connection', async (t) => {
+    const user = stage.unique('ada');
+    const pusher = await signedInAndReady(t, user);
+    const disconnected = next(pusher.connection, 'disconnected');
+    await stage.sdk.main.terminateUserConnections(user);
+    await disconnected;
+    await signedInAndReady(t, user);
+  });
+});
+
+/** A signed-in client whose own channel is subscribed. */
+async function signedInAndReady(t, user) {
+  const pusher = await stage.signIn(t, { user });
+  const { serverToUserChannel: channel } = pusher.user;
+  if (!channel.subscribed) await next(channel, 'pusher:subscription_succeeded');
+  return pusher;
+}

@@ -1,0 +1,152 @@
+/**
+ * Starts the real `pusherd` binary on a free port, in an empty directory, with nothing of the caller's environment.
+ */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { access, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const BINARY = process.env.PUSHERD_BIN ?? fileURLToPath(new URL('../../../target/debug/pusherd', import.meta.url));
+const START_TIMEOUT_MS = 15_000;
+const STOP_TIMEOUT_MS = 10_000;
+const HOST = '127.0.0.1';
+
+/** The settings of every test server; a test that needs others names them in `startPusherd({ server })`. */
+const SERVER = { activity_timeout_secs: 30, drain_secs: 0, ping_interval_secs: 50, pong_timeout_secs: 30 };
+
+const APP = {
+  client_events: 'members',
+  subscription_counts: false,
+  watchlist: true,
+  path_prefix: '',
+  cache_ttl_secs: 1800,
+  authorized_connections_timeout_secs: 0,
+};
+
+/** The apps of every test server, by what sets them apart. Each has its own channels, so tests do not meet. */
+export const APPS = {
+  main: { id: '1001', key: 'demo-key', secret: 'demo-secret' },
+  counting: { id: '1002', key: 'counting-key', secret: 'counting-secret', subscription_counts: true },
+  quiet: { id: '1003', key: 'quiet-key', secret: 'quiet-secret', client_events: 'off' },
+  small: { id: '1004', key: 'small-key', secret: 'small-secret', limits: { presence_members: 2 } },
+};
+
+/** One server process after another on one address. */
+class Pusherd {
+  host = HOST;
+  apps = APPS;
+  port = 0;
+  #directory;
+  #config;
+  #process;
+  #output = '';
+
+  constructor(config) {
+    this.#config = config;
+  }
+
+  get httpUrl() {
+    return `http://${this.host}:${this.port}`;
+  }
+
+  /** Everything the process has printed, for the message of a failure. */
+  get output() {
+    return this.#output;
+  }
+
+  async start() {
+    await access(BINARY).catch(() => {
+      throw new Error(`there is no ${BINARY}: run \`cargo build\`, or set PUSHERD_BIN`);
+    });
+    this.#directory ??= await mkdtemp(join(tmpdir(), 'pusherd-compat-'));
+    const configPath = join(this.#directory, 'pusherd.toml');
+    await writeFile(configPath, toToml(this.#config));
+
+    const child = spawn(BINARY, ['serve', '--config', configPath, '--host', this.host, '--port', String(this.port)], {
+      cwd: this.#directory,
+      env: { PATH: process.env.PATH, HOME: this.#directory },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#process = child;
+    child.exited = new Promise((resolve) => child.once('close', (code, signal) => resolve({ code, signal })));
+    this.port = await this.#listening(child);
+    return this;
+  }
+
+  #listening(child) {
+    return new Promise((resolve, reject) => {
+      const settle = (finish, value) => {
+        clearTimeout(timer);
+        finish(value);
+      };
+      const fail = (reason) => settle(reject, new Error(`pusherd ${reason}; it printed:\n${this.#output}`));
+      const timer = setTimeout(() => {
+        child.kill('SIGKILL');
+        fail(`was not listening after ${START_TIMEOUT_MS} ms`);
+      }, START_TIMEOUT_MS);
+
+      let printed = '';
+      const read = (chunk) => {
+        printed += chunk;
+        this.#output += chunk;
+        const [, port] = /listening on [^\s]*:(\d+)/.exec(printed) ?? [];
+        if (port) settle(resolve, Number(port));
+      };
+      child.stdout.setEncoding('utf8').on('data', read);
+      child.stderr.setEncoding('utf8').on('data', read);
+      child.once('error', (error) => fail(`did not start: ${error.message}`));
+      child.exited.then(({ code, signal }) => fail(`ended early (code ${code}, signal ${signal})`));
+    });
+  }
+
+  /** Asks the process to end and checks that it ends well. */
+  async terminate() {
+    const child = this.#process;
+    if (!child) return;
+    this.#process = undefined;
+    child.kill('SIGTERM');
+    const timer = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS);
+    const { code, signal } = await child.exited;
+    clearTimeout(timer);
+    assert.deepEqual({ code, signal }, { code: 0, signal: null }, `pusherd ended badly; it printed:\n${this.#output}`);
+  }
+
+  /** Ends the process and starts another with the same settings on the same port. */
+  async restart() {
+    await this.terminate();
+    await this.start();
+  }
+
+  /** Ends the process for good. */
+  async stop() {
+    try {
+      await this.terminate();
+    } finally {
+      if (this.#directory) await rm(this.#directory, { recursive: true, force: true });
+    }
+  }
+}
+
+/** Starts a server with `APPS`. The caller stops it. */
+export function startPusherd({ server = {} } = {}) {
+  const apps = Object.values(APPS).map((app) => ({ ...APP, ...app }));
+  return new Pusherd({ server: { ...SERVER, ...server }, apps }).start();
+}
+
+/** Enough TOML for the settings above: scalars, tables, lists of tables. */
+function toToml(table, path = []) {
+  const entries = Object.entries(table);
+  const isTable = (value) => typeof value === 'object' && !Array.isArray(value);
+  const scalars = entries.filter(([, value]) => typeof value !== 'object');
+  const lists = entries.filter(([, value]) => Array.isArray(value));
+  const tables = entries.filter(([, value]) => isTable(value));
+  return [
+    ...scalars.map(([key, value]) => `${key} = ${JSON.stringify(value)}\n`),
+    ...tables.map(([key, value]) => `\n[${[...path, key].join('.')}]\n${toToml(value, [...path, key])}`),
+    ...lists.flatMap(([key, items]) =>
+      items.map((item) => `\n[[${[...path, key].join('.')}]]\n${toToml(item, [...path, key])}`),
+    ),
+  ].join('');
+}

@@ -1,13 +1,55 @@
 //! Builds the rooms, binds, spawns, drains.
+//!
+//! The accept loop is our own: axum serves the HTTP API, but a connection that becomes a WebSocket is taken out
+//! of hyper down to its TCP stream, and the listener carries the socket options that delivery relies on.
+
+mod repoll;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::{info, warn};
 
 use crate::apps::Apps;
-use crate::{http, pusher};
+use crate::http::{self, Api};
+use crate::hub::Hub;
+use crate::protocol::CloseCode;
+use crate::pusher::{self, Door};
+use repoll::Repoll;
+
+/// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
+/// is decided by its outbox. Without it, 3.8 MB.
+const UNSENT_BYTES: u32 = 128 * 1024;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// The longest head of a request.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// How long a connection may be kept alive without a request.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// After an accept that failed for want of descriptors, the next try waits for some to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How this node serves.
 #[derive(Clone, Debug)]
@@ -48,16 +90,27 @@ pub enum Shutdown {
     Now,
 }
 
-/// Listens on `address` (port 0: any free one) with the socket options that delivery relies on.
+/// Listens on `address` (port 0: any free one). Accepted connections inherit the options that delivery relies on.
 ///
 /// # Errors
 /// What the system says, such as an address in use.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let _ = address;
-    Err(io::Error::other("in the making"))
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // `::` serves both families.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
-/// Serves `apps` on `listener` until `shutdown` says stop. A later [`Shutdown::Now`] ends a drain at once.
+/// Serves `apps` on `listener` until `shutdown` says stop, then drains: not ready, no new connections, requests
+/// in flight finished, WebSockets closed with 4200 over the window. A [`Shutdown::Now`] ends a drain at once.
 ///
 /// # Errors
 /// A background task that ended early.
@@ -65,8 +118,178 @@ pub async fn run(
     listener: TcpListener,
     apps: Apps,
     options: Options,
-    shutdown: tokio::sync::mpsc::Receiver<Shutdown>,
+    mut shutdown: mpsc::Receiver<Shutdown>,
 ) -> io::Result<()> {
-    let _ = (listener, apps, options, shutdown);
+    let apps = Arc::new(apps);
+    let hub = Hub::new(options.debug);
+    let server = Server {
+        door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone()),
+        api: Api::new(hub.clone(), Arc::clone(&apps), options.http.clone()),
+        router: http::router(Api::new(hub.clone(), apps, options.http.clone())),
+        handshake_timeout: options.handshake_timeout,
+        stopping: CancellationToken::new(),
+        requests: TaskTracker::new(),
+    };
+    let mut keeping_time = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.keep_time().await }
+    });
+    let mut watching = tokio::spawn({
+        let door = server.door.clone();
+        async move { door.watch().await }
+    });
+    let ended_early = |what: &str| Err(io::Error::other(format!("the task that {what} ended early")));
+    let how = tokio::select! {
+        how = shutdown.recv() => how.unwrap_or(Shutdown::Now),
+        () = server.accept(&listener) => return ended_early("accepts connections"),
+        _ = &mut keeping_time => return ended_early("keeps time"),
+        _ = &mut watching => return ended_early("watches connections"),
+    };
+    drop(listener);
+    server.drain(&hub, &options, how, &mut shutdown).await;
+    keeping_time.abort();
+    watching.abort();
     Ok(())
+}
+
+#[derive(Clone)]
+struct Server {
+    door: Door,
+    api: Api,
+    router: Router,
+    handshake_timeout: Duration,
+    /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
+    stopping: CancellationToken,
+    /// HTTP connections, until they end or become WebSockets.
+    requests: TaskTracker,
+}
+
+impl Server {
+    /// Accepts connections for ever.
+    async fn accept(&self, listener: &TcpListener) {
+        let mut warned: Option<Instant> = None;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let server = self.clone();
+                    self.requests.spawn(async move { server.serve(stream, peer).await });
+                }
+                // The client is gone already.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if warned.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+                        warned = Some(Instant::now());
+                        warn!(%error, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves the requests of one connection, until it ends or is upgraded.
+    async fn serve(self, stream: TcpStream, peer: SocketAddr) {
+        let begun = AtomicBool::new(false);
+        let service = service_fn(|request: Request<Incoming>| {
+            begun.store(true, Ordering::Relaxed);
+            self.answer(request, peer)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(KEEP_ALIVE)
+            .max_buf_size(HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let mut repoll = Repoll::default();
+        let mut handshake = pin!(sleep(self.handshake_timeout));
+        let (mut stopping, mut in_time) = (false, true);
+        loop {
+            tokio::select! {
+                // Whatever ends a connection, it ends; a client's mistakes are not the operator's.
+                _ = std::future::poll_fn(|cx| repoll.poll(cx, connection.as_mut())) => return,
+                () = self.stopping.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut handshake, if in_time => {
+                    in_time = false;
+                    if !begun.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<Body>, std::convert::Infallible> {
+        if pusher::is_upgrade(request.headers()) {
+            return Ok(self.door.upgrade(request, peer));
+        }
+        self.api.strip_prefix(&mut request);
+        self.router.clone().oneshot(request.map(Body::new)).await
+    }
+
+    /// See [`run`].
+    async fn drain(&self, hub: &Hub, options: &Options, how: Shutdown, more: &mut mpsc::Receiver<Shutdown>) {
+        let deadline = Instant::now() + options.shutdown_deadline.max(options.drain);
+        let connections = hub.connections().len();
+        info!(connections, window = ?options.drain, "shutting down");
+        hub.drain();
+        self.stopping.cancel();
+        self.requests.close();
+        let orderly = async {
+            if how == Shutdown::Graceful {
+                close_all(hub, options.drain).await;
+            }
+        };
+        tokio::select! {
+            () = orderly => {}
+            _ = more.recv() => info!("shutting down at once"),
+        }
+        for outbox in hub.connections().all() {
+            outbox.close(CloseCode::Reconnect, "Server is shutting down");
+        }
+        let gone = async {
+            self.requests.wait().await;
+            while !hub.connections().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = gone => {}
+            _ = more.recv(), if how == Shutdown::Graceful => {}
+            () = sleep_until(deadline) => warn!(requests = self.requests.len(), "the shutdown deadline has come"),
+        }
+        info!("stopped");
+    }
+}
+
+/// Closes all connections over `window`, evenly, so that their clients do not all come back at once.
+async fn close_all(hub: &Hub, window: Duration) {
+    let (begin, all) = (Instant::now(), hub.connections().all());
+    let count = all.len().max(1) as u32;
+    for (at, outbox) in (0u32..).zip(&all) {
+        let due = begin + window.mul_f64(f64::from(at) / f64::from(count));
+        // A due time in the past costs no timer.
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
+        outbox.close(CloseCode::Reconnect, "Server is shutting down");
+    }
+}
+
+/// The address to tell people who listens on `address`: theirs, not "any".
+#[must_use]
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }

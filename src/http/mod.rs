@@ -1,6 +1,33 @@
 //! Pusher's HTTP API, and the routes that tell whether the server is well.
+//!
+//! A request of the API is a value only once it is signed: [`signed::Signed`] finds the app, checks the signature
+//! before it reads the body, and the handlers start from there. Bodies and parameters become checked types in
+//! [`trigger`] and [`channels`]; what was wrong becomes a status and a sentence in [`error`].
+//!
+//! Start at [`router`]. Source: protocol.md §8.
 
-use std::time::Duration;
+mod channels;
+mod error;
+mod health;
+mod info;
+mod signed;
+mod trigger;
+mod users;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Uri;
+use axum::http::uri::PathAndQuery;
+use axum::routing::{get, post};
+
+pub use error::ApiError;
+pub use signed::Signed;
+
+use crate::apps::Apps;
+use crate::hub::Hub;
 
 /// How the HTTP API serves, whatever the app.
 #[derive(Clone, Debug)]
@@ -15,4 +42,76 @@ impl Default for Options {
     fn default() -> Self {
         Self { read_timeout: Duration::from_secs(30), accept_traffic_memory_percent: 90 }
     }
+}
+
+/// What every handler has.
+#[derive(Clone, Debug)]
+pub struct Api(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    hub: Hub,
+    apps: Arc<Apps>,
+    options: Options,
+}
+
+impl Api {
+    /// An API in front of `hub`.
+    #[must_use]
+    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
+        Self(Arc::new(Inner { hub, apps, options }))
+    }
+
+    /// Takes an app's path prefix off a request, so that the routes stand once; the signature is checked against
+    /// both forms.
+    pub fn strip_prefix<B>(&self, request: &mut axum::http::Request<B>) {
+        let (prefix, bare) = self.0.apps.split_prefix(request.uri().path());
+        if prefix.is_empty() {
+            return;
+        }
+        let prefix = StrippedPrefix(prefix.into());
+        let rest = request.uri().query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));
+        if let Ok(path_and_query) = PathAndQuery::try_from(rest) {
+            *request.uri_mut() = Uri::from(path_and_query);
+            request.extensions_mut().insert(prefix);
+        }
+    }
+}
+
+/// The path prefix that a request came with.
+#[derive(Clone, Debug)]
+struct StrippedPrefix(Box<str>);
+
+/// All routes. A channel's name stands in one segment, percent-encoded where it must be; a user's id may contain
+/// slashes, encoded or not.
+#[must_use]
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/apps/{app_id}/events", post(trigger::trigger))
+        .route("/apps/{app_id}/batch_events", post(trigger::trigger_batch))
+        .route("/apps/{app_id}/connections", get(channels::connections))
+        .route("/apps/{app_id}/channels", get(channels::channels))
+        .route("/apps/{app_id}/channels/{channel}", get(channels::channel))
+        .route("/apps/{app_id}/channels/{channel}/users", get(channels::users))
+        .route("/apps/{app_id}/channels/{channel}/events", post(trigger::trigger_legacy))
+        .route("/apps/{app_id}/channels/{channel}/stats", get(channels::stats))
+        .route("/apps/{app_id}/users/{*rest}", post(users::terminate))
+        .route("/users/{*rest}", post(users::terminate))
+        .route("/app/{key}", get(health::upgrade_required))
+        .route("/", get(health::ok))
+        .route("/up", get(health::up))
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/accept-traffic", get(health::accept_traffic))
+        .fallback(|request: Request| async move {
+            ApiError::NotFound(format!("There is nothing at {}", request.uri().path()))
+        })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .with_state(api)
+}
+
+/// Seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for signatures")]
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

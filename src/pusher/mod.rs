@@ -1,8 +1,29 @@
 //! Front door for Pusher's clients: the WebSocket upgrade and the task of a connection.
+//!
+//! [`Door::upgrade`] answers the upgrade; [`admission`] decides whether the connection is established or refused
+//! with a code; [`connection`] is the task that owns the socket and the session from then on; [`Door::watch`]
+//! pings the silent and gives up the dead, for all connections at once.
+//!
+//! The door carries out what the session decides, through the hub. It knows the Pusher wire and WebSocket frames,
+//! and nothing of how an event travels. Start at [`Door::upgrade`].
 
+mod admission;
+mod connection;
+mod upgrade;
+
+pub(crate) use upgrade::is_upgrade;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::apps::Apps;
+use crate::hub::Hub;
+use crate::outbox::Outbox;
+use crate::protocol::wire::websocket;
+use crate::session::liveness::{Signs, Timers, Verdict};
 
 /// How this door serves, whatever the app.
 #[derive(Clone, Debug)]
@@ -31,5 +52,77 @@ impl Default for Options {
                 IpNet::new_assert(std::net::Ipv6Addr::LOCALHOST.into(), 128),
             ],
         }
+    }
+}
+
+/// The door. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Door(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    hub: Hub,
+    apps: Arc<Apps>,
+    options: Options,
+    /// Connections that this node has, established and not yet gone.
+    places_taken: AtomicU32,
+}
+
+impl Door {
+    /// A door that leads to `hub`.
+    #[must_use]
+    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
+        Self(Arc::new(Inner { hub, apps, options, places_taken: AtomicU32::new(0) }))
+    }
+
+    /// Pings the silent and closes the dead, once a second, until it is dropped.
+    pub async fn watch(&self) {
+        let timers =
+            Timers { ping_interval: self.0.options.ping_interval, pong_timeout: self.0.options.pong_timeout };
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            second.tick().await;
+            let now = self.0.hub.now();
+            let mut due: Vec<(Arc<Outbox>, Verdict)> = Vec::new();
+            self.0.hub.connections().each(|outbox| {
+                let pulse = &outbox.pulse;
+                let verdict = timers.verdict(Signs {
+                    silence: pulse.silence(now),
+                    unanswered: pulse.unanswered(now),
+                    is_unauthorized: pulse.is_unauthorized(now),
+                });
+                if verdict != Verdict::Alive {
+                    due.push((Arc::clone(outbox), verdict));
+                }
+            });
+            for (outbox, verdict) in due {
+                match verdict {
+                    Verdict::Alive => {}
+                    Verdict::Ping => {
+                        outbox.pulse.pinged(now);
+                        outbox.send_first(&websocket::ping());
+                    }
+                    Verdict::Close(code, reason) => outbox.close(code, reason),
+                }
+            }
+        }
+    }
+
+    /// Takes a place on this node, or answers `None` when it is full.
+    fn take_place(&self) -> Option<Place> {
+        let max = self.0.options.connections_max.unwrap_or(u32::MAX);
+        let grown = |count: u32| (count < max).then(|| count + 1);
+        let taken = self.0.places_taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+        taken.is_ok().then(|| Place(self.clone()))
+    }
+}
+
+/// One place among the node's connections; dropping it gives the place back.
+#[derive(Debug)]
+struct Place(Door);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.places_taken.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,147 @@
+//! What `pusherd serve` prints first: what it serves, and what to paste into the application.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::net::SocketAddr;
+
+use super::health::reachable;
+use crate::apps::App;
+use crate::config::{Credentials, Settings};
+
+/// Apps that are listed; of more the number is told.
+const APPS_MAX: usize = 10;
+
+/// The banner of a server that listens on `address`.
+#[must_use]
+pub fn banner(settings: &Settings, address: SocketAddr) -> String {
+    let style = Style { on: settings.colour && io::stdout().is_terminal() };
+    let mut text = format!(
+        "\n  {} {}\n\n",
+        style.bold("pusherd"),
+        style.dim(concat!(env!("CARGO_PKG_VERSION"), " · Pusher Channels protocol 7")),
+    );
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {} {value}", style.dim(&format!("{name:<8}")));
+    };
+    row("address", &format!("listening on {}", style.bold(&address.to_string())));
+    for (index, app) in settings.apps.iter().take(APPS_MAX).enumerate() {
+        row(if index == 0 { "apps" } else { "" }, &describe(app));
+    }
+    if let Some(more) = settings.apps.len().checked_sub(APPS_MAX).filter(|more| *more > 0) {
+        row("", &format!("and {more} more"));
+    }
+    if !settings.files.is_empty() {
+        row("settings", &settings.files.join(", "));
+    }
+    if let Credentials::Default = settings.credentials {
+        row("note", "these are the default credentials, which everybody knows: for development only");
+    }
+    match (&settings.credentials, &settings.clients) {
+        (Credentials::Dotenv(file), Some(clients)) => {
+            let scheme = clients.scheme.as_deref().unwrap_or("https");
+            let port = clients.port.as_ref().map(|port| format!(":{port}")).unwrap_or_default();
+            let url = format!("{scheme}://{}{port}", clients.host);
+            row("clients", &format!("connect to {} as {file} says", url.escape_debug()));
+        }
+        (Credentials::Dotenv(file), None) => {
+            let (host, port) = (client_host(settings), address.port());
+            let _ = write!(
+                text,
+                "\n  {}\n\nPUSHER_HOST={host}\nPUSHER_PORT={port}\nPUSHER_SCHEME=http\n",
+                style.dim(&format!("Add to {file}, for the application publishes to pusher.com without:"))
+            );
+        }
+        (Credentials::Default | Credentials::File | Credentials::Environment, _) => {
+            text.push_str(&blocks(settings, address.port(), style));
+        }
+    }
+    text.push('\n');
+    text
+}
+
+fn describe(app: &App) -> String {
+    let keys: Vec<_> = app.keys.iter().map(|pair| &*pair.key).collect();
+    let noun = if keys.len() == 1 { "key" } else { "keys" };
+    let prefix = if app.path_prefix.is_empty() { String::new() } else { format!(", under {}", app.path_prefix) };
+    let off = if app.enabled { "" } else { ", switched off" };
+    format!("{}, {noun} {}{prefix}{off}", app.id, keys.join(" "))
+}
+
+/// What to paste into the `.env` and the JavaScript of the application.
+fn blocks(settings: &Settings, port: u16, style: Style) -> String {
+    let Some(app) = settings.apps.get(settings.main_app) else { return String::new() };
+    let App { id, keys, .. } = app;
+    // The newest key: the older ones are on their way out.
+    let key = keys.last().map(|pair| &*pair.key).unwrap_or_default();
+    let secret = match settings.credentials {
+        Credentials::Default => "app-secret".to_owned(),
+        Credentials::File | Credentials::Environment | Credentials::Dotenv(_) => format!("<the secret of app {id}>"),
+    };
+    let host = client_host(settings);
+    let path = if app.path_prefix.is_empty() { String::new() } else { format!("\n    wsPath: '{}',", app.path_prefix) };
+    let dotenv = style.dim("Paste into the .env of the Laravel application:");
+    let echo = style.dim("and into resources/js/echo.js:");
+    format!(
+        r#"
+  {dotenv}
+
+BROADCAST_CONNECTION=pusher
+BROADCAST_DRIVER=pusher
+PUSHER_APP_ID={id}
+PUSHER_APP_KEY={key}
+PUSHER_APP_SECRET={secret}
+PUSHER_HOST={host}
+PUSHER_PORT={port}
+PUSHER_SCHEME=http
+PUSHER_APP_CLUSTER=mt1
+VITE_PUSHER_APP_KEY="${{PUSHER_APP_KEY}}"
+VITE_PUSHER_HOST="${{PUSHER_HOST}}"
+VITE_PUSHER_PORT="${{PUSHER_PORT}}"
+VITE_PUSHER_SCHEME="${{PUSHER_SCHEME}}"
+VITE_PUSHER_APP_CLUSTER="${{PUSHER_APP_CLUSTER}}"
+
+  {echo}
+
+import Echo from 'laravel-echo';
+import Pusher from 'pusher-js';
+
+window.Pusher = Pusher;
+window.Echo = new Echo({{
+    broadcaster: 'pusher',
+    key: import.meta.env.VITE_PUSHER_APP_KEY,
+    cluster: '',
+    wsHost: import.meta.env.VITE_PUSHER_HOST,
+    wsPort: import.meta.env.VITE_PUSHER_PORT,
+    wssPort: import.meta.env.VITE_PUSHER_PORT,{path}
+    forceTLS: false,
+    enabledTransports: ['ws', 'wss'],
+}});
+"#
+    )
+}
+
+/// The host that an application and a browser on this machine can use.
+fn client_host(settings: &Settings) -> String {
+    let host = reachable(&settings.server.host);
+    if host.contains(':') { format!("[{host}]") } else { host }
+}
+
+/// Bold and dim on a terminal.
+#[derive(Clone, Copy)]
+struct Style {
+    on: bool,
+}
+
+impl Style {
+    fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}

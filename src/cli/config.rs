@@ -1,0 +1,42 @@
+//! `pusherd config`
+
+use std::process::ExitCode;
+
+use super::{Config, ConfigCommand, EXIT_CONFIG, complain, print};
+use crate::config::{Settings, load, reference};
+
+impl Config {
+    /// Does what it says.
+    #[must_use]
+    pub fn run(&self) -> ExitCode {
+        let settings = || load(&self.files.sources());
+        let outcome = match self.command {
+            ConfigCommand::Check => settings().map(|settings| check(&settings)),
+            ConfigCommand::Show => settings().map(|settings| print(settings.show())),
+            ConfigCommand::Reference => {
+                print(reference());
+                Ok(())
+            }
+        };
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problems) => {
+                complain(problems);
+                ExitCode::from(EXIT_CONFIG)
+            }
+        }
+    }
+}
+
+fn check(settings: &Settings) {
+    for advice in &settings.advice {
+        complain(format_args!("warning: {advice}"));
+    }
+    let files = if settings.files.is_empty() { "no files".to_owned() } else { settings.files.join(", ") };
+    let apps = match settings.apps.len() {
+        1 => "1 app".to_owned(),
+        apps => format!("{apps} apps"),
+    };
+    let address = settings.server.address_text();
+    print(format_args!("valid: {apps}, listening on {address}; read: {files}\n"));
+}

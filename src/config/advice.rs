@@ -1,0 +1,114 @@
+//! What is legal and makes no sense, or is not safe.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::apps::Draft;
+use super::problem::Source;
+use super::section::Section;
+use super::Server;
+
+/// A remark on settings that work, but hardly as meant.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Advice {
+    /// Whether the server is open to strangers: said even where little is logged.
+    pub loud: bool,
+    /// What is remarkable and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Secrets shorter than this can be guessed.
+const SECRET_BYTES_MIN: usize = 8;
+
+/// Whether only this machine can connect to `host`.
+pub(super) fn is_loopback(host: &str) -> bool {
+    host.parse::<IpAddr>().map_or(host == "localhost", |address| address.is_loopback())
+}
+
+/// Looks at the server's settings and the apps.
+pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    let mut say = |text: String| advice.push(Advice { loud: false, text });
+    let Server { host, options, .. } = &server.value;
+    let patience = options.pusher.ping_interval + options.pusher.pong_timeout;
+    if options.pusher.activity_timeout > patience {
+        say(format!(
+            "{}: clients are told to ping after {} s, and are pinged or closed after {} s: the first has no effect",
+            server.source("activity_timeout_secs").at("server.activity_timeout_secs"),
+            options.pusher.activity_timeout.as_secs(),
+            patience.as_secs(),
+        ));
+    }
+    if apps.iter().all(|app| !app.section.value.enabled) {
+        say("no app is enabled: every connection is refused".to_owned());
+    }
+    for app in apps {
+        for place in app.secrets_shorter_than(SECRET_BYTES_MIN) {
+            say(format!("{place}: is shorter than {SECRET_BYTES_MIN} bytes and can be guessed"));
+        }
+        let section = &app.section;
+        let at = |key: &str| section.source(key).at(&section.path(key));
+        let limits = &section.value.limits;
+        let idle = [
+            (section.value.client_events, "client_events is off", "limits.client_events_per_second"),
+            (section.value.client_events, "client_events is off", "limits.client_event_data_bytes"),
+            (section.value.watchlist, "watchlist is false", "limits.watchlist_users"),
+        ];
+        for (in_use, why, key) in idle {
+            if !in_use && section.is_set(key) {
+                say(format!("{}: has no effect while {why}", at(key)));
+            }
+        }
+        let message = if limits.message_bytes_max == 0 { usize::MAX } else { limits.message_bytes_max };
+        let body = if limits.request_body_bytes_max == 0 { usize::MAX } else { limits.request_body_bytes_max };
+        // the greater, its key; what it cannot reach, its key
+        let unreachable = [
+            (limits.event_data_bytes_max, "event_data_bytes", body, "request_body_bytes"),
+            (limits.event_data_bytes_max, "event_data_bytes", limits.outbox_bytes_max, "outbox_bytes"),
+            (limits.client_event_data_bytes_max, "client_event_data_bytes", message, "message_bytes"),
+            (limits.channel_data_bytes_max, "channel_data_bytes", message, "message_bytes"),
+            (
+                limits.presence_user_info_bytes_max,
+                "presence_user_info_bytes",
+                limits.channel_data_bytes_max,
+                "channel_data_bytes",
+            ),
+            (limits.messages.per_second as usize, "messages_per_second", limits.messages.burst as usize, "messages_burst"),
+        ];
+        for (value, key, bound, bound_key) in unreachable {
+            if value > bound {
+                let key = at(&format!("limits.{key}"));
+                say(format!("{key}: {value} is never reached, as limits.{bound_key} is {bound}"));
+            }
+        }
+        if section.value.tls_only && options.pusher.trusted_proxies.is_empty() {
+            say(format!("{}: refuses everyone, as server.trusted_proxies is empty", at("tls_only")));
+        }
+    }
+    if apps.iter().any(Draft::has_default_secret) && !is_loopback(host) {
+        let text = format!(
+            "the default credentials are used on {host}, where others may reach them: whoever does can publish to \
+             every channel and listen to all. Set PUSHERD_APP_ID, PUSHERD_APP_KEY and PUSHERD_APP_SECRET"
+        );
+        advice.insert(0, Advice { loud: true, text });
+    }
+    advice
+}
+
+/// What to say of an application whose `.env` has Pusher's credentials and not where to use them.
+pub(super) fn publishes_elsewhere(key_source: &Source) -> Option<Advice> {
+    let Source::Variable { dotenv: Some(file), name } = key_source else { return None };
+    name.starts_with("PUSHER_").then(|| Advice {
+        loud: false,
+        text: format!(
+            "{file}: PUSHER_HOST is not set, so the application publishes to pusher.com and not here; set \
+             PUSHER_HOST, PUSHER_PORT and PUSHER_SCHEME"
+        ),
+    })
+}

@@ -1,0 +1,284 @@
+//! `.env` files as Laravel reads them. Pure: text in, variables out.
+//!
+//! Source: vlucas/phpdotenv 5, `Parser\EntryParser`, `Parser\Lines` and `Loader\Resolver`. Where phpdotenv gives
+//! up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is none of
+//! pusherd's business.
+
+/// What a `.env` file holds. The later of two entries of one name counts. No `Debug`: it holds secrets.
+#[derive(Default)]
+pub(super) struct Dotenv {
+    /// Names and values, in the order of the file.
+    pub(super) entries: Vec<(String, String)>,
+    /// Entries that cannot be read.
+    pub(super) malformed: Vec<Malformed>,
+}
+
+/// An entry that cannot be read.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Malformed {
+    /// Which variable it is about.
+    pub(super) name: String,
+    /// The line on which it begins, from 1.
+    pub(super) line: usize,
+    /// What is wrong.
+    pub(super) why: &'static str,
+}
+
+/// Reads `text`. `${NAME}` stands for the value that `outside` has for the name, or else an earlier entry.
+pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dotenv {
+    let mut found = Dotenv::default();
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut line = 0;
+    while !rest.is_empty() {
+        line += 1;
+        let (current, after) = split_line(rest);
+        let entry = rest;
+        rest = after;
+        let trimmed = current.trim_matches(is_space);
+        // A name without `=` is a variable without a value.
+        let Some((name, _)) = trimmed.split_once('=').filter(|_| !trimmed.starts_with('#')) else { continue };
+        let Some(name) = checked_name(name) else { continue };
+        let value = &entry[entry.find('=').map_or(0, |at| at + 1)..];
+        let lookup = |name: &str| {
+            let earlier = |(_, value): &(String, String)| value.clone();
+            outside(name).or_else(|| found.entries.iter().rfind(|(known, _)| known == name).map(earlier))
+        };
+        match parse_value(value, &lookup) {
+            Ok((value, end)) => {
+                // A quoted value may have gone on over several lines.
+                line += count_lines(&entry[..entry.len() - end.len()]);
+                rest = split_line(end).1;
+                found.entries.push((name.to_owned(), value));
+            }
+            Err(why) => found.malformed.push(Malformed { name: name.to_owned(), line, why }),
+        }
+    }
+    found
+}
+
+/// What PHP's `trim` and `ctype_space` take for space.
+fn is_space(char: char) -> bool {
+    matches!(char, ' ' | '\t' | '\n' | '\r' | '\0' | '\x0b' | '\x0c')
+}
+
+/// The line at the start of `text`, and what follows its end.
+fn split_line(text: &str) -> (&str, &str) {
+    match text.find(['\n', '\r']) {
+        None => (text, ""),
+        Some(at) => {
+            let end = &text[at..];
+            (&text[..at], end.strip_prefix("\r\n").unwrap_or(&end[1..]))
+        }
+    }
+}
+
+fn count_lines(text: &str) -> usize {
+    text.replace("\r\n", "\n").matches(['\n', '\r']).count()
+}
+
+/// The name without `export` and quotes; `None` if it is not one.
+fn checked_name(text: &str) -> Option<&str> {
+    let text = text.trim_matches(is_space);
+    let text = match text.strip_prefix("export") {
+        Some(name) if name.starts_with(is_space) => name.trim_start_matches(is_space),
+        _ => text,
+    };
+    let unquoted = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+    let name = unquoted('"').or_else(|| unquoted('\'')).unwrap_or(text);
+    let valid = |char: char| char.is_ascii_alphanumeric() || char == '_' || char == '.';
+    (!name.is_empty() && name.chars().all(valid)).then_some(name)
+}
+
+/// Reads the value at the start of `text`; answers it and what follows.
+fn parse_value<'t>(
+    text: &'t str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<(String, &'t str), &'static str> {
+    let (line, _) = split_line(text);
+    let start = line.len() - line.trim_start_matches(is_space).len();
+    let (value, rest) = match line[start..].chars().next() {
+        Some('"') => double_quoted(&text[start + 1..], lookup)?,
+        Some('\'') => {
+            let (value, _) = line[start + 1..].split_once('\'').ok_or("a quote is not closed")?;
+            (value.to_owned(), &text[start + 1 + value.len() + 1..])
+        }
+        _ => return unquoted(line, &text[line.len()..], lookup),
+    };
+    let (trailing, _) = split_line(rest);
+    match trailing.trim_start_matches(is_space).chars().next() {
+        None | Some('#') => Ok((value, rest)),
+        Some(_) => Err("more follows the closing quote"),
+    }
+}
+
+/// A value up to the first space or `#`.
+fn unquoted<'t>(
+    line: &str,
+    rest: &'t str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<(String, &'t str), &'static str> {
+    let (plain, _) = line.split_once('#').unwrap_or((line, ""));
+    let plain = plain.trim_matches(is_space);
+    if plain.contains(is_space) {
+        return Err("a value with spaces needs quotes");
+    }
+    let mut value = String::with_capacity(plain.len());
+    let mut tail = plain;
+    while let Some(char) = tail.chars().next() {
+        tail = push_char(&mut value, char, tail, lookup);
+    }
+    Ok((value, rest))
+}
+
+/// A value up to the next `"` that no backslash precedes, over as many lines as it takes.
+fn double_quoted<'t>(
+    text: &'t str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<(String, &'t str), &'static str> {
+    let mut value = String::new();
+    let mut tail = text;
+    while let Some(char) = tail.chars().next() {
+        match char {
+            '"' => return Ok((value, &tail[1..])),
+            '\\' => {
+                let escaped = tail[1..].chars().next().ok_or("a quote is not closed")?;
+                value.push(match escaped {
+                    '"' | '\\' | '$' => escaped,
+                    'f' => '\x0c',
+                    'n' => '\n',
+                    'r' => '\r',
+                    't' => '\t',
+                    'v' => '\x0b',
+                    _ => return Err("an escape sequence that does not exist"),
+                });
+                tail = &tail[2..];
+            }
+            '\r' => {
+                value.push('\n');
+                tail = tail.strip_prefix("\r\n").unwrap_or(&tail[1..]);
+            }
+            _ => tail = push_char(&mut value, char, tail, lookup),
+        }
+    }
+    Err("a quote is not closed")
+}
+
+/// Takes `char`, the first of `tail`, or the whole `${NAME}` that it begins; answers what follows.
+fn push_char<'t>(
+    value: &mut String,
+    char: char,
+    tail: &'t str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> &'t str {
+    let nested = tail.strip_prefix("${").and_then(|tail| tail.split_once('}'));
+    if let Some((name, after)) = nested
+        && let Some(resolved) = checked_name(name).filter(|checked| *checked == name).and_then(lookup)
+    {
+        value.push_str(&resolved);
+        return after;
+    }
+    value.push(char);
+    &tail[char.len_utf8()..]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn outside(name: &str) -> Option<String> {
+        (name == "OUTSIDE").then(|| "out".to_owned())
+    }
+
+    fn entries(text: &str) -> Vec<(String, String)> {
+        let found = parse(text, outside);
+        assert_eq!(found.malformed, [], "{text:?}");
+        found.entries
+    }
+
+    #[test]
+    fn a_value_is_what_laravel_reads() {
+        let table = [
+            ("A=1", "1"),
+            ("A=", ""),
+            ("A=\"\"", ""),
+            ("A=''", ""),
+            ("  A = 1  ", "1"),
+            ("export A=1", "1"),
+            ("export\tA=1", "1"),
+            ("'A'=1", "1"),
+            ("\"A\"=1", "1"),
+            ("A=1 # comment", "1"),
+            ("A=1#comment", "1"),
+            ("A=#comment", ""),
+            ("A='a#b' # c", "a#b"),
+            ("A=\"a#b\" # c", "a#b"),
+            ("A=a=b==", "a=b=="),
+            ("A=it's", "it's"),
+            ("A=a\\nb", "a\\nb"),
+            ("A='a\\n\"b'", "a\\n\"b"),
+            (r#"A="a\n\t\"b\"\\ \$x""#, "a\n\t\"b\"\\ $x"),
+            ("A=\"one\ntwo\"", "one\ntwo"),
+            ("A=\"one\r\ntwo\" # c\r", "one\ntwo"),
+            ("A=${OUTSIDE}", "out"),
+            ("A=\"<${OUTSIDE}>\"", "<out>"),
+            ("A='${OUTSIDE}'", "${OUTSIDE}"),
+            ("A=\"\\${OUTSIDE}\"", "${OUTSIDE}"),
+            ("A=${UNKNOWN}x", "${UNKNOWN}x"),
+            ("A=$OUTSIDE", "$OUTSIDE"),
+            ("A=${", "${"),
+            ("A=\"é ü\"", "é ü"),
+            ("\u{feff}A=1", "1"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(entries(text), [("A".to_owned(), expected.to_owned())], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lines_end_in_any_way_and_comments_are_passed_over() {
+        let text = "# A=0\r\nA=1\r\n\r\n   # B=\"unclosed\rB=2\n\nJUST_A_NAME\nC=\"x\ny\"\nD=${A}${C}\n=5\n";
+        let expected = [("A", "1"), ("B", "2"), ("C", "x\ny"), ("D", "1x\ny")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(entries(text), expected);
+    }
+
+    #[test]
+    fn the_environment_and_the_latest_entry_are_what_a_reference_means() {
+        let expected = [("A", "1"), ("A", "2"), ("B", "2"), ("OUTSIDE", "in"), ("C", "out")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(entries("A=1\nA=2\nB=${A}\nOUTSIDE=in\nC=${OUTSIDE}"), expected);
+    }
+
+    #[test]
+    fn a_line_at_fault_is_reported_and_the_rest_is_read() {
+        let text = "A=\"x\ny\"\nBAD=one two\nB='open\nC=\"a\"b\nD=\"\\x\"\nE=\"never closed\nF=6\n";
+        let found = parse(text, outside);
+        let malformed: Vec<_> = found.malformed.iter().map(|at| (at.name.as_str(), at.line)).collect();
+        assert_eq!(malformed, [("BAD", 3), ("B", 4), ("C", 5), ("D", 6), ("E", 7)]);
+        assert_eq!(found.malformed[4].why, "a quote is not closed");
+        let read: Vec<_> = found.entries.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(read, ["A", "F"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text in "\\PC{0,80}") {
+            parse(&text, outside);
+        }
+
+        #[test]
+        fn any_text_of_the_syntax_is_read_without_a_panic(text in "(A|=|\"|'|\\\\|\\$\\{|\\}|#| |\n|\r|é|\u{feff}){0,40}") {
+            parse(&text, outside);
+        }
+
+        #[test]
+        fn a_single_quoted_value_is_read_as_it_stands(value in "[^'\r\n]{0,40}") {
+            prop_assert_eq!(entries(&format!("A='{value}'\nB=1")), [
+                ("A".to_owned(), value),
+                ("B".to_owned(), "1".to_owned()),
+            ]);
+        }
+    }
+}

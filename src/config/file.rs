@@ -1,0 +1,161 @@
+//! Files: read with a limit, parsed into a tree of values, secrets taken in.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use config::{FileFormat, Format, Map, Value};
+
+use super::problem::{Problems, Source};
+use super::secret::Secret;
+
+/// Largest configuration and `.env` file. Both are written by hand; what is larger is another file.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Largest file that holds a secret.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// A configuration file, parsed and not yet understood. No `Debug`: it holds secrets.
+pub(super) struct ConfigFile {
+    /// Its path as it was named, for messages.
+    pub(super) name: Arc<str>,
+    /// The folder it lies in; paths within it start there.
+    pub(super) directory: PathBuf,
+    /// What it says.
+    pub(super) table: Map<String, Value>,
+}
+
+impl ConfigFile {
+    /// Reads the file `path`, called `name`; what is wrong with it is reported.
+    pub(super) fn read(path: &Path, name: &Path, problems: &mut Problems) -> Option<Self> {
+        let name: Arc<str> = name.display().to_string().into();
+        let table = text(path).and_then(|text| parse(path, &text));
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        match table {
+            Ok(table) => Some(Self { name, directory, table }),
+            Err(why) => {
+                problems.add(&Source::File(name), "", why);
+                None
+            }
+        }
+    }
+
+    pub(super) fn source(&self) -> Source {
+        Source::File(Arc::clone(&self.name))
+    }
+}
+
+/// The text of a `.env` file. Bytes that are not UTF-8 become U+FFFD: they matter only in variables that are used.
+pub(super) fn dotenv_text(path: &Path) -> Result<String, String> {
+    Ok(String::from_utf8_lossy(&bytes(path, FILE_BYTES_MAX)?).into_owned())
+}
+
+/// The secret that the file `path` holds, without the end of its line.
+pub(super) fn secret(path: &Path) -> Result<Secret, String> {
+    let shown = path.display();
+    let bytes = bytes(path, SECRET_FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
+    let text = str::from_utf8(&bytes).map_err(|_| format!("{shown} is not UTF-8 text"))?;
+    Ok(Secret::new(text.trim_end_matches(['\n', '\r'])))
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    let bytes = bytes(path, FILE_BYTES_MAX)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        format!("is not UTF-8 text (at byte {valid})")
+    })
+}
+
+fn bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let say = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => "does not exist".to_owned(),
+        io::ErrorKind::PermissionDenied => "may not be read by the user that runs pusherd".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    let file = File::open(path).map_err(say)?;
+    if file.metadata().map_err(say)?.is_dir() {
+        return Err("is a directory".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(say)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("is larger than {} KiB", bytes_max / 1024));
+    }
+    Ok(bytes)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, String> {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let (format, called) = match extension.to_ascii_lowercase().as_str() {
+        "toml" => (FileFormat::Toml, "TOML"),
+        "json" => (FileFormat::Json, "JSON"),
+        "yaml" | "yml" => (FileFormat::Yaml, "YAML"),
+        _ => return Err("must have a name that ends in .toml, .json, .yaml or .yml".to_owned()),
+    };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    Format::parse(&format, None, text)
+        .map_err(|error| format!("is not valid {called}: {}", without_excerpt(&error.to_string())))
+}
+
+/// The message of a parser without the lines that quote the file, which may hold a secret: those have a margin,
+/// `3 | secret = "…`.
+fn without_excerpt(message: &str) -> String {
+    let is_excerpt = |line: &str| {
+        let after_number = line.trim_start().trim_start_matches(|char: char| char.is_ascii_digit());
+        after_number.trim_start().starts_with('|')
+    };
+    let kept: Vec<_> = message.lines().filter(|line| !is_excerpt(line)).map(str::trim).collect();
+    kept.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_parser_does_not_quote_the_file() {
+        let table = [
+            ("a.toml", "secret = \"hunter2\nx = 1", "line 1"),
+            ("a.toml", "[[apps]]\nsecret = hunter2\n", "line 2"),
+            ("a.toml", "secret = '''hunter2\nhunter2\n", "line"),
+            ("a.toml", "secret = 'hunter2' hunter2", "line 1"),
+            ("a.json", "{\"secret\": \"hunter2", "line 1"),
+            ("a.json", "{\"secret\": hunter2}", "line 1"),
+            ("a.json", "[\"hunter2\"]", "sequence"),
+            ("a.yaml", "secret: \"hunter2\nkey: [", "line"),
+            ("a.yaml", "secret: hunter2: 3", "line 1"),
+            ("a.yaml", "secret: @hunter2", "line 1"),
+            ("a.yaml", "a: 1\n---\nb: 2", "documents"),
+            ("a.ini", "", ".toml"),
+            ("a", "", ".toml"),
+        ];
+        for (name, text, expected) in table {
+            let why = parse(Path::new(name), text).unwrap_err();
+            assert!(why.contains(expected) && !why.contains("hunter2"), "{text:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        for (name, text) in [("a.toml", ""), ("a.json", "{}"), ("a.yaml", ""), ("a.yml", "# nothing\n")] {
+            assert_eq!(parse(Path::new(name), text).map(|table| table.len()), Ok(0), "{name} {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_file_is_read_without_its_last_line_end_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        for (text, expected) in [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a\nb ", " a\nb ")] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(secret(&path).unwrap().expose(), expected);
+        }
+        std::fs::write(&path, b"hunter2\xff").unwrap();
+        assert!(secret(&path).unwrap_err().ends_with("is not UTF-8 text"));
+        assert!(secret(directory.path()).unwrap_err().ends_with("is a directory"));
+        assert!(secret(&directory.path().join("none")).unwrap_err().ends_with("does not exist"));
+        std::fs::write(&path, vec![b'x'; 64 * 1024 + 1]).unwrap();
+        assert!(secret(&path).unwrap_err().ends_with("is larger than 64 KiB"));
+    }
+}

@@ -1,0 +1,344 @@
+//! Configuration: files, variables and flags become checked [`Settings`].
+//!
+//! Owns the table of all settings (`schema`), where values are looked for and in which order ([`load`]), and the
+//! words for what is wrong with them ([`Problems`]). It alone reads the environment. It fills in the `Options` that
+//! the rooms define and knows nothing of what they do with them.
+//!
+//! The way of a value: `file`, `variables` and the flags hold it as it was written; `section` takes the sources from
+//! the lowest to the highest and has each value checked by its row (`kind`), so that all problems are found at once;
+//! `apps` puts apps together; `advice` looks at the whole. To add a setting, add a row to `schema`.
+
+mod advice;
+mod apps;
+mod dotenv;
+mod file;
+mod kind;
+mod problem;
+mod schema;
+mod secret;
+mod section;
+mod show;
+mod variables;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use advice::Advice;
+pub use problem::{Problems, Source};
+pub use show::reference;
+
+use crate::apps::App;
+use crate::server;
+use apps::{Draft, Drafts};
+use file::ConfigFile;
+use schema::{LOG, SERVER};
+use section::{Line, Section};
+use variables::{CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables};
+
+/// The file that is read from the working directory if it is there and none is named.
+const LOCAL_FILE: &str = "config/pusherd.toml";
+
+/// The file that is read if [`LOCAL_FILE`] is not there.
+const SYSTEM_FILE: &str = "/etc/pusherd/pusherd.toml";
+
+/// The `.env` file that is read from the working directory if it is there and none is named.
+const DOTENV_FILE: &str = ".env";
+
+/// Everything settled: what to serve, where and for whom.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where and how to serve.
+    pub server: Server,
+    /// How to log.
+    pub log: Log,
+    /// The apps. At least one.
+    pub apps: Vec<App>,
+    /// Which of the apps to show how to use.
+    pub main_app: usize,
+    /// Where the credentials of that app come from.
+    pub credentials: Credentials,
+    /// Where clients connect to, if the application has been told.
+    pub clients: Option<Clients>,
+    /// What works, but hardly as meant.
+    pub advice: Vec<Advice>,
+    /// The files that were read.
+    pub files: Vec<Arc<str>>,
+    /// Whether the user wants colours where there is a terminal.
+    pub colour: bool,
+    /// What `show` prints: the title of each section and its lines.
+    shown: Vec<(&'static str, Vec<Line>)>,
+}
+
+/// Where and how to serve.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The address to listen on, or a name that has one.
+    pub host: Box<str>,
+    /// The port to listen on; 0: any free one.
+    pub port: u16,
+    /// What the server must know.
+    pub options: server::Options,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        // The port of Soketi and laravel-websockets.
+        Self { host: "0.0.0.0".into(), port: 6001, options: server::Options::default() }
+    }
+}
+
+impl Server {
+    /// Where to listen, as `host:port`.
+    #[must_use]
+    pub fn address_text(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Log {
+    /// For whom.
+    pub format: LogFormat,
+    /// How much.
+    pub level: LogLevel,
+}
+
+/// For whom to log.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people, with colours on a terminal.
+    #[default]
+    Auto,
+    /// For people, without colours.
+    Human,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// How much to log.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum LogLevel {
+    /// What an operator must act on.
+    Error,
+    /// What works worse than it should.
+    Warn,
+    /// The life cycle of the server.
+    #[default]
+    Info,
+    /// What clients cause.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+kind::choice_field!(LogFormat: Self::Auto, Self::Human, Self::Json);
+kind::choice_field!(LogLevel: Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace);
+
+/// Where the credentials of an app come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Credentials {
+    /// Nowhere: they are the default ones.
+    Default,
+    /// The configuration file.
+    File,
+    /// The environment of the process.
+    Environment,
+    /// The `.env` file of this name: the application has them already.
+    Dotenv(Arc<str>),
+}
+
+impl From<&Source> for Credentials {
+    fn from(source: &Source) -> Self {
+        match source {
+            Source::Variable { dotenv: Some(file), .. } => Self::Dotenv(Arc::clone(file)),
+            Source::Variable { dotenv: None, .. } | Source::Flag(_) => Self::Environment,
+            Source::File(_) => Self::File,
+            Source::Default => Self::Default,
+        }
+    }
+}
+
+/// Where clients connect to, as `PUSHER_HOST`, `PUSHER_PORT` and `PUSHER_SCHEME` (or `REVERB_…`) say.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Clients {
+    /// The host.
+    pub host: String,
+    /// The port, where it is given.
+    pub port: Option<String>,
+    /// `http` or `https`, where it is given.
+    pub scheme: Option<String>,
+}
+
+/// Where settings are looked for.
+#[derive(Debug)]
+pub struct Sources {
+    /// Values of flags, by flag (`--port`).
+    pub flags: BTreeMap<&'static str, String>,
+    /// The configuration file that the command line names.
+    pub config: Option<PathBuf>,
+    /// The `.env` file that the command line names.
+    pub env_file: Option<PathBuf>,
+    /// The variables of the process.
+    environment: Vec<(OsString, OsString)>,
+    /// The working directory, from which relative paths start.
+    directory: PathBuf,
+    /// [`SYSTEM_FILE`].
+    system_file: PathBuf,
+}
+
+impl Sources {
+    /// The environment and the working directory of this process, and no flags.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self {
+            flags: BTreeMap::new(),
+            config: None,
+            env_file: None,
+            environment: std::env::vars_os().collect(),
+            directory: PathBuf::new(),
+            system_file: PathBuf::from(SYSTEM_FILE),
+        }
+    }
+
+    /// The file that was named, else the first of `usual` that is there.
+    fn find<'p>(&'p self, named: Option<&'p Path>, usual: &[&'p Path]) -> Option<&'p Path> {
+        // What cannot be looked at is there: reading it says why.
+        let is_there = |path: &&&Path| self.directory.join(path).try_exists().unwrap_or(true);
+        named.or_else(|| usual.iter().find(is_there).copied())
+    }
+}
+
+/// Reads all sources and settles every setting. Lowest to highest: defaults, file, variables (`.env` below the
+/// environment), flags.
+///
+/// # Errors
+/// Everything that is wrong, in all sources at once.
+pub fn load(sources: &Sources) -> Result<Settings, Problems> {
+    let mut problems = Problems::default();
+    let mut files = Vec::new();
+    let directory = sources.directory.as_path();
+
+    let mut variables = Variables::of_process(&sources.environment);
+    let of_variable = |variables: &Variables, name| variables.get_filled(name).map(|(path, _)| PathBuf::from(path));
+    let env_file = sources.env_file.clone().or_else(|| of_variable(&variables, ENV_FILE));
+    if let Some(path) = sources.find(env_file.as_deref(), &[Path::new(DOTENV_FILE)]) {
+        let name: Arc<str> = path.display().to_string().into();
+        match file::dotenv_text(&directory.join(path)) {
+            Ok(text) => variables.add_dotenv(&name, &text, &mut problems),
+            Err(why) => problems.add(&Source::File(Arc::clone(&name)), "", why),
+        }
+        files.push(name);
+    }
+    variables.check_names(&mut problems);
+
+    let config = sources.config.clone().or_else(|| of_variable(&variables, CONFIG));
+    let path = sources.find(config.as_deref(), &[Path::new(LOCAL_FILE), &sources.system_file]);
+    let mut file = path.and_then(|path| ConfigFile::read(&directory.join(path), path, &mut problems));
+    files.extend(file.as_ref().map(|file| Arc::clone(&file.name)));
+
+    let mut server = Section::new("server", SERVER, Server::default());
+    let mut log = Section::new("log", LOG, Log::default());
+    let mut apps = None;
+    if let Some(file) = &mut file {
+        let source = file.source();
+        for (section, value) in std::mem::take(&mut file.table).into_iter().collect::<BTreeMap<_, _>>() {
+            match section.as_str() {
+                _ if value.kind == config::ValueKind::Nil => {}
+                "server" => server.fill_from_value(value, &source, &mut problems),
+                "log" => log.fill_from_value(value, &source, &mut problems),
+                "apps" => apps = Some(value),
+                _ => {
+                    let keys = SERVER.iter().map(|row| row.key).chain(LOG.iter().map(|row| row.key));
+                    let what = section::unknown(&section, ["server", "log", "apps"].into_iter().chain(keys));
+                    problems.add(&source, &section, what);
+                }
+            }
+        }
+    }
+    server.fill_from_variables(SERVER_PREFIX, &variables, &mut problems);
+    log.fill_from_variables(LOG_PREFIX, &variables, &mut problems);
+    server.fill_from_flags(&sources.flags, &mut problems);
+    log.fill_from_flags(&sources.flags, &mut problems);
+    let Drafts { apps, main } = Drafts::gather(file.as_ref().zip(apps), &variables, directory, &mut problems);
+    settle(&mut server, &apps, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+
+    let (main_app, key_source) = main;
+    let clients = clients(&variables, &key_source);
+    let mut advice = advice::advise(&server, &apps);
+    if clients.is_none() {
+        advice.extend(advice::publishes_elsewhere(&key_source));
+    }
+    let mut shown = vec![("[server]", server.lines()), ("[log]", log.lines())];
+    let mut ready = Vec::with_capacity(apps.len());
+    for draft in apps {
+        let (app, lines) = draft.finish();
+        ready.push(app);
+        shown.push(("[[apps]]", lines));
+    }
+    let is_set = |name| variables.get_filled(name).is_some();
+    Ok(Settings {
+        server: server.value,
+        log: log.value,
+        apps: ready,
+        main_app,
+        credentials: Credentials::from(&key_source),
+        clients,
+        advice,
+        files,
+        colour: !is_set("NO_COLOR"),
+        shown,
+    })
+}
+
+/// Settles the settings of the server that depend on others.
+fn settle(server: &mut Section<Server>, apps: &[Draft], problems: &mut Problems) {
+    if !server.is_set("host") && apps.iter().any(Draft::has_default_secret) {
+        server.value.host = "127.0.0.1".into();
+    }
+    let deadline = "shutdown_deadline_secs";
+    let is_set = server.is_set(deadline);
+    let options = &mut server.value.options;
+    let drain_secs = options.drain.as_secs();
+    if !is_set {
+        // Time to cut off what is left, as much as the defaults have.
+        options.shutdown_deadline = options.shutdown_deadline.max(options.drain + Duration::from_secs(10));
+    } else if options.shutdown_deadline < options.drain {
+        let drain = server.source("drain_secs").at("server.drain_secs");
+        let what = format!("must be at least drain_secs, which is {drain_secs} ({drain})");
+        problems.add(&server.source(deadline), &server.path(deadline), what);
+    }
+}
+
+/// Where the application tells clients to connect to: the family of its credentials first.
+fn clients(variables: &Variables, key_source: &Source) -> Option<Clients> {
+    let [pusher, reverb] = CLIENT_FAMILIES;
+    let families = if key_source.is_variable_of(reverb) { [reverb, pusher] } else { [pusher, reverb] };
+    families.iter().find_map(|family| {
+        let value = |name: &str| variables.get_filled(&format!("{family}{name}")).map(|(value, _)| value);
+        Some(Clients { host: value("HOST")?, port: value("PORT"), scheme: value("SCHEME") })
+    })
+}
+
+impl Settings {
+    /// Logs everything that happens on connections, payloads included.
+    pub fn debug(&mut self) {
+        self.server.options.debug = true;
+        self.log.level = self.log.level.max(LogLevel::Debug);
+    }
+
+    /// Where a setting of the server, `port`, was set.
+    #[must_use]
+    pub fn source_of(&self, key: &str) -> Source {
+        let of_server = self.shown.iter().find(|(title, _)| *title == "[server]");
+        let line = of_server.and_then(|(_, lines)| lines.iter().find(|line| line.key == key));
+        line.map_or(Source::Default, |line| line.source.clone())
+    }
+}

@@ -1,0 +1,446 @@
+//! Every setting there is: a row is the whole of it. To add one, give its room's type a field and add a row here;
+//! files, variables, checks, `config show` and the reference follow.
+//!
+//! The bounds keep values in the range that was thought about; a default lives in the `Default` of its room.
+
+use std::net::IpAddr;
+
+use super::kind::{Kind, Setting, choice, number, number_or_zero, setting};
+use super::{Log, Server};
+use crate::apps::App;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
+/// The section `[server]`; variables begin with `PUSHERD_`.
+pub(super) const SERVER: &[Setting<Server>] = &[
+    setting(
+        "host",
+        Kind::Text { what: "an address or a host name", check: host, field: |server| &mut server.host },
+        "The address to listen on.",
+    )
+    .aliases(&["REVERB_SERVER_HOST", "SOKETI_HOST"])
+    .flag("--host")
+    .default("`\"0.0.0.0\"`; `\"127.0.0.1\"` with the default credentials"),
+    setting(
+        "port",
+        number(0, 65_535, |server| &mut server.port),
+        "The port to listen on, for WebSocket and HTTP alike; 0 is any free one.",
+    )
+    .aliases(&["REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"])
+    .flag("--port"),
+    setting(
+        "activity_timeout_secs",
+        number(5, 600, |server| &mut server.options.pusher.activity_timeout),
+        "After so much silence clients send a ping. They are told when they connect.",
+    ),
+    setting(
+        "ping_interval_secs",
+        number(1, HOUR, |server| &mut server.options.pusher.ping_interval),
+        "After so much silence the server pings a client. Keep it under the idle limit of your proxy, often 60.",
+    ),
+    setting(
+        "pong_timeout_secs",
+        number(1, HOUR, |server| &mut server.options.pusher.pong_timeout),
+        "A pinged client that stays silent for so long is closed (4201).",
+    ),
+    setting(
+        "handshake_timeout_secs",
+        number(1, 600, |server| &mut server.options.handshake_timeout),
+        "A new connection that has not sent a whole request head by then is dropped.",
+    ),
+    setting(
+        "read_timeout_secs",
+        number(1, HOUR, |server| &mut server.options.http.read_timeout),
+        "A request whose body makes no progress for so long is dropped.",
+    ),
+    setting(
+        "connections",
+        number_or_zero("no limit", 1, u32::MAX as u64, |server| &mut server.options.pusher.connections_max),
+        "Connections this node takes, of all apps together; the next is sent elsewhere (4100).",
+    ),
+    setting(
+        "trusted_proxies",
+        Kind::List {
+            what: "addresses and networks",
+            field: |server| &mut server.options.pusher.trusted_proxies,
+        },
+        "Proxies whose `X-Forwarded-Proto` is believed.",
+    ),
+    setting(
+        "drain_secs",
+        number(0, HOUR, |server| &mut server.options.drain),
+        "On shutdown, the closing of WebSockets is spread over so much time, so that clients do not all come back \
+         at once.",
+    )
+    .flag("--drain-secs"),
+    setting(
+        "shutdown_deadline_secs",
+        number(1, 2 * HOUR, |server| &mut server.options.shutdown_deadline),
+        "What has not ended so long after a shutdown began is cut off. At least `drain_secs`.",
+    )
+    .default("`20`, or `drain_secs` and 10 more"),
+    setting(
+        "accept_traffic_memory_percent",
+        number(1, 100, |server| &mut server.options.http.accept_traffic_memory_percent),
+        "`/accept-traffic` answers 500 while more of the machine's memory is in use.",
+    ),
+];
+
+/// The section `[log]`; variables begin with `PUSHERD_LOG_`.
+pub(super) const LOG: &[Setting<Log>] = &[
+    setting(
+        "format",
+        choice(&["auto", "human", "json"], |log| &mut log.format),
+        "`human` is for eyes, `auto` the same with colours on a terminal, `json` one object a line. With `json` \
+         nothing else is printed at the start.",
+    )
+    .flag("--log-format"),
+    setting(
+        "level",
+        choice(&["error", "warn", "info", "debug", "trace"], |log| &mut log.level),
+        "How much is logged. `info` is the life cycle of the server, `debug` also what clients cause.",
+    )
+    .flag("--log-level"),
+];
+
+/// A section `[[apps]]`; variables begin with `PUSHERD_APP_`. The credentials are in [`CREDENTIALS`].
+pub(super) const APP: &[Setting<App>] = &[
+    setting(
+        "enabled",
+        Kind::Switch(|app| &mut app.enabled),
+        "Switched off, the app refuses connections (4003) and requests (403).",
+    ),
+    setting(
+        "allowed_origins",
+        Kind::List { what: "hosts and origins", field: |app| &mut app.allowed_origins },
+        "Where browsers may connect from: hosts or whole origins (`https://app.example.com`), `*` for any \
+         characters. Clients that are not browsers are not asked.",
+    ),
+    setting(
+        "client_events",
+        choice(&["off", "members"], |app| &mut app.client_events),
+        "Whether clients may send events to each other: not at all, or on private and presence channels they are \
+         subscribed to.",
+    )
+    .aliases(&["SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES"]),
+    setting(
+        "subscription_counts",
+        Kind::Switch(|app| &mut app.subscription_counts),
+        "Whether subscribers are told how many they are.",
+    ),
+    setting(
+        "watchlist",
+        Kind::Switch(|app| &mut app.watchlist),
+        "Whether signed-in users are told who of their watchlist is online.",
+    ),
+    setting(
+        "authorized_connections_timeout_secs",
+        number_or_zero("off", 1, DAY, |app| &mut app.authorized_connections_timeout),
+        "A connection that has neither signed in nor joined a private or presence channel by then is closed (4009).",
+    ),
+    setting(
+        "path_prefix",
+        Kind::Text { what: "a path such as \"/rt\"", check: path_prefix, field: |app| &mut app.path_prefix },
+        "A path in front of `/app/…` and `/apps/…` that is served beside the bare one.",
+    )
+    .aliases(&["REVERB_SERVER_PATH", "SOKETI_PATH_PREFIX"]),
+    setting(
+        "tls_only",
+        Kind::Switch(|app| &mut app.tls_only),
+        "Whether connections that did not come by TLS are refused (4000). A trusted proxy must say that they did.",
+    ),
+    setting(
+        "require_protocol",
+        Kind::Switch(|app| &mut app.require_protocol),
+        "Whether a connection that does not name its protocol version is refused (4008).",
+    ),
+    setting(
+        "cache_ttl_secs",
+        number(1, 7 * DAY, |app| &mut app.limits.cache_ttl),
+        "How long a cache channel keeps its last event.",
+    ),
+    setting(
+        "subscription_error_frames",
+        choice(&["both", "channel", "connection"], |app| &mut app.subscription_error_frames),
+        "How a client learns of a refused subscription: by `pusher:subscription_error` on the channel, as with \
+         Soketi, by `pusher:error` on the connection, as with Pusher and Reverb, or by both.",
+    ),
+    setting(
+        "terminate_close_code",
+        choice(&["4009", "4200"], |app| &mut app.terminate_close_code),
+        "How connections end when the app terminates a user's: 4009 is stay away, 4200 come back at once.",
+    ),
+    setting(
+        "channel_name_extra_chars",
+        Kind::Text {
+            what: "ASCII punctuation other than : # \" \\",
+            check: extra_chars,
+            field: |app| &mut app.names.extra_chars,
+        },
+        "Characters that channel names may have beyond `A-Z a-z 0-9 _ - = @ , . ;`.",
+    ),
+    setting(
+        "limits.connections",
+        number_or_zero("no limit", 1, u32::MAX as u64, |app| &mut app.limits.connections_max),
+        "Connections at once; the next is refused (4004).",
+    ),
+    setting(
+        "limits.channel_name_bytes",
+        number(1, 4 * KIB, |app| &mut app.names.bytes_max),
+        "Longest channel name, prefix included.",
+    ),
+    setting(
+        "limits.event_name_chars",
+        number(1, 4 * KIB, |app| &mut app.limits.event_name_chars_max),
+        "Longest event name.",
+    ),
+    setting(
+        "limits.event_data_bytes",
+        number(1, 16 * MIB, |app| &mut app.limits.event_data_bytes_max),
+        "Longest `data` of an event published over HTTP (413).",
+    ),
+    setting(
+        "limits.client_event_data_bytes",
+        number(1, 16 * MIB, |app| &mut app.limits.client_event_data_bytes_max),
+        "Longest `data` of a client event.",
+    ),
+    setting(
+        "limits.request_body_bytes",
+        number_or_zero("derived", KIB, GIB, |app| &mut app.limits.request_body_bytes_max),
+        "Longest HTTP body (413). Derived, no batch within the other limits is cut.",
+    ),
+    setting(
+        "limits.channels_per_publish",
+        number(1, 10_000, |app| &mut app.limits.channels_per_publish_max),
+        "Channels that one event may be published to.",
+    ),
+    setting(
+        "limits.events_per_batch",
+        number(1, 1000, |app| &mut app.limits.events_per_batch_max),
+        "Events in one batch.",
+    ),
+    setting(
+        "limits.presence_members",
+        number(1, 100_000, |app| &mut app.limits.presence_members_max),
+        "Users in a presence channel. Each who joins is sent the list of all.",
+    ),
+    setting(
+        "limits.presence_user_info_bytes",
+        number(1, MIB, |app| &mut app.limits.presence_user_info_bytes_max),
+        "Longest `user_info` of a member, as JSON.",
+    ),
+    setting(
+        "limits.user_id_chars",
+        number(1, KIB, |app| &mut app.limits.user_id_chars_max),
+        "Longest user id.",
+    ),
+    setting(
+        "limits.channel_data_bytes",
+        number(1, MIB, |app| &mut app.limits.channel_data_bytes_max),
+        "Longest `channel_data` of a subscription.",
+    ),
+    setting(
+        "limits.client_events_per_second",
+        number(1, 1_000_000, |app| &mut app.limits.client_events.per_second),
+        "Client events of one connection; more get an error (4301).",
+    ),
+    setting(
+        "limits.watchlist_users",
+        number(1, 10_000, |app| &mut app.limits.watchlist_users_max),
+        "Users that a watchlist is cut to.",
+    ),
+    setting(
+        "limits.channels_per_connection",
+        number(1, 1_000_000, |app| &mut app.limits.channels_per_connection_max),
+        "Channels that one connection may be subscribed to.",
+    ),
+    setting(
+        "limits.message_bytes",
+        number_or_zero("derived", KIB, 32 * MIB, |app| &mut app.limits.message_bytes_max),
+        "Longest message of a client (1009). Derived: 16 KiB more than `client_event_data_bytes`, at least 32 KiB.",
+    ),
+    setting(
+        "limits.messages_per_second",
+        number(1, 1_000_000, |app| &mut app.limits.messages.per_second),
+        "Messages of one connection; more close it (4100).",
+    ),
+    setting(
+        "limits.messages_burst",
+        number(1, 1_000_000, |app| &mut app.limits.messages.burst),
+        "Messages of one connection at once. Clients subscribe to all their channels when they come back.",
+    ),
+    setting(
+        "limits.outbox_bytes",
+        number(4 * KIB, GIB, |app| &mut app.limits.outbox_bytes_max),
+        "Bytes that may wait for a client that reads too slowly; more close it (4100).",
+    ),
+    setting(
+        "limits.auth_window_secs",
+        number(1, DAY, |app| &mut app.limits.auth_window_secs),
+        "How far the clock of a signed request may be off (401).",
+    ),
+];
+
+/// What identifies an app. Not rows of the table: they come together or not at all, and secrets are not shown.
+pub(super) struct Credential {
+    /// Where it stands in `[[apps]]`.
+    pub(super) key: &'static str,
+    /// Its variable, without the prefix of a family.
+    pub(super) variable: Option<&'static str>,
+    /// What it may be, as Markdown.
+    pub(super) may_be: &'static str,
+    /// What it is for, as Markdown.
+    pub(super) doc: &'static str,
+}
+
+/// The credentials of an app.
+pub(super) const CREDENTIALS: &[Credential] = &[
+    Credential {
+        key: "id",
+        variable: Some("ID"),
+        may_be: "1 to 200 visible ASCII characters other than `/ ? # %`",
+        doc: "The app's id, as in `/apps/{id}/…`.",
+    },
+    Credential {
+        key: "key",
+        variable: Some("KEY"),
+        may_be: "as `id`, without `:`",
+        doc: "The app's key, public, as in `/app/{key}`.",
+    },
+    Credential {
+        key: "secret",
+        variable: Some("SECRET"),
+        may_be: "1 to 1024 bytes",
+        doc: "The secret that belongs to the key.",
+    },
+    Credential {
+        key: "secret_file",
+        variable: Some("SECRET_FILE"),
+        may_be: "a file",
+        doc: "A file that holds the secret, instead of `secret`. A relative path starts from the folder of the \
+              configuration file, or from the working directory for a variable.",
+    },
+    Credential {
+        key: "keys",
+        variable: None,
+        may_be: "`[{ key, secret }, …]`",
+        doc: "Several active keys, the oldest first, instead of `key`; each with `secret` or `secret_file`.",
+    },
+];
+
+/// An address, with or without brackets, or a host name; no port.
+fn host(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(address.to_string());
+    }
+    let label = |label: &str| {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(valid)
+    };
+    // A name that ends in a number would be a misspelt address.
+    let ends_in_number = text.rsplit('.').next().is_some_and(|last| last.parse::<u64>().is_ok());
+    if text.split('.').all(label) && !ends_in_number && text.len() <= 253 {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("must be an address or a host name, without scheme and port".to_owned())
+}
+
+/// Empty, or a path that starts with a slash and ends without.
+fn path_prefix(text: &str) -> Result<String, String> {
+    let path = text.trim().trim_matches('/');
+    if path.is_empty() {
+        return Ok(String::new());
+    }
+    let segment = |segment: &str| {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(valid)
+    };
+    if !path.split('/').all(segment) {
+        return Err("must be a path of A-Z a-z 0-9 - . _ ~ and single slashes, such as \"/rt\"".to_owned());
+    }
+    if ["app", "apps"].contains(&path.split('/').next().unwrap_or_default()) {
+        return Err("must not begin with /app or /apps, which are paths of the protocol".to_owned());
+    }
+    Ok(format!("/{path}"))
+}
+
+/// Punctuation that separates nothing in signatures and JSON.
+fn extra_chars(text: &str) -> Result<String, String> {
+    let valid = |char: char| char.is_ascii_punctuation() && !":#\"\\".contains(char);
+    if text.chars().all(valid) {
+        return Ok(text.to_owned());
+    }
+    Err("must be ASCII punctuation, and none of : # \" \\".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_an_address_or_a_name_without_a_port() {
+        let table = [
+            ("0.0.0.0", Some("0.0.0.0")),
+            ("::1", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("[::]", Some("::")),
+            (" localhost ", Some("localhost")),
+            ("WS.Example.com", Some("ws.example.com")),
+            ("my_host-2", Some("my_host-2")),
+            ("ws2", Some("ws2")),
+            ("", None),
+            ("127.0.0.1:6001", None),
+            ("[::1]:6001", None),
+            ("http://localhost", None),
+            ("300.1.1.1", None),
+            ("127.1", None),
+            ("a..b", None),
+            ("a b", None),
+            ("*", None),
+            ("host:6001", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(host(text).ok().as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_prefix_has_a_slash_in_front_and_none_behind() {
+        let table = [
+            ("", Some("")),
+            ("/", Some("")),
+            ("rt", Some("/rt")),
+            ("/rt", Some("/rt")),
+            ("/rt/", Some("/rt")),
+            ("/a/b-c.d_e~f", Some("/a/b-c.d_e~f")),
+            ("/a//b", None),
+            ("/a/../b", None),
+            ("/a b", None),
+            ("/é", None),
+            ("/a%20", None),
+            ("/app", None),
+            ("/apps/x", None),
+            ("/application", Some("/application")),
+            ("http://x", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(path_prefix(text).ok().as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn extra_characters_are_punctuation_that_separates_nothing() {
+        for text in ["", "/", "!$%&'()*+/<>?[]^`{|}~"] {
+            assert_eq!(extra_chars(text).as_deref(), Ok(text));
+        }
+        for text in [":", "#", "\"", "\\", "a", " ", "é", "/:"] {
+            assert!(extra_chars(text).is_err(), "{text:?}");
+        }
+    }
+}

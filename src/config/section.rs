@@ -1,0 +1,143 @@
+//! One section of the settings, being filled from its sources, the lowest first.
+
+use std::collections::{BTreeMap, HashMap};
+
+use config::{Map, Value, ValueKind};
+
+use super::kind::{Given, Setting};
+use super::problem::{Problems, Source, closest};
+use super::variables::Variables;
+
+/// A `T` that is being filled, and where each of its settings came from.
+pub(super) struct Section<T: 'static> {
+    /// What is filled.
+    pub(super) value: T,
+    /// Where it stands in a file: `server`, `apps[1]`.
+    pub(super) at: String,
+    settings: &'static [Setting<T>],
+    sources: HashMap<&'static str, Source>,
+}
+
+/// A setting as it is in effect.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    /// Where it stands in its section.
+    pub(super) key: String,
+    /// Its value, as TOML; secrets are masked.
+    pub(super) value: String,
+    /// Where it was set.
+    pub(super) source: Source,
+    /// What else there is to say.
+    pub(super) note: Option<String>,
+}
+
+impl<T> Section<T> {
+    pub(super) fn new(at: impl Into<String>, settings: &'static [Setting<T>], value: T) -> Self {
+        Self { value, at: at.into(), settings, sources: HashMap::new() }
+    }
+
+    /// Where the setting `key` was set.
+    pub(super) fn source(&self, key: &str) -> Source {
+        self.sources.get(key).cloned().unwrap_or(Source::Default)
+    }
+
+    /// Whether the setting `key` was set anywhere.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.sources.contains_key(key)
+    }
+
+    /// The path of a key of this section.
+    pub(super) fn path(&self, key: &str) -> String {
+        format!("{}.{key}", self.at)
+    }
+
+    /// Fills from the value that a file has for the section.
+    pub(super) fn fill_from_value(&mut self, value: Value, source: &Source, problems: &mut Problems) {
+        if let ValueKind::Table(table) = value.kind {
+            self.fill_from_table(table, source, problems);
+        } else {
+            problems.add(source, &self.at, "must be a table");
+        }
+    }
+
+    /// Fills from the table of a file; what it has that is no setting is reported.
+    pub(super) fn fill_from_table(&mut self, table: Map<String, Value>, source: &Source, problems: &mut Problems) {
+        let mut found = BTreeMap::new();
+        flatten("", table, &mut found);
+        for setting in self.settings {
+            if let Some(value) = found.remove(setting.key)
+                && value != ValueKind::Nil
+            {
+                self.put(setting, &Given::Value(&value), source.clone(), problems);
+            }
+        }
+        for key in found.keys() {
+            let group = format!("{key}.");
+            let what = if self.settings.iter().any(|setting| setting.key.starts_with(&group)) {
+                "must be a table".to_owned()
+            } else {
+                unknown(key, self.settings.iter().map(|setting| setting.key))
+            };
+            problems.add(source, &self.path(key), what);
+        }
+    }
+
+    /// Fills from pusherd's own variables and, where those are not set, from other servers'.
+    pub(super) fn fill_from_variables(&mut self, prefix: &str, variables: &Variables, problems: &mut Problems) {
+        for setting in self.settings {
+            let own = setting.variable(prefix);
+            let mut names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
+            let set = |name: &str| variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty());
+            if let Some((value, source)) = names.find_map(set) {
+                self.put(setting, &Given::Text(&value), source, problems);
+            }
+        }
+    }
+
+    /// Fills from the flags of the command line.
+    pub(super) fn fill_from_flags(&mut self, flags: &BTreeMap<&'static str, String>, problems: &mut Problems) {
+        for setting in self.settings {
+            if let Some((flag, value)) = setting.flag.and_then(|flag| flags.get_key_value(flag)) {
+                self.put(setting, &Given::Text(value), Source::Flag(flag), problems);
+            }
+        }
+    }
+
+    fn put(&mut self, setting: &Setting<T>, given: &Given<'_>, source: Source, problems: &mut Problems) {
+        match setting.put(&mut self.value, given) {
+            Ok(()) => {
+                self.sources.insert(setting.key, source);
+            }
+            Err(what) => problems.add(&source, &self.path(setting.key), what),
+        }
+    }
+
+    /// The settings as they are in effect, in the order of the table.
+    pub(super) fn lines(&mut self) -> Vec<Line> {
+        let line = |setting: &Setting<T>| Line {
+            key: setting.key.to_owned(),
+            value: setting.show(&mut self.value),
+            source: self.sources.get(setting.key).cloned().unwrap_or(Source::Default),
+            note: None,
+        };
+        self.settings.iter().map(line).collect()
+    }
+}
+
+/// What to say of a key that is none, given those that are.
+pub(super) fn unknown<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let hint = closest(key, known).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+    format!("is not a setting{hint}")
+}
+
+/// Tables within tables become dotted keys.
+fn flatten(prefix: &str, table: Map<String, Value>, found: &mut BTreeMap<String, ValueKind>) {
+    for (key, value) in table {
+        let key = format!("{prefix}{key}");
+        if let ValueKind::Table(table) = value.kind {
+            flatten(&format!("{key}."), table, found);
+        } else {
+            found.insert(key, value.kind);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What can be wrong with a request: a status and one sentence, which Laravel prints as it is.
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::protocol::signature::{QueryError, SignatureError};
+
+/// Why a request is not granted. Source: protocol.md §8.10.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// 400: the request says something that cannot be.
+    #[error("{0}")]
+    BadRequest(String),
+    /// 401: the signature does not hold.
+    #[error("Not authorised: {0}")]
+    Unauthorized(#[from] SignatureError),
+    /// 403: the app is switched off.
+    #[error("The app is disabled")]
+    AppDisabled,
+    /// 404: no such app, no such path.
+    #[error("{0}")]
+    NotFound(String),
+    /// 405: the path is there, the method is not.
+    #[error("Method not allowed")]
+    MethodNotAllowed,
+    /// 408: the body did not arrive.
+    #[error("The request body did not arrive in time")]
+    Timeout,
+    /// 413: more than the app allows.
+    #[error("{0}")]
+    TooLarge(String),
+    /// 503: the node is going away; another one, or this one in a moment, will take the request.
+    #[error("The server is shutting down")]
+    Draining,
+}
+
+impl ApiError {
+    /// A 400 of this sentence.
+    pub(super) fn bad(sentence: impl ToString) -> Self {
+        Self::BadRequest(sentence.to_string())
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::AppDisabled => StatusCode::FORBIDDEN,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        Self::bad(error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        const TEXT: [(HeaderName, HeaderValue); 1] =
+            [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
+        let retry_after =
+            (self == Self::Draining).then_some([(header::RETRY_AFTER, HeaderValue::from_static("1"))]);
+        (self.status(), TEXT, retry_after.map(axum::response::AppendHeaders), self.to_string())
+            .into_response()
+    }
+}

@@ -1,0 +1,83 @@
+//! Routes that tell whether the server is well, unsigned, in the forms that other servers have made common.
+//! Source: protocol.md §8.9.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::{Api, ApiError};
+
+/// `GET /`: Soketi's.
+pub(super) async fn ok() -> &'static str {
+    "OK"
+}
+
+/// `GET /up`: Reverb's.
+pub(super) async fn up() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], r#"{"health":"OK"}"#).into_response()
+}
+
+/// `GET /health`: laravel-websockets'.
+pub(super) async fn health() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], r#"{"ok":true}"#).into_response()
+}
+
+/// `GET /ready`: not while the node is going away.
+pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
+    if api.0.hub.is_draining() { Err(ApiError::Draining) } else { Ok("OK") }
+}
+
+/// The answer to [`accept_traffic`]: bytes, and per cent used.
+#[derive(Debug, Serialize)]
+struct Memory {
+    free: u64,
+    used: u64,
+    total: u64,
+    percent: f64,
+}
+
+/// `GET /accept-traffic`: 500 while memory runs short or the node is going away, so that a load balancer sends
+/// new connections elsewhere.
+pub(super) async fn accept_traffic(State(api): State<Api>) -> Response {
+    #[derive(Serialize)]
+    struct Body {
+        memory: Memory,
+    }
+    let memory = memory();
+    let short = memory.percent > f64::from(api.0.options.accept_traffic_memory_percent);
+    let accepts = !short && !api.0.hub.is_draining();
+    let status = if accepts { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    (status, Json(Body { memory })).into_response()
+}
+
+/// The machine's memory, or the container's where it has a limit. Zeroes where the system does not tell.
+fn memory() -> Memory {
+    // Files of the kernel's, which never wait for a disk.
+    let read = |path| std::fs::read_to_string(path);
+    let machine = read("/proc/meminfo").ok().and_then(|text| {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+        };
+        Some((value("MemTotal")?, value("MemAvailable")?))
+    });
+    let number = |text: std::io::Result<String>| text.ok()?.trim().parse::<u64>().ok();
+    let limit = number(read("/sys/fs/cgroup/memory.max"));
+    let used = number(read("/sys/fs/cgroup/memory.current"));
+    let (total, free) = match (machine, limit.zip(used)) {
+        (Some((total, _)), Some((limit, used))) if limit < total => (limit, limit.saturating_sub(used)),
+        (Some(machine), _) => machine,
+        (None, _) => (0, 0),
+    };
+    let used = total.saturating_sub(free);
+    let percent = if total == 0 { 0.0 } else { used as f64 * 100.0 / total as f64 };
+    Memory { free, used, total, percent }
+}
+
+/// `GET /app/{key}` without an upgrade.
+pub(super) async fn upgrade_required() -> Response {
+    let headers = [(header::UPGRADE, "websocket"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (StatusCode::UPGRADE_REQUIRED, headers, "This is a WebSocket endpoint").into_response()
+}

@@ -1,0 +1,85 @@
+//! The attributes of a channel that a request can ask for with `info`.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::ApiError;
+use crate::protocol::ChannelName;
+use crate::registry::ChannelInfo;
+
+/// Which attributes are asked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Info {
+    pub(super) user_count: bool,
+    pub(super) subscription_count: bool,
+    pub(super) cache: bool,
+}
+
+impl Info {
+    /// Reads a comma list. With it comes the first name that is no attribute: a publish ignores it, so that an
+    /// event is not lost over a typo, a query does not.
+    pub(super) fn parse(list: &str) -> (Self, Option<&str>) {
+        let (mut info, mut unknown) = (Self::default(), None);
+        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "user_count" => info.user_count = true,
+                "subscription_count" => info.subscription_count = true,
+                "cache" => info.cache = true,
+                other => unknown = unknown.or(Some(other)),
+            }
+        }
+        (info, unknown)
+    }
+
+    /// Reads the comma list of a query, where every name must be one of `allowed`.
+    pub(super) fn parse_strictly(list: &str, allowed: Self) -> Result<Self, ApiError> {
+        let (info, unknown) = Self::parse(list);
+        let unknown = unknown.or((info.cache && !allowed.cache).then_some("cache"));
+        match unknown {
+            Some(name) => {
+                let name = &name[..name.floor_char_boundary(80)];
+                Err(ApiError::bad(format_args!("info: {name} is not an attribute here")))
+            }
+            None => Ok(info),
+        }
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What is asked for of `channel`, leaving out what its kind does not have.
+    pub(super) fn of(self, channel: &ChannelName, found: &ChannelInfo) -> Attributes {
+        let cache = || {
+            found.cache.as_ref().and_then(|(data, ttl)| {
+                let data = RawValue::from_string((**data).to_owned()).ok()?;
+                Some(CachedEvent { data, ttl: ttl.as_secs() })
+            })
+        };
+        Attributes {
+            user_count: (self.user_count && channel.is_presence()).then_some(found.users),
+            subscription_count: self.subscription_count.then_some(found.subscriptions),
+            cache: (self.cache && channel.is_cached()).then(cache),
+        }
+    }
+}
+
+/// The attributes of one channel, as JSON keys.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Attributes {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscription_count: Option<usize>,
+    /// Asked for, and there or `null`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<Option<CachedEvent>>,
+}
+
+#[derive(Debug, Serialize)]
+struct CachedEvent {
+    /// The literal that was published, so that it stays what it was to the byte.
+    data: Box<RawValue>,
+    /// Seconds left.
+    ttl: u64,
+}

@@ -1,0 +1,152 @@
+//! Requests that are signed, the only kind that the API knows.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use percent_encoding::percent_decode_str;
+
+use super::{Api, ApiError, StrippedPrefix, unix_now};
+use crate::apps::{App, Apps};
+use crate::protocol::signature::{Auth, Query, SignatureError};
+
+/// A body that makes progress, but only just, is given up after so many read timeouts.
+const BODY_TIMEOUTS: u32 = 10;
+
+/// A request whose signature holds, with its body.
+#[derive(Debug)]
+pub struct Signed {
+    /// Whose.
+    pub app: Arc<App>,
+    /// Its parameters.
+    pub query: Query,
+    /// Its body, of the size that the app allows.
+    pub body: Bytes,
+}
+
+impl FromRequest<Api> for Signed {
+    type Rejection = ApiError;
+
+    /// Everything that the head of the request can prove is checked before any of the body is read, so that
+    /// strangers cannot make the server buffer one. That is all but the MD5 of the body: the signature covers the
+    /// MD5, not the body.
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        let api = &api.0;
+        if api.hub.is_draining() {
+            return Err(ApiError::Draining);
+        }
+        let (head, body) = request.into_parts();
+        let query = Query::parse(head.uri.query().unwrap_or_default())?;
+        let path = head.uri.path();
+        let prefix = head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0);
+        let app = Arc::clone(find(&api.apps, path, prefix, &query)?);
+        if !app.enabled {
+            return Err(ApiError::AppDisabled);
+        }
+        let auth = query.auth()?;
+        let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
+        auth.check_time(unix_now(), app.limits.auth_window_secs)?;
+        let paths = signed_paths(path, prefix, &app.path_prefix);
+        query.verify(&auth, secret, head.method.as_str(), paths.iter().map(|path| &**path))?;
+        let announced =
+            head.headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+        let bytes_max = app.limits.request_body_bytes_max;
+        if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
+            return Err(too_large(bytes_max));
+        }
+        let body = read_in_time(body, bytes_max, api.options.read_timeout).await?;
+        Auth::check_body(&auth, &body)?;
+        Ok(Self { app, query, body })
+    }
+}
+
+/// The app of a request: by the id in its path, or, for the one path without an id, by its key.
+fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, query: &Query) -> Result<&'a Arc<App>, ApiError> {
+    let unknown = |id: &str| {
+        let shown = &id[..id.floor_char_boundary(80)];
+        ApiError::NotFound(format!("There is no app with the id {shown}"))
+    };
+    let app = match path.strip_prefix("/apps/") {
+        Some(rest) => {
+            let id = rest.split('/').next().unwrap_or_default();
+            let id = percent_decode_str(id).decode_utf8_lossy();
+            apps.by_id(&id).ok_or_else(|| unknown(&id))?
+        }
+        None => apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?,
+    };
+    if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
+}
+
+/// The paths that the client may have signed: as received, without or with the app's prefix, and each
+/// percent-decoded, because HTTP libraries encode a path after the SDK has signed it.
+fn signed_paths<'p>(path: &'p str, prefix: &str, app_prefix: &str) -> Vec<Cow<'p, str>> {
+    let mut paths = vec![Cow::Borrowed(path)];
+    for prefix in [prefix, app_prefix] {
+        if !prefix.is_empty() {
+            paths.push(Cow::Owned(format!("{prefix}{path}")));
+        }
+    }
+    let decoded = |path: &Cow<'_, str>| percent_decode_str(path).decode_utf8().map(Cow::into_owned);
+    let decoded: Vec<_> = paths.iter().filter_map(|path| decoded(path).ok()).map(Cow::Owned).collect();
+    paths.extend(decoded);
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    ApiError::TooLarge(format!(
+        "The request body is longer than {bytes_max} bytes (limits.request_body_bytes of the app)"
+    ))
+}
+
+async fn read_in_time(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+    let read = tokio::time::timeout(timeout * BODY_TIMEOUTS, read(body, bytes_max, timeout));
+    read.await.map_err(|_| ApiError::Timeout)?
+}
+
+async fn read(mut body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(timeout, body.frame()).await.map_err(|_| ApiError::Timeout)?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|_| ApiError::bad("The request body could not be read"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        // A body that came in one piece, as most do, is not copied.
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        all.extend_from_slice(&std::mem::take(&mut first));
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
+        assert_eq!(signed_paths("/apps/1/events", "", ""), ["/apps/1/events"]);
+        let paths = signed_paths("/apps/1/users/a%20b/terminate_connections", "/rt", "/rt");
+        let expected = [
+            "/apps/1/users/a b/terminate_connections",
+            "/apps/1/users/a%20b/terminate_connections",
+            "/rt/apps/1/users/a b/terminate_connections",
+            "/rt/apps/1/users/a%20b/terminate_connections",
+        ];
+        assert_eq!(paths, expected);
+        assert_eq!(signed_paths("/apps/1/events", "", "/rt"), ["/apps/1/events", "/rt/apps/1/events"]);
+    }
+}

@@ -1,0 +1,377 @@
+//! Publishing events. Source: protocol.md §8.4, §8.5, §8.9.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::channels::parse as parse_channel;
+use super::info::{Attributes, Info};
+use super::{Api, ApiError, Signed};
+use crate::apps::App;
+use crate::protocol::json;
+use crate::protocol::message::{Event, Source};
+use crate::protocol::signature::Query;
+use crate::protocol::{Access, ChannelName, EventName, SocketId};
+
+/// One event as requested, checked.
+#[derive(Debug)]
+struct Trigger<'a> {
+    name: EventName,
+    /// A JSON string literal, as received wherever possible.
+    data: Cow<'a, str>,
+    channels: Vec<ChannelName>,
+    except: Option<SocketId>,
+    info: Info,
+}
+
+/// The answer to [`trigger`]: `{}`, or what was asked for of each channel.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Triggered {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels: Option<BTreeMap<Box<str>, Attributes>>,
+}
+
+/// `POST /apps/{app_id}/events`
+pub(super) async fn trigger(State(api): State<Api>, signed: Signed) -> Result<Json<Triggered>, ApiError> {
+    let fields = Fields::of_body(&signed.body, Some(&signed.query))?;
+    let trigger = Trigger::parse(&signed.app, &fields)?;
+    trigger.publish(&api, &signed.app).await;
+    let attributes = |channel: &ChannelName| {
+        let found = api.0.hub.channel(&signed.app, channel);
+        (channel.as_str().into(), trigger.info.of(channel, &found))
+    };
+    let channels = (!trigger.info.is_empty()).then(|| trigger.channels.iter().map(attributes).collect());
+    Ok(Json(Triggered { channels }))
+}
+
+/// The answer to [`trigger_batch`]: `{}`, or one item an event when any of them asks for something.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct BatchTriggered {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<Vec<Attributes>>,
+}
+
+/// `POST /apps/{app_id}/batch_events`: all of them or none.
+pub(super) async fn trigger_batch(
+    State(api): State<Api>,
+    signed: Signed,
+) -> Result<Json<BatchTriggered>, ApiError> {
+    let [batch] = pick(text(&signed.body)?, ["batch"])?;
+    let batch = batch.ok_or_else(|| ApiError::bad("batch is missing"))?;
+    let items = json::items(batch.get(), usize::MAX).map_err(|_| ApiError::bad("batch is not a list"))?;
+    let events_max = signed.app.limits.events_per_batch_max;
+    if items.len() > events_max {
+        let count = items.len();
+        return Err(ApiError::bad(format_args!(
+            "batch has {count} events, more than {events_max} (limits.events_per_batch of the app)"
+        )));
+    }
+    let mut triggers = Vec::with_capacity(items.len());
+    for (at, item) in items.iter().enumerate() {
+        let fields = Fields::of_text(item.get(), None);
+        let trigger = fields.and_then(|fields| Trigger::parse(&signed.app, &fields));
+        triggers.push(trigger.map_err(|error| in_batch(error, at))?);
+    }
+    for trigger in &triggers {
+        trigger.publish(&api, &signed.app).await;
+    }
+    let attributes = |trigger: &Trigger<'_>| match &trigger.channels[..] {
+        [channel, ..] => trigger.info.of(channel, &api.0.hub.channel(&signed.app, channel)),
+        [] => Attributes::default(),
+    };
+    let asked = triggers.iter().any(|trigger| !trigger.info.is_empty());
+    Ok(Json(BatchTriggered { batch: asked.then(|| triggers.iter().map(attributes).collect()) }))
+}
+
+/// Says which event of a batch an error is about.
+fn in_batch(error: ApiError, at: usize) -> ApiError {
+    match error {
+        ApiError::BadRequest(sentence) => ApiError::BadRequest(format!("batch[{at}]: {sentence}")),
+        ApiError::TooLarge(sentence) => ApiError::TooLarge(format!("batch[{at}]: {sentence}")),
+        other @ (ApiError::Unauthorized(_)
+        | ApiError::AppDisabled
+        | ApiError::NotFound(_)
+        | ApiError::MethodNotAllowed
+        | ApiError::Timeout
+        | ApiError::Draining) => other,
+    }
+}
+
+/// `POST /apps/{app_id}/channels/{channel}/events`, of the API of 2012: the body is the data. Answers 202.
+pub(super) async fn trigger_legacy(
+    State(api): State<Api>,
+    Path((_, channel)): Path<(String, String)>,
+    signed: Signed,
+) -> Result<(StatusCode, Json<Triggered>), ApiError> {
+    let app = &signed.app;
+    let name = signed.query.value("name").ok_or_else(|| ApiError::bad("name is missing"))?;
+    let data =
+        std::str::from_utf8(&signed.body).map_err(|_| ApiError::bad("The request body is not UTF-8"))?;
+    check_data_len(app, data.len())?;
+    let trigger = Trigger {
+        name: EventName::parse(&name, app.limits.event_name_chars_max).map_err(ApiError::bad)?,
+        data: Cow::Owned(literal(data)),
+        channels: vec![parse_channel(app, &channel)?],
+        except: parse_socket_id(signed.query.value("socket_id").as_deref())?,
+        info: Info::default(),
+    };
+    trigger.publish(&api, app).await;
+    Ok((StatusCode::ACCEPTED, Json(Triggered::default())))
+}
+
+impl<'a> Trigger<'a> {
+    fn parse(app: &App, fields: &Fields<'a>) -> Result<Self, ApiError> {
+        let limits = &app.limits;
+        let name = fields.text("name", fields.name)?.ok_or_else(|| ApiError::bad("name is missing"))?;
+        let name = EventName::parse(&name, limits.event_name_chars_max).map_err(ApiError::bad)?;
+        let data = fields.data().ok_or_else(|| ApiError::bad("data is missing"))?;
+        check_data_len(app, json::decoded_len(&data))?;
+        let mut channels: Vec<ChannelName> = Vec::new();
+        let names = fields.channels(limits.channels_per_publish_max)?;
+        for name in &names {
+            let channel = parse_channel(app, name)?;
+            if !channels.contains(&channel) {
+                channels.push(channel);
+            }
+        }
+        if channels.is_empty() {
+            return Err(ApiError::bad("channels is missing or empty"));
+        }
+        if channels.len() > 1 && channels.iter().any(|channel| channel.access() == Access::Encrypted) {
+            return Err(ApiError::bad(
+                "An event for an encrypted channel goes to that channel only: its payload fits no other",
+            ));
+        }
+        let except = parse_socket_id(fields.text("socket_id", fields.socket_id)?.as_deref())?;
+        let (info, _) = Info::parse(&fields.text("info", fields.info)?.unwrap_or_default());
+        let info = Info { cache: false, ..info };
+        Ok(Self { name, data, channels, except, info })
+    }
+
+    async fn publish(&self, api: &Api, app: &App) {
+        for channel in &self.channels {
+            let (name, data) = (self.name.as_str(), &*self.data);
+            let event = Event { channel, name, data, except: self.except, source: Source::App };
+            api.0.hub.publish(app, &event).await;
+        }
+    }
+}
+
+/// The parameters of an event: of the body, else of the query.
+struct Fields<'a> {
+    query: Option<&'a Query>,
+    name: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    channels: Option<&'a RawValue>,
+    channel: Option<&'a RawValue>,
+    socket_id: Option<&'a RawValue>,
+    info: Option<&'a RawValue>,
+}
+
+impl<'a> Fields<'a> {
+    fn of_body(body: &'a [u8], query: Option<&'a Query>) -> Result<Self, ApiError> {
+        let text = text(body)?;
+        Self::of_text(if text.is_empty() { "{}" } else { text }, query)
+    }
+
+    fn of_text(text: &'a str, query: Option<&'a Query>) -> Result<Self, ApiError> {
+        let [name, data, channels, channel, socket_id, info] =
+            pick(text, ["name", "data", "channels", "channel", "socket_id", "info"])?;
+        let given = |value: Option<&'a RawValue>| value.filter(|value| !json::is_null(value));
+        Ok(Self {
+            query,
+            name: given(name),
+            data,
+            channels: given(channels),
+            channel: given(channel),
+            socket_id: given(socket_id),
+            info: given(info),
+        })
+    }
+
+    fn text(&self, name: &str, value: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, ApiError> {
+        match value {
+            Some(value) => match json::string(value) {
+                Some(text) => Ok(Some(text)),
+                None => Err(ApiError::bad(format_args!("{name} is not a string"))),
+            },
+            None => Ok(self.query.and_then(|query| query.value(name)).map(Cow::Owned)),
+        }
+    }
+
+    /// The data as a JSON string literal: as received, if it was one; what is no string is put into one.
+    fn data(&self) -> Option<Cow<'a, str>> {
+        match self.data {
+            Some(value) if json::is_string(value) => Some(Cow::Borrowed(value.get())),
+            Some(value) => Some(Cow::Owned(literal(value.get()))),
+            None => self.query.and_then(|query| query.value("data")).map(|data| Cow::Owned(literal(&data))),
+        }
+    }
+
+    /// The names of channels: a list, or one; at most `names_max`.
+    fn channels(&self, names_max: usize) -> Result<Vec<Cow<'a, str>>, ApiError> {
+        let names = match self.channels.or(self.channel) {
+            Some(one) if json::is_string(one) => vec![one],
+            Some(list) if self.channels.is_some() => json::items(list.get(), usize::MAX)
+                .map_err(|_| ApiError::bad("channels is not a list of strings"))?,
+            Some(_) => return Err(ApiError::bad("channel is not a string")),
+            None => {
+                let query = |name| self.query.and_then(|query: &Query| query.value(name));
+                let list = self.query.map(|query| query.list("channels")).unwrap_or_default();
+                let list: Vec<_> = list.into_iter().map(|name| Cow::Owned(name.to_owned())).collect();
+                let one =
+                    || query("channels").or_else(|| query("channel")).map(Cow::Owned).into_iter().collect();
+                return at_most(names_max, if list.is_empty() { one() } else { list });
+            }
+        };
+        let text =
+            |name| json::string(name).ok_or_else(|| ApiError::bad("channels is not a list of strings"));
+        let names = at_most(names_max, names)?;
+        names.into_iter().map(text).collect()
+    }
+}
+
+fn at_most<T>(names_max: usize, names: Vec<T>) -> Result<Vec<T>, ApiError> {
+    if names.len() <= names_max {
+        return Ok(names);
+    }
+    let count = names.len();
+    Err(ApiError::bad(format_args!(
+        "channels has {count} names, more than {names_max} (limits.channels_per_publish of the app)"
+    )))
+}
+
+fn text(body: &[u8]) -> Result<&str, ApiError> {
+    std::str::from_utf8(body).map_err(|_| ApiError::bad("The request body is not UTF-8"))
+}
+
+fn pick<'a, const N: usize>(
+    text: &'a str,
+    names: [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], ApiError> {
+    json::pick(text, names).map_err(|_| ApiError::bad("The request body is not a JSON object"))
+}
+
+fn literal(text: &str) -> String {
+    let mut literal = Vec::with_capacity(text.len() + 2);
+    json::push_string(&mut literal, text);
+    String::from_utf8(literal).expect("a JSON string of text is text")
+}
+
+fn check_data_len(app: &App, bytes: usize) -> Result<(), ApiError> {
+    let bytes_max = app.limits.event_data_bytes_max;
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    Err(ApiError::TooLarge(format!(
+        "The event data has {bytes} bytes, more than the {bytes_max} allowed (limits.event_data_bytes of the app)"
+    )))
+}
+
+/// The connection to skip: `None` for nobody, also for an id that no connection of pusherd can have.
+fn parse_socket_id(text: Option<&str>) -> Result<Option<SocketId>, ApiError> {
+    match text {
+        None => Ok(None),
+        Some(text) if SocketId::is_well_formed(text) => Ok(SocketId::parse(text)),
+        Some(_) => Err(ApiError::bad("Invalid socket_id: it is two numbers with a dot in between")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<String, ApiError> {
+        parse_with(body, "")
+    }
+
+    fn parse_with(body: &str, query: &str) -> Result<String, ApiError> {
+        let (app, query) = (App::new("1", "k", "s"), Query::parse(query).unwrap());
+        let fields = Fields::of_body(body.as_bytes(), Some(&query))?;
+        let trigger = Trigger::parse(&app, &fields)?;
+        let channels: Vec<_> = trigger.channels.iter().map(ChannelName::as_str).collect();
+        let except = trigger.except.map(|socket| socket.to_string()).unwrap_or_default();
+        Ok(format!("{} {} {} {except}", trigger.name.as_str(), trigger.data, channels.join("+")))
+    }
+
+    #[test]
+    fn the_forms_in_which_sdks_publish_are_read() {
+        for (body, expected) in [
+            (r#"{"name":"e","data":"x","channels":["a","b"]}"#, r#"e "x" a+b "#),
+            (r#"{"name":"e","data":"x","channel":"a","socket_id":null}"#, r#"e "x" a "#),
+            (r#"{"name":"e","data":"x","channels":"a","channel":"b"}"#, r#"e "x" a "#),
+            (r#"{"name":"e","data":"","channels":["a","a"],"socket_id":"1.2"}"#, r#"e "" a 1.2"#),
+            (
+                r#"{"name":"App\\Events\\X","data":"\ud800\u00e9\/","channels":["a"]}"#,
+                r#"App\Events\X "\ud800\u00e9\/" a "#,
+            ),
+            (r#"{"name":"e","data":{"a": 1},"channels":["a"]}"#, r#"e "{\"a\": 1}" a "#),
+            (r#"{"name":"e","data":7,"channels":["a"],"info":"typo,user_count"}"#, r#"e "7" a "#),
+            (
+                r##"{"name":"e","data":"x","channels":["#server-to-user-7"],"socket_id":"99999999999.1"}"##,
+                r##"e "x" #server-to-user-7 "##,
+            ),
+        ] {
+            assert_eq!(parse(body).unwrap(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn parameters_may_come_in_the_query_and_the_body_goes_first() {
+        let query = "name=greet&channels[]=a&channels[]=b&data=hi+there&socket_id=1.2";
+        assert_eq!(parse_with("", query).unwrap(), r#"greet "hi there" a+b 1.2"#);
+        assert_eq!(parse_with(r#"{"data":"x","channel":"c"}"#, query).unwrap(), r#"greet "x" c 1.2"#);
+        assert_eq!(parse_with("", "name=e&data=x&channel=a").unwrap(), r#"e "x" a "#);
+    }
+
+    #[test]
+    fn what_cannot_be_published_is_refused_with_its_reason() {
+        let many: Vec<_> = (0..101).map(|at| format!("\"c{at}\"")).collect();
+        for (body, reason) in [
+            ("[]".to_owned(), "not a JSON object"),
+            ("{".to_owned(), "not a JSON object"),
+            ("{}".to_owned(), "name is missing"),
+            (r#"{"name":1,"data":"","channels":["a"]}"#.to_owned(), "name is not a string"),
+            (r#"{"name":"","data":"","channels":["a"]}"#.to_owned(), "event name is empty"),
+            (format!(r#"{{"name":"{}","data":"","channels":["a"]}}"#, "x".repeat(201)), "more than 200"),
+            (r#"{"name":"pusher:x","data":"","channels":["a"]}"#.to_owned(), "reserved"),
+            (r#"{"name":"e","channels":["a"]}"#.to_owned(), "data is missing"),
+            (r#"{"name":"e","data":""}"#.to_owned(), "channels is missing"),
+            (r#"{"name":"e","data":"","channels":[]}"#.to_owned(), "channels is missing"),
+            (r#"{"name":"e","data":"","channels":[7]}"#.to_owned(), "not a list of strings"),
+            (r#"{"name":"e","data":"","channels":{}}"#.to_owned(), "not a list of strings"),
+            (r#"{"name":"e","data":"","channel":["a"]}"#.to_owned(), "channel is not a string"),
+            (r#"{"name":"e","data":"","channels":["a","b c"]}"#.to_owned(), "Invalid channel name b c"),
+            (format!(r#"{{"name":"e","data":"","channels":[{}]}}"#, many.join(",")), "101 names"),
+            (r#"{"name":"e","data":"","channels":["a","private-encrypted-b"]}"#.to_owned(), "encrypted"),
+            (r#"{"name":"e","data":"","channel":"a","socket_id":"x"}"#.to_owned(), "Invalid socket_id"),
+            (r#"{"name":"e","data":"","channel":"a","socket_id":7}"#.to_owned(), "socket_id is not a string"),
+        ] {
+            match parse(&body) {
+                Err(ApiError::BadRequest(sentence)) => {
+                    assert!(sentence.contains(reason), "{body}: {sentence}")
+                }
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_data_limit_is_in_bytes_of_the_decoded_string() {
+        let body = |data: &str| format!(r#"{{"name":"e","data":"{data}","channel":"a"}}"#);
+        assert!(parse(&body(&"x".repeat(102_400))).is_ok());
+        assert!(parse(&body(&"\\u00e9".repeat(51_200))).is_ok());
+        let over = parse(&body(&"\\u00e9".repeat(51_201)));
+        let Err(ApiError::TooLarge(sentence)) = over else { panic!("{over:?}") };
+        assert!(
+            sentence.contains("102402")
+                && sentence.contains("102400")
+                && sentence.contains("event_data_bytes")
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! What can be done to users. Source: protocol.md §8.8.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value};
+
+use super::{Api, ApiError, Signed};
+use crate::protocol::UserId;
+
+/// `POST /apps/{app_id}/users/{user_id}/terminate_connections`, and the Python SDK's path without the app.
+pub(super) async fn terminate(
+    State(api): State<Api>,
+    uri: Uri,
+    signed: Signed,
+) -> Result<Json<Map<String, Value>>, ApiError> {
+    let path = uri.path();
+    let id = path.split_once("/users/").and_then(|(_, rest)| rest.strip_suffix("/terminate_connections"));
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        return Err(ApiError::NotFound(format!("There is nothing at {path}")));
+    };
+    let id = percent_decode_str(id).decode_utf8().map_err(|_| ApiError::bad("The user id is not UTF-8"))?;
+    let id = UserId::parse(&id, signed.app.limits.user_id_chars_max).map_err(ApiError::bad)?;
+    let terminated = api.0.hub.terminate(&signed.app, &id);
+    tracing::debug!(app = %signed.app.id, user = %id, terminated, "user terminated");
+    Ok(Json(Map::new()))
+}

@@ -1,0 +1,244 @@
+//! The waist between the doors and everything behind them: join, leave, publish, sign in, query.
+//!
+//! The hub makes facts of the registry into what follows from them, after the registry's locks are released: it
+//! drives large channels, lets publishers wait where a channel has too much before it, and keeps the node's clock.
+//! It is all that a door knows of the rest of the server. It does not know what a wire or a session is.
+//!
+//! Start at [`Hub`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::apps::App;
+use crate::outbox::Outbox;
+use crate::protocol::message::{Event, Source};
+use crate::protocol::{ChannelName, Member, SocketId, UserId};
+use crate::registry::{
+    Backlog, ChannelInfo, ChannelKey, Connections, Drive, Join, JoinError, Registry, Users,
+};
+
+/// Expired cache entries are looked for this often.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// See the module's documentation. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Hub(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    connections: Connections,
+    users: Users,
+    started: Instant,
+    draining: AtomicBool,
+    /// Whether every join, leave and publish is logged, payloads included.
+    debug: bool,
+    runtime: Handle,
+}
+
+impl Hub {
+    /// A hub with nothing behind it yet. To be made inside of a runtime, which will drive its channels.
+    #[must_use]
+    pub fn new(debug: bool) -> Self {
+        Self(Arc::new(Inner {
+            registry: Registry::default(),
+            connections: Connections::default(),
+            users: Users::default(),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            debug,
+            runtime: Handle::current(),
+        }))
+    }
+
+    /// The node's clock: time since it started.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// The established connections.
+    #[must_use]
+    pub fn connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
+    /// Whether the node is going away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::SeqCst)
+    }
+
+    /// From now on the node is going away.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether every message is logged, payloads included.
+    #[must_use]
+    pub fn debugs(&self) -> bool {
+        self.0.debug
+    }
+
+    /// Subscribes a connection to a channel and tells it so.
+    ///
+    /// # Errors
+    /// [`JoinError::Full`]; the operator is told once a minute.
+    pub fn join(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        channel: &ChannelName,
+        member: Option<Member>,
+    ) -> Result<(), JoinError> {
+        let key = key(app, channel);
+        let members_max = app.limits.presence_members_max;
+        let join = Join { member, members_max, counts: app.subscription_counts };
+        match self.0.registry.join(&key, outbox, &join, self.now()) {
+            Ok(joined) => {
+                self.drive(joined.drive);
+                if self.0.debug {
+                    debug!(app = %app.id, %channel, socket = %outbox.socket(), again = joined.again, "subscribed");
+                }
+                Ok(())
+            }
+            Err(JoinError::Full { first_in_a_minute }) => {
+                if first_in_a_minute {
+                    warn!(
+                        app = %app.id, %channel, members_max,
+                        "presence channel is full, users are refused; raise limits.presence_members of the app"
+                    );
+                }
+                Err(JoinError::Full { first_in_a_minute })
+            }
+        }
+    }
+
+    /// Ends a subscription.
+    pub fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) {
+        let key = key(app, channel);
+        if let Some(left) = self.0.registry.leave(&key, socket, app.subscription_counts, self.now()) {
+            self.drive(left.drive);
+            if self.0.debug {
+                debug!(app = %app.id, %channel, %socket, "unsubscribed");
+            }
+        }
+    }
+
+    /// Publishes an event: on return it is delivered or queued, and the channel has room for the next.
+    pub async fn publish(&self, app: &App, event: &Event<'_>) {
+        if let Some(backlog) = self.start_publish(app, event) {
+            std::future::poll_fn(|cx| backlog.poll_room(cx)).await;
+        }
+    }
+
+    /// As [`Hub::publish`], but what to wait for before the next publish comes back instead.
+    #[must_use = "the backlog says when to go on"]
+    pub fn start_publish(&self, app: &App, event: &Event<'_>) -> Option<Backlog> {
+        if self.0.debug {
+            let source = match event.source {
+                Source::App => "app",
+                Source::Client(_) => "client",
+            };
+            debug!(app = %app.id, channel = %event.channel, event = event.name, data = event.data, source, "event");
+        }
+        let published = self.0.registry.publish(&app.id.0, event, app.limits.cache_ttl, self.now());
+        self.drive(published.drive);
+        published.backlog
+    }
+
+    /// Delivers what is pending in a large channel, in turns with everything else.
+    fn drive(&self, drive: Option<Drive>) {
+        let Some(mut drive) = drive else { return };
+        self.0.runtime.spawn(async move {
+            let mut next = drive.next_pass();
+            while let Some(mut pass) = next {
+                while pass.serve() {
+                    tokio::task::yield_now().await;
+                }
+                next = drive.next_pass();
+                if next.is_some() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+    }
+
+    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`.
+    pub fn sign_in(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        user: &UserId,
+        watched: &[UserId],
+        watchlist: &[UserId],
+    ) {
+        self.0.users.sign_in(&app.id.0, user, outbox);
+        self.0.users.unwatch(&app.id.0, watched, outbox.socket());
+        self.0.users.watch(&app.id.0, watchlist, outbox);
+        if self.0.debug {
+            debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
+        }
+    }
+
+    /// Counts a connection as no longer signed in.
+    pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
+        self.0.users.sign_out(&app.id.0, user, socket, self.now());
+        self.0.users.unwatch(&app.id.0, watchlist, socket);
+    }
+
+    /// Closes every connection that is signed in as `user`; how many there were.
+    pub fn terminate(&self, app: &App, user: &UserId) -> usize {
+        let connections = self.0.users.connections(&app.id.0, user);
+        for outbox in &connections {
+            outbox.close(app.terminate_close_code, "Disconnected by the application");
+        }
+        connections.len()
+    }
+
+    /// What can be said of a channel now.
+    #[must_use]
+    pub fn channel(&self, app: &App, channel: &ChannelName) -> ChannelInfo {
+        self.0.registry.info(&key(app, channel), self.now())
+    }
+
+    /// The users of a presence channel.
+    #[must_use]
+    pub fn users(&self, app: &App, channel: &ChannelName) -> Vec<UserId> {
+        self.0.registry.users(&key(app, channel))
+    }
+
+    /// The occupied channels whose names start with `prefix`, users' own left out.
+    #[must_use]
+    pub fn channels(&self, app: &App, prefix: &str) -> Vec<(ChannelName, ChannelInfo)> {
+        self.0.registry.occupied(&app.id.0, prefix, self.now())
+    }
+
+    /// Does what time brings: counts that are due, users that stay away, cached events that expire. Runs until it
+    /// is dropped.
+    pub async fn keep_time(&self) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        let mut expired = self.now();
+        loop {
+            second.tick().await;
+            let now = self.now();
+            for drive in self.0.registry.tell_counts(now) {
+                self.drive(Some(drive));
+            }
+            self.0.users.settle(now);
+            if now - expired >= EXPIRE_INTERVAL {
+                expired = now;
+                self.0.registry.expire(now);
+            }
+        }
+    }
+}
+
+fn key(app: &App, channel: &ChannelName) -> ChannelKey {
+    ChannelKey { app: Arc::clone(&app.id.0), channel: channel.clone() }
+}

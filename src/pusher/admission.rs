@@ -1,0 +1,206 @@
+//! Whether a connection is let in. Source: protocol.md §1.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, Uri, header};
+use percent_encoding::percent_decode_str;
+
+use super::{Door, Place};
+use crate::apps::{App, ConnectionPlace};
+use crate::protocol::CloseCode;
+use crate::protocol::signature::Query;
+
+/// A connection that is let in, with its places among the app's and the node's.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) app_place: ConnectionPlace,
+    pub(super) _node_place: Place,
+}
+
+/// Why a connection is not let in: told in an error frame and a close code, because browsers never show the HTTP
+/// status of a failed upgrade to scripts.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Refused {
+    pub(super) code: CloseCode,
+    pub(super) message: String,
+}
+
+fn refused<T>(code: CloseCode, message: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused { code, message: message.into() })
+}
+
+impl Door {
+    /// Decides what the request alone can tell, in the order of protocol.md §1.4 (checks 1 to 6).
+    pub(super) fn find_app(&self, uri: &Uri, headers: &HeaderMap, peer: IpAddr) -> Result<Arc<App>, Refused> {
+        let (prefix, path) = self.0.apps.split_prefix(uri.path());
+        let key = path.strip_prefix("/app/").map(|key| key.strip_suffix('/').unwrap_or(key));
+        let Some(key) = key.filter(|key| !key.is_empty() && !key.contains('/')) else {
+            return refused(CloseCode::PathNotFound, "Path not found: connect to /app/{key}");
+        };
+        let key = percent_decode_str(key).decode_utf8_lossy();
+        let Some(app) = self.0.apps.by_key(&key) else {
+            let shown = &key[..key.floor_char_boundary(80)];
+            return refused(CloseCode::UnknownApp, format!("App key {shown} does not exist"));
+        };
+        if !prefix.is_empty() && *prefix != *app.path_prefix {
+            return refused(CloseCode::PathNotFound, "Path not found: this app has another path prefix");
+        }
+        if app.tls_only && !self.came_over_tls(headers, peer) {
+            return refused(CloseCode::TlsOnly, "This app takes TLS connections only");
+        }
+        if !app.enabled {
+            return refused(CloseCode::AppDisabled, "This app is disabled");
+        }
+        check_protocol(uri.query().unwrap_or_default(), app.require_protocol)?;
+        if let Some(origin) = headers.get(header::ORIGIN)
+            && !origin.to_str().is_ok_and(|origin| app.allows_origin(origin))
+        {
+            return refused(CloseCode::Unauthorized, "Origin not allowed");
+        }
+        Ok(Arc::clone(app))
+    }
+
+    /// Takes the places of a connection (checks 7 and 8).
+    pub(super) fn admit(&self, app: &Arc<App>) -> Result<Admitted, Refused> {
+        let Some(app_place) = ConnectionPlace::take(app) else {
+            return refused(CloseCode::OverQuota, "This app has as many connections as it may have");
+        };
+        if self.0.hub.is_draining() {
+            return refused(CloseCode::Reconnect, "Server is shutting down");
+        }
+        let Some(node_place) = self.take_place() else {
+            return refused(CloseCode::OverCapacity, "Server is over capacity");
+        };
+        Ok(Admitted { app_place, _node_place: node_place })
+    }
+
+    fn came_over_tls(&self, headers: &HeaderMap, peer: IpAddr) -> bool {
+        let trusted = self.0.options.trusted_proxies.iter().any(|proxy| proxy.contains(&peer.to_canonical()));
+        let forwarded = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
+        trusted && forwarded.is_some_and(|proto| matches!(proto.trim(), "https" | "wss"))
+    }
+}
+
+/// Versions 5 to 7 are spoken; none is 7. Source: protocol.md §1.2.
+fn check_protocol(query: &str, required: bool) -> Result<(), Refused> {
+    let given = Query::parse(query).ok().and_then(|query| query.value("protocol")).unwrap_or_default();
+    match given.parse::<u32>() {
+        Ok(5..=7) => Ok(()),
+        _ if given.is_empty() && !required => Ok(()),
+        _ if given.is_empty() => refused(CloseCode::NoProtocol, "No protocol version given"),
+        Ok(_) | Err(_) => {
+            refused(CloseCode::UnsupportedProtocol, "Unsupported protocol version: use 5, 6 or 7")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apps::{Apps, OriginPattern};
+    use crate::hub::Hub;
+    use crate::pusher::Options;
+
+    fn door(change: impl FnOnce(&mut App, &mut Options)) -> Door {
+        let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
+        change(&mut app, &mut options);
+        Door::new(Hub::new(false), Arc::new(Apps::new([app, App::new("2", "k.2", "s")])), options)
+    }
+
+    fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: header::HeaderName = name.parse().unwrap();
+            map.insert(name, value.parse().unwrap());
+        }
+        let found = door.find_app(&uri.parse().unwrap(), &map, IpAddr::from([127, 0, 0, 1]));
+        found.and_then(|app| door.admit(&app)).err().map(|refused| refused.code.number())
+    }
+
+    #[tokio::test]
+    async fn the_urls_of_all_clients_are_let_in() {
+        let door = door(|_, _| {});
+        for uri in [
+            "/app/k?protocol=7&client=js&version=8.6.0&flash=false",
+            "/app/k?client=java-client&protocol=5&version=2.4",
+            "/app/k?protocol=5&client=pusher-dotnet-client&version=2",
+            "/app/k?protocol=6",
+            "/app/k?protocol=",
+            "/app/k?client=%ff",
+            "/app/k",
+            "/app/k/",
+            "/app/%6b",
+            "/app/k.2",
+        ] {
+            assert_eq!(code(&door, uri, &[]), None, "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_served_is_refused_with_its_code() {
+        let door = door(|_, _| {});
+        for (uri, expected) in [
+            ("/", 4005),
+            ("/app/", 4005),
+            ("/app", 4005),
+            ("/app/k/x", 4005),
+            ("/rt/app/k", 4005),
+            ("/apps/1/events", 4005),
+            ("/app/nope", 4001),
+            ("/app/nope?protocol=99", 4001),
+            ("/app/k?protocol=4", 4007),
+            ("/app/k?protocol=8", 4007),
+            ("/app/k?protocol=x", 4007),
+            ("/app/k?protocol=-7", 4007),
+            ("/app/k?protocol=7.0", 4007),
+        ] {
+            assert_eq!(code(&door, uri, &[]), Some(expected), "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_has_its_own_conditions() {
+        let disabled = door(|app, _| app.enabled = false);
+        assert_eq!(
+            code(&disabled, "/app/k?protocol=99", &[]),
+            Some(4003),
+            "before the protocol is looked at"
+        );
+        let versioned = door(|app, _| app.require_protocol = true);
+        assert_eq!(code(&versioned, "/app/k", &[]), Some(4008));
+        assert_eq!(code(&versioned, "/app/k?protocol=7", &[]), None);
+        let quota = door(|app, _| app.limits.connections_max = Some(0));
+        assert_eq!(code(&quota, "/app/k", &[]), Some(4004));
+        let full = door(|_, options| options.connections_max = Some(0));
+        assert_eq!(code(&full, "/app/k", &[]), Some(4100));
+        let prefixed = door(|app, _| app.path_prefix = "/rt".into());
+        assert_eq!(code(&prefixed, "/rt/app/k", &[]), None);
+        assert_eq!(code(&prefixed, "/app/k", &[]), None);
+        assert_eq!(code(&prefixed, "/rt/app/k.2", &[]), Some(4005), "another app's prefix");
+        prefixed.0.hub.drain();
+        assert_eq!(code(&prefixed, "/app/k", &[]), Some(4200));
+    }
+
+    #[tokio::test]
+    async fn origins_are_checked_where_there_is_one() {
+        let door = door(|app, _| app.allowed_origins = vec![OriginPattern::parse("*.example.com").unwrap()]);
+        assert_eq!(code(&door, "/app/k", &[]), None, "native clients send none");
+        assert_eq!(code(&door, "/app/k", &[("origin", "https://a.example.com")]), None);
+        assert_eq!(code(&door, "/app/k", &[("origin", "https://evil.test")]), Some(4009));
+        assert_eq!(code(&door, "/app/k", &[("origin", "null")]), Some(4009));
+    }
+
+    #[tokio::test]
+    async fn tls_is_believed_of_trusted_proxies_only() {
+        let trusting = door(|app, _| app.tls_only = true);
+        assert_eq!(code(&trusting, "/app/k", &[]), Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]), Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]), None);
+        let wary = door(|app, options| {
+            app.tls_only = true;
+            options.trusted_proxies.clear();
+        });
+        assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]), Some(4000));
+    }
+}

@@ -1,0 +1,318 @@
+//! The task of a connection: owns the socket's reading side and the session, and waits in one place.
+//!
+//! One hand-written poll instead of a `select!` over several futures: an idle connection is this struct, its
+//! outbox and nothing else, and what arrives is read into a buffer that all connections of a thread share.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tracing::debug;
+
+use super::Door;
+use super::admission::{Admitted, Refused};
+use crate::apps::SubscriptionErrorFrames;
+use crate::outbox::{Closing, Outbox, Pulse};
+use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::wire::websocket::{self, Decoder, Incoming};
+use crate::protocol::wire::{Frame, pusher};
+use crate::protocol::{Access, CloseCode, SocketId};
+use crate::registry::{Backlog, JoinError};
+use crate::session::{Action, Session, refusal};
+
+/// Bytes taken from a socket at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// How long a client has to answer a Close before its connection is dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What may wait for a client that is refused.
+const REFUSED_OUTBOX_BYTES: usize = 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+static PONG: LazyLock<Frame> = LazyLock::new(|| pusher::encode(&ServerMessage::Pong));
+
+/// The connection of one client, from its first frame to its last. Dropping it leaves every channel.
+#[derive(Debug)]
+pub(super) struct Connection {
+    door: Door,
+    outbox: Arc<Outbox>,
+    decoder: Decoder,
+    /// What an established connection has, and a refused or closing one has not.
+    established: Option<Box<Established>>,
+    /// A channel that must catch up before more is read.
+    backlog: Option<Box<Backlog>>,
+    /// Set while the connection is closing: when it is dropped, whatever the client does.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+struct Established {
+    session: Session,
+    _places: Admitted,
+}
+
+impl Connection {
+    /// Establishes the connection, or tells the client why not. `early` is what it sent ahead of the answer.
+    pub(super) fn new(
+        door: &Door,
+        stream: TcpStream,
+        early: &Bytes,
+        admitted: Result<Admitted, Refused>,
+    ) -> Self {
+        let hub = &door.0.hub;
+        let socket = loop {
+            // Two halves of one random number, which is as good as two random numbers.
+            let random = getrandom::u64().expect("the system has randomness");
+            let socket = SocketId::new((random >> 32) as u32, random as u32);
+            if !hub.connections().has(socket) {
+                break socket;
+            }
+        };
+        let now = hub.now();
+        let app = admitted.as_ref().ok().map(|places| Arc::clone(places.app_place.app()));
+        let authorize_by = app.as_ref().and_then(|app| app.authorized_connections_timeout).map(|by| now + by);
+        let bytes_max = app.as_ref().map_or(REFUSED_OUTBOX_BYTES, |app| app.limits.outbox_bytes_max);
+        let outbox = Arc::new(Outbox::new(socket, stream, bytes_max, Pulse::new(now, authorize_by)));
+        let mut connection = Self {
+            door: door.clone(),
+            outbox,
+            decoder: Decoder::default(),
+            established: None,
+            backlog: None,
+            deadline: None,
+        };
+        match (admitted, app) {
+            (Ok(places), Some(app)) => {
+                let session = Session::new(socket, app);
+                connection.established = Some(Box::new(Established { session, _places: places }));
+                connection.establish();
+                connection.take(&mut early.to_vec());
+            }
+            (Err(Refused { code, message }), _) => connection.outbox.close(code, &message),
+            (Ok(_), None) => {}
+        }
+        connection
+    }
+
+    fn establish(&self) {
+        let hub = &self.door.0.hub;
+        let activity_timeout_secs = self.door.0.options.activity_timeout.as_secs();
+        self.outbox.say(&ServerMessage::Established { socket: self.outbox.socket(), activity_timeout_secs });
+        let is_new = hub.connections().add(&self.outbox);
+        if !is_new {
+            self.outbox.close(CloseCode::OverCapacity, "Socket id is taken");
+        } else if hub.is_draining() {
+            // The drain may have looked at the connections just before this one was among them.
+            self.outbox.close(CloseCode::Reconnect, "Server is shutting down");
+        } else if hub.debugs() {
+            debug!(socket = %self.outbox.socket(), "connection established");
+        }
+    }
+
+    /// Decodes and obeys what the client sent.
+    fn take(&mut self, bytes: &mut [u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let now = self.door.0.hub.now();
+        self.outbox.pulse.beat(now);
+        let limit = |established: &Established| established.session.app().limits.message_bytes_max;
+        // A refused client can say nothing that counts; control frames have their own limit.
+        let message_bytes_max = self.established.as_deref().map_or(READ_BYTES, limit);
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let fed = decoder.feed(bytes, message_bytes_max, |incoming| self.obey(incoming, now));
+        self.decoder = decoder;
+        if let Err(violation) = fed {
+            self.outbox.close(violation.code(), &violation.to_string());
+        }
+    }
+
+    /// Acts upon one message; whether to go on with the next.
+    fn obey(&mut self, incoming: Incoming<'_>, now: Duration) -> bool {
+        match incoming {
+            Incoming::Text(text) => {
+                let Some(established) = &mut self.established else { return true };
+                let session = &mut established.session;
+                if self.door.0.hub.debugs() {
+                    debug!(socket = %self.outbox.socket(), text, "message received");
+                }
+                let action = session.admit(now).unwrap_or_else(|| match pusher::decode(text) {
+                    Ok(message) => session.receive(message, now),
+                    Err(error) => session.malformed(error, now),
+                });
+                self.perform(action);
+                self.outbox.closing().is_none()
+            }
+            Incoming::Binary => {
+                self.outbox.close(CloseCode::Unsupported, "binary frames are not part of the protocol");
+                false
+            }
+            Incoming::Ping(payload) => {
+                self.outbox.send_first(&websocket::pong(payload));
+                true
+            }
+            Incoming::Pong => true,
+            Incoming::Close(code) => {
+                if self.outbox.closing().is_some() {
+                    // The answer to our own Close: nothing is left to wait for.
+                    self.outbox.end();
+                } else {
+                    self.outbox.answer_close(code);
+                }
+                false
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action<'_>) {
+        let (hub, outbox) = (&self.door.0.hub, &self.outbox);
+        let Some(Established { session, .. }) = self.established.as_deref_mut() else { return };
+        let app = Arc::clone(session.app());
+        match action {
+            Action::Nothing => {}
+            Action::Pong => outbox.send_first(PONG.bytes()),
+            Action::Join { channel, member } => {
+                let user = member.as_ref().map(|member| member.id.clone());
+                match hub.join(&app, outbox, &channel, member) {
+                    Ok(()) => {
+                        if channel.access() != Access::Public {
+                            outbox.pulse.authorize();
+                        }
+                        session.joined(channel, user);
+                    }
+                    Err(JoinError::Full { .. }) => {
+                        let refusal = refusal::presence_full(app.limits.presence_members_max);
+                        refuse(outbox, app.subscription_error_frames, channel.as_str(), &refusal);
+                    }
+                }
+            }
+            Action::Refuse { channel, refusal } => {
+                if hub.debugs() {
+                    debug!(socket = %outbox.socket(), %channel, reason = refusal.reason, "subscription refused");
+                }
+                refuse(outbox, app.subscription_error_frames, &channel, &refusal);
+            }
+            Action::Leave { channel } => hub.leave(&app, &channel, outbox.socket()),
+            Action::Publish { channel, name, data, user } => {
+                let source = Source::Client(user.as_ref());
+                let event =
+                    Event { channel: &channel, name: &name, data, except: Some(outbox.socket()), source };
+                self.backlog = hub.start_publish(&app, &event).map(Box::new);
+            }
+            Action::SignIn { user_data, signed_in, watched, cut_to } => {
+                outbox.pulse.authorize();
+                outbox.say(&ServerMessage::SignedIn { user_data: &user_data });
+                if let Some(users_max) = cut_to {
+                    let message = format!("Watchlist limit exceeded: the first {users_max} ids are used");
+                    outbox.say(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
+                }
+                hub.sign_in(&app, outbox, &signed_in.member.id, &watched, &signed_in.watchlist);
+            }
+            Action::Error { code, message } => {
+                if hub.debugs() {
+                    debug!(socket = %outbox.socket(), message, "message refused");
+                }
+                outbox.say(&ServerMessage::Error { code, message: &message });
+            }
+            Action::Close { code, reason } => outbox.close(code, reason),
+        }
+    }
+
+    /// Leaves everything that the connection was in.
+    fn depart(&mut self) {
+        let Some(mut established) = self.established.take() else { return };
+        let (hub, session) = (&self.door.0.hub, &mut established.session);
+        hub.connections().remove(&self.outbox);
+        let app = Arc::clone(session.app());
+        for channel in session.leave_all() {
+            hub.leave(&app, &channel, self.outbox.socket());
+        }
+        if let Some(user) = session.signed_in() {
+            hub.sign_out(&app, self.outbox.socket(), &user.member.id, &user.watchlist);
+        }
+        if hub.debugs() {
+            debug!(socket = %self.outbox.socket(), closing = ?self.outbox.closing(), "connection closed");
+        }
+    }
+
+    /// Whether the connection is over: written to its end, broken, or out of time.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let flushed = self.outbox.poll_flush(cx);
+        let closing = match flushed {
+            Poll::Ready(closing) => closing,
+            Poll::Pending => self.outbox.closing(),
+        };
+        let Some(closing) = closing else { return Poll::Pending };
+        self.depart();
+        match closing {
+            Closing::Broken => return Poll::Ready(()),
+            Closing::Code(CloseCode::Normal) if flushed.is_ready() => return Poll::Ready(()),
+            Closing::Code(_) => {}
+        }
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
+        ready!(deadline.as_mut().poll(cx));
+        if flushed.is_pending() {
+            self.outbox.abandon();
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.poll_end(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if let Some(backlog) = &self.backlog {
+                ready!(backlog.poll_room(cx));
+                self.backlog = None;
+            }
+            let read = BUFFER.with_borrow_mut(|buffer| {
+                let read = ready!(self.outbox.poll_read(cx, buffer));
+                if let Ok(read) = read {
+                    self.take(&mut buffer[..read]);
+                }
+                Poll::Ready(read)
+            });
+            if !matches!(ready!(read), Ok(1..)) {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.depart();
+    }
+}
+
+/// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it.
+fn refuse(outbox: &Outbox, frames: SubscriptionErrorFrames, channel: &str, refusal: &Refusal) {
+    let (on_channel, on_connection) = match frames {
+        SubscriptionErrorFrames::Both => (true, true),
+        SubscriptionErrorFrames::Channel => (true, false),
+        SubscriptionErrorFrames::Connection => (false, true),
+    };
+    // An empty name would make pusher-js look for a channel that is not there.
+    if on_channel && !channel.is_empty() {
+        outbox.say(&ServerMessage::SubscriptionRefused { channel, refusal });
+    }
+    if on_connection {
+        let code = refusal.code.map(CloseCode::number);
+        outbox.say(&ServerMessage::Error { code, message: &refusal.reason });
+    }
+}

@@ -1,0 +1,106 @@
+//! The upgrade of an HTTP request to a WebSocket.
+
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tracing::debug;
+use tungstenite::handshake::server::create_response_with_body;
+
+use super::Door;
+use super::admission::Refused;
+use super::connection::Connection;
+
+/// Whether a request asks for a WebSocket.
+#[must_use]
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE).and_then(|upgrade| upgrade.to_str().ok());
+    upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+}
+
+impl Door {
+    /// Answers a request for a WebSocket. The upgrade is completed first and refused afterwards, with a frame and
+    /// a close code; only a request that is no valid upgrade gets an HTTP error.
+    #[must_use]
+    pub fn upgrade(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        let mut response = match create_response_with_body(&request, Body::empty) {
+            Ok(response) => response,
+            Err(error) => return not_an_upgrade(&error.to_string()),
+        };
+        if let Some(chosen) = subprotocol(request.headers()) {
+            response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
+        }
+        let found = self.find_app(request.uri(), request.headers(), peer.ip());
+        let upgrade = hyper::upgrade::on(&mut request);
+        let door = self.clone();
+        tokio::spawn(async move {
+            let Some((stream, early)) = upgraded(upgrade).await else { return };
+            let admitted = found.and_then(|app| door.admit(&app));
+            if let Err(Refused { code, message }) = &admitted {
+                debug!(%peer, code = code.number(), message, "connection refused");
+            }
+            // A task of its own, so that a connection costs its own size and not that of the upgrade.
+            tokio::spawn(Connection::new(&door, stream, &early, admitted));
+        });
+        response
+    }
+}
+
+/// The TCP stream below an upgraded connection, and what the client sent before it saw the answer.
+async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
+    // A client that goes away before the answer is written.
+    let upgraded = upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    // hyper's buffer is as large as the largest head; only what is in it is kept.
+    Some((parts.io.into_inner(), Bytes::copy_from_slice(&parts.read_buf)))
+}
+
+/// One of the subprotocols that the client offers: Pusher's, else the first. A browser fails a connection that
+/// selects none or another. Source: protocol.md §1.3.
+fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    const PUSHER: &str = "pusher-channels-protocol-7";
+    let offered =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let mut offered =
+        offered.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty());
+    let first = offered.next()?;
+    let chosen = if first == PUSHER || offered.any(|token| token == PUSHER) { PUSHER } else { first };
+    HeaderValue::from_str(chosen).ok()
+}
+
+fn not_an_upgrade(problem: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(format!("This is not a WebSocket upgrade: {problem}")));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pushers_subprotocol_is_chosen_else_the_first() {
+        let chosen = |offers: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for offer in offers {
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, offer.parse().unwrap());
+            }
+            subprotocol(&headers).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(chosen(&[]), None);
+        assert_eq!(chosen(&[""]), None);
+        assert_eq!(chosen(&["a, b"]).as_deref(), Some("a"));
+        assert_eq!(
+            chosen(&["a", "b,pusher-channels-protocol-7"]).as_deref(),
+            Some("pusher-channels-protocol-7")
+        );
+    }
+}

@@ -1,0 +1,540 @@
+//! A channel: its subscribers, and the queue in which everything said in it stands in one order.
+//!
+//! The queue combines. Publishing pushes a message; whoever finds nobody driving the channel becomes its driver
+//! and takes all that is pending (up to [`BATCH_BYTES`]) as one [`Batch`], whose bytes are put together once and
+//! written to every subscriber. What arrives meanwhile waits and goes out together in the next pass. So an idle
+//! channel delivers at once, a busy one in large writes, there is exactly one driver, and the order is the
+//! queue's.
+//!
+//! Joining is a place in that order too: a subscriber has the number of the first message that is meant for it,
+//! so what was pending before does not reach it and what comes after does.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::presence::Presence;
+use super::{ChannelInfo, ChannelKey, Join, JoinError, Joined, Left, Published, Registry};
+use crate::outbox::Outbox;
+use crate::protocol::message::{Event, ServerMessage, Source};
+use crate::protocol::wire::{Frame, pusher};
+use crate::protocol::{ChannelName, Member, SocketId, UserId};
+
+/// A batch ends with the message that takes it past this size.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Publishers wait while a channel has more than this undelivered.
+const BACKLOG_BYTES: usize = 256 * 1024;
+
+/// A channel up to this size is delivered by whoever publishes, on the spot.
+const SMALL: usize = 32;
+
+/// Subscribers written to before other work gets its turn.
+const TURN: usize = 64;
+
+/// Above this many subscribers a place is looked up in an index instead of searched for.
+const INDEXED: usize = 64;
+
+/// Up to this many subscribers, every change of their count is told at once; above it, at most once per
+/// [`COUNT_INTERVAL`]. Source: protocol.md §4.9.
+const COUNT_AT_ONCE: usize = 100;
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A full presence channel is reported to the operator this often.
+const FULL_REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Channel {
+    key: ChannelKey,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Shared with the pass that is being driven, hence copied on the first change during one.
+    subscribers: Arc<Vec<Arc<Subscriber>>>,
+    /// Places in `subscribers`, kept while there are many.
+    places: HashMap<SocketId, usize>,
+    queue: Queue,
+    presence: Option<Box<Presence>>,
+    cached: Option<Box<Cached>>,
+    counts: Counts,
+    /// When a refusal of a full channel was last reported.
+    full_reported: Option<Duration>,
+    /// Out of the map, or about to be: of no use any more.
+    given_up: bool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pending: VecDeque<Pending>,
+    bytes: usize,
+    /// The number of the next message.
+    next: u64,
+    /// Somebody delivers: what is pending is theirs to take.
+    driven: bool,
+    /// Publishers that wait for the backlog to shrink.
+    waiting: Vec<Waker>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    frame: Frame,
+    except: Option<SocketId>,
+}
+
+/// A connection in a channel.
+#[derive(Debug)]
+struct Subscriber {
+    outbox: Arc<Outbox>,
+    /// The number of the first message that is meant for it.
+    since: u64,
+    /// Set when it leaves, so that a pass that still has it in its list passes it over.
+    gone: AtomicBool,
+    member: Option<UserId>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    frame: Frame,
+    data: Arc<str>,
+    expires: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    told: Option<Duration>,
+    due: bool,
+}
+
+impl State {
+    fn place(&self, socket: SocketId) -> Option<usize> {
+        if self.subscribers.len() > INDEXED {
+            return self.places.get(&socket).copied();
+        }
+        self.subscribers.iter().position(|subscriber| subscriber.outbox.socket() == socket)
+    }
+
+    fn add(&mut self, subscriber: Subscriber) {
+        let subscribers = Arc::make_mut(&mut self.subscribers);
+        subscribers.push(Arc::new(subscriber));
+        if subscribers.len() == INDEXED + 1 {
+            let places = subscribers.iter().enumerate();
+            self.places = places.map(|(place, subscriber)| (subscriber.outbox.socket(), place)).collect();
+        } else if let Some(last) = subscribers.last()
+            && subscribers.len() > INDEXED
+        {
+            self.places.insert(last.outbox.socket(), subscribers.len() - 1);
+        }
+    }
+
+    fn remove(&mut self, place: usize) -> Arc<Subscriber> {
+        let subscribers = Arc::make_mut(&mut self.subscribers);
+        let removed = subscribers.swap_remove(place);
+        if subscribers.len() > INDEXED {
+            self.places.remove(&removed.outbox.socket());
+            if let Some(moved) = subscribers.get(place) {
+                self.places.insert(moved.outbox.socket(), place);
+            }
+        } else if !self.places.is_empty() {
+            self.places = HashMap::new();
+        }
+        if subscribers.is_empty() {
+            self.subscribers = Arc::default();
+        } else if subscribers.capacity() > 64 && subscribers.len() < subscribers.capacity() / 4 {
+            subscribers.shrink_to(subscribers.len() * 2);
+        }
+        removed
+    }
+
+    fn cached(&self, now: Duration) -> Option<&Cached> {
+        self.cached.as_deref().filter(|cached| cached.expires > now)
+    }
+
+    fn say(&mut self, message: &ServerMessage<'_>) {
+        self.queue.push(pusher::encode(message), None);
+    }
+}
+
+impl Queue {
+    fn push(&mut self, frame: Frame, except: Option<SocketId>) {
+        self.bytes += frame.bytes().len();
+        self.next += 1;
+        self.pending.push_back(Pending { frame, except });
+    }
+
+    /// Gives the driver's place back, if nothing is pending.
+    fn rest(&mut self) -> bool {
+        let done = self.pending.is_empty();
+        if done {
+            self.driven = false;
+            self.pending = VecDeque::new();
+        }
+        done
+    }
+
+    /// The next batch; with none left, the channel is no longer driven.
+    fn take(&mut self) -> Option<Batch> {
+        self.waiting.drain(..).for_each(Waker::wake);
+        if self.rest() {
+            return None;
+        }
+        let first = self.next - self.pending.len() as u64;
+        let (mut count, mut bytes) = (0, 0);
+        for pending in &self.pending {
+            count += 1;
+            bytes += pending.frame.bytes().len();
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        self.bytes -= bytes;
+        Some(Batch::new(first, self.pending.drain(..count).collect(), bytes))
+    }
+}
+
+impl Channel {
+    pub(super) fn new(key: ChannelKey) -> Self {
+        Self { key, state: Mutex::default() }
+    }
+
+    pub(super) const fn key(&self) -> &ChannelKey {
+        &self.key
+    }
+
+    pub(super) const fn name(&self) -> &ChannelName {
+        &self.key.channel
+    }
+
+    /// Whether `event` is kept for later subscribers of its channel.
+    pub(super) fn caches(event: &Event<'_>) -> bool {
+        matches!(event.source, Source::App) && event.channel.is_cached()
+    }
+
+    /// See [`Registry::join`]; `None` when the channel was given up.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        registry: &Registry,
+        outbox: &Arc<Outbox>,
+        join: &Join,
+        now: Duration,
+    ) -> Option<Result<Joined, JoinError>> {
+        let mut state = self.state.lock();
+        if state.given_up {
+            return None;
+        }
+        if state.place(outbox.socket()).is_some() {
+            self.acknowledge(&state, outbox);
+            let again =
+                Joined { occupied: false, member_added: false, cache_miss: false, again: true, drive: None };
+            return Some(Ok(again));
+        }
+        if let Some(member) = &join.member {
+            let presence = state.presence.get_or_insert_default();
+            if presence.len() >= join.members_max && !presence.has(&member.id) {
+                let reported = state.full_reported;
+                let first_in_a_minute =
+                    reported.is_none_or(|at| now.saturating_sub(at) >= FULL_REPORT_INTERVAL);
+                if first_in_a_minute {
+                    state.full_reported = Some(now);
+                }
+                return Some(Err(JoinError::Full { first_in_a_minute }));
+            }
+        }
+        let occupied = state.subscribers.is_empty();
+        let member_added = join.member.as_ref().is_some_and(|member| self.add_member(&mut state, member));
+        let member = join.member.as_ref().map(|member| member.id.clone());
+        let since = state.queue.next;
+        state.add(Subscriber { outbox: Arc::clone(outbox), since, gone: AtomicBool::new(false), member });
+        self.acknowledge(&state, outbox);
+        let caches = self.name().is_cached();
+        let cache_miss = caches && state.cached(now).is_none();
+        if let Some(cached) = state.cached(now) {
+            outbox.send(cached.frame.bytes());
+        } else if caches {
+            outbox.say(&ServerMessage::CacheMiss { channel: self.name() });
+        }
+        if join.counts {
+            self.count_changed(&mut state, registry, now);
+        }
+        let drive = self.start(registry, &mut state);
+        drop(state);
+        let drive = drive.and_then(Drive::on_the_spot);
+        Some(Ok(Joined { occupied, member_added, cache_miss, again: false, drive }))
+    }
+
+    fn add_member(&self, state: &mut State, member: &Member) -> bool {
+        let added = state.presence.get_or_insert_default().add(member);
+        if added && !state.subscribers.is_empty() {
+            state.say(&ServerMessage::MemberAdded { channel: self.name(), member });
+        }
+        added
+    }
+
+    fn acknowledge(&self, state: &State, outbox: &Outbox) {
+        let members = match &state.presence {
+            Some(presence) => Some(presence.members()),
+            None => self.name().is_presence().then(Vec::new),
+        };
+        outbox.say(&ServerMessage::Subscribed { channel: self.name(), members });
+    }
+
+    /// See [`Registry::leave`].
+    pub(super) fn leave(
+        self: &Arc<Self>,
+        registry: &Registry,
+        socket: SocketId,
+        counts: bool,
+        now: Duration,
+    ) -> Option<Left> {
+        let mut state = self.state.lock();
+        let place = state.place(socket)?;
+        let left = state.remove(place);
+        left.outbox.between_sends(|| left.gone.store(true, Ordering::Relaxed));
+        let vacated = state.subscribers.is_empty();
+        let mut member_removed = None;
+        if let (Some(user), Some(presence)) = (&left.member, &mut state.presence)
+            && presence.remove(user)
+        {
+            state.say(&ServerMessage::MemberRemoved { channel: self.name(), user });
+            member_removed = Some(user.clone());
+        }
+        if counts {
+            self.count_changed(&mut state, registry, now);
+        }
+        let drive = self.start(registry, &mut state);
+        drop(state);
+        Some(Left { vacated, member_removed, drive: drive.and_then(Drive::on_the_spot) })
+    }
+
+    /// See [`Registry::publish`]; `None` when the channel was given up.
+    pub(super) fn publish(
+        self: &Arc<Self>,
+        registry: &Registry,
+        event: &Event<'_>,
+        cache_ttl: Duration,
+        now: Duration,
+    ) -> Option<Published> {
+        let frame = pusher::encode(&event.message());
+        let mut state = self.state.lock();
+        if state.given_up {
+            return None;
+        }
+        if Self::caches(event) {
+            let cached = Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache_ttl };
+            if state.cached.replace(Box::new(cached)).is_none() {
+                registry.0.cached.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if state.subscribers.is_empty() {
+            return Some(Published::default());
+        }
+        state.queue.push(frame, event.except);
+        let drive = self.start(registry, &mut state);
+        drop(state);
+        let drive = drive.and_then(Drive::on_the_spot);
+        let backlog = self.is_backlogged().then(|| Backlog(Arc::clone(self)));
+        Some(Published { drive, backlog })
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.state.lock().queue.bytes > BACKLOG_BYTES
+    }
+
+    /// Takes the driver's place, if something is pending and nobody has it.
+    fn start(self: &Arc<Self>, registry: &Registry, state: &mut State) -> Option<Drive> {
+        if state.queue.driven || state.queue.pending.is_empty() {
+            return None;
+        }
+        state.queue.driven = true;
+        Some(Drive { registry: registry.clone(), channel: Arc::clone(self) })
+    }
+
+    fn count_changed(self: &Arc<Self>, state: &mut State, registry: &Registry, now: Duration) {
+        if !self.name().has_subscription_count() || state.subscribers.is_empty() || state.counts.due {
+            return;
+        }
+        let told_lately = state.counts.told.is_some_and(|told| now.saturating_sub(told) < COUNT_INTERVAL);
+        if state.subscribers.len() > COUNT_AT_ONCE && told_lately {
+            state.counts.due = true;
+            registry.0.counts_due.lock().push(Arc::clone(self));
+        } else {
+            self.say_count(state, now);
+        }
+    }
+
+    fn say_count(&self, state: &mut State, now: Duration) {
+        state.counts = Counts { told: Some(now), due: false };
+        let count = state.subscribers.len();
+        state.say(&ServerMessage::SubscriptionCount { channel: self.name(), count });
+    }
+
+    /// Tells a count that is due, or notes again that it will be.
+    pub(super) fn tell_count(self: &Arc<Self>, registry: &Registry, now: Duration) -> Option<Drive> {
+        let mut state = self.state.lock();
+        if state.subscribers.is_empty() {
+            state.counts = Counts::default();
+            return None;
+        }
+        if state.counts.told.is_some_and(|told| now.saturating_sub(told) < COUNT_INTERVAL) {
+            registry.0.counts_due.lock().push(Arc::clone(self));
+            return None;
+        }
+        self.say_count(&mut state, now);
+        self.start(registry, &mut state)
+    }
+
+    pub(super) fn info(&self, now: Duration) -> ChannelInfo {
+        let state = self.state.lock();
+        ChannelInfo {
+            subscriptions: state.subscribers.len(),
+            users: state.presence.as_ref().map_or(0, |presence| presence.len()),
+            cache: state.cached(now).map(|cached| (Arc::clone(&cached.data), cached.expires - now)),
+        }
+    }
+
+    pub(super) fn users(&self) -> Vec<UserId> {
+        self.state.lock().presence.as_ref().map(|presence| presence.ids()).unwrap_or_default()
+    }
+
+    pub(super) fn expire(&self, registry: &Registry, now: Duration) {
+        let mut state = self.state.lock();
+        if state.cached.is_some() && state.cached(now).is_none() {
+            state.cached = None;
+            registry.0.cached.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Marks the channel as given up, if nothing needs it.
+    pub(super) fn give_up(&self) -> bool {
+        let mut state = self.state.lock();
+        let unused = state.subscribers.is_empty() && state.cached.is_none() && !state.queue.driven;
+        state.given_up |= unused;
+        unused
+    }
+}
+
+/// The duty to deliver what is pending in a channel. Whoever holds it takes passes until there is none; nobody
+/// else delivers meanwhile.
+#[derive(Debug)]
+#[must_use = "what is pending waits until it is driven"]
+pub struct Drive {
+    registry: Registry,
+    channel: Arc<Channel>,
+}
+
+impl Drive {
+    /// The next pass over the subscribers; `None` ends the drive.
+    pub fn next_pass(&mut self) -> Option<Pass> {
+        let mut state = self.channel.state.lock();
+        if let Some(batch) = state.queue.take() {
+            return Some(Pass { batch, subscribers: Arc::clone(&state.subscribers), served: 0 });
+        }
+        drop(state);
+        // The last subscriber may have left while the channel was driven.
+        self.registry.give_up_if_unused(&self.channel);
+        None
+    }
+
+    /// Delivers one pass to a small channel here and now. What has come meanwhile, if anything, is left to do.
+    fn on_the_spot(mut self) -> Option<Self> {
+        if self.channel.state.lock().subscribers.len() > SMALL {
+            return Some(self);
+        }
+        let mut pass = self.next_pass()?;
+        while pass.serve() {}
+        if self.channel.state.lock().queue.rest() {
+            self.registry.give_up_if_unused(&self.channel);
+            return None;
+        }
+        Some(self)
+    }
+}
+
+/// One batch on its way to everyone who was subscribed when it was taken.
+#[derive(Debug)]
+pub struct Pass {
+    batch: Batch,
+    subscribers: Arc<Vec<Arc<Subscriber>>>,
+    served: usize,
+}
+
+impl Pass {
+    /// Writes to the next [`TURN`] subscribers; whether there are more. Let other work have its turn in between.
+    pub fn serve(&mut self) -> bool {
+        let end = self.subscribers.len().min(self.served + TURN);
+        for subscriber in &self.subscribers[self.served..end] {
+            if let Some(bytes) = self.batch.bytes_for(subscriber) {
+                subscriber.outbox.send_if(&bytes, || !subscriber.gone.load(Ordering::Relaxed));
+            }
+        }
+        self.served = end;
+        end < self.subscribers.len()
+    }
+}
+
+/// Messages put together once, for everyone.
+#[derive(Debug)]
+struct Batch {
+    /// The number of the first message.
+    first: u64,
+    messages: Vec<Pending>,
+    joined: Bytes,
+    /// Connections that do not get all of it.
+    excepted: Vec<SocketId>,
+}
+
+impl Batch {
+    fn new(first: u64, messages: Vec<Pending>, bytes: usize) -> Self {
+        let joined = match &messages[..] {
+            [one] => one.frame.bytes().clone(),
+            many => {
+                let mut joined = Vec::with_capacity(bytes);
+                many.iter().for_each(|message| joined.extend_from_slice(message.frame.bytes()));
+                joined.into()
+            }
+        };
+        let excepted = messages.iter().filter_map(|message| message.except).collect();
+        Self { first, messages, joined, excepted }
+    }
+
+    /// What a subscriber gets: nearly always the common bytes.
+    fn bytes_for(&self, subscriber: &Subscriber) -> Option<Cow<'_, Bytes>> {
+        let socket = subscriber.outbox.socket();
+        if subscriber.since <= self.first && !self.excepted.contains(&socket) {
+            return Some(Cow::Borrowed(&self.joined));
+        }
+        let mut own = Vec::new();
+        for (number, message) in (self.first..).zip(&self.messages) {
+            if number >= subscriber.since && message.except != Some(socket) {
+                own.extend_from_slice(message.frame.bytes());
+            }
+        }
+        (!own.is_empty()).then(|| Cow::Owned(own.into()))
+    }
+}
+
+/// A channel that has more waiting than it should.
+#[derive(Debug)]
+pub struct Backlog(Arc<Channel>);
+
+impl Backlog {
+    /// Ready when the channel has caught up enough to be published to again.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.state.lock();
+        if state.queue.bytes <= BACKLOG_BYTES {
+            return Poll::Ready(());
+        }
+        if !state.queue.waiting.iter().any(|waiting| waiting.will_wake(cx.waker())) {
+            state.queue.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}

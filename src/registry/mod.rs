@@ -1,0 +1,277 @@
+//! Channels on this node: who is subscribed, who is present, the last cached event; and who is signed in.
+//!
+//! The hot path. Everything here is synchronous, behind short locks, and never waits: an operation decides under
+//! one lock and reports what changed ([`Joined`], [`Left`], [`Published`]); the hub makes webhooks, cluster
+//! messages and metrics of it. Delivering a large channel is work that the hub does in turns: see [`Drive`].
+//!
+//! Start at [`Registry`], then [`channel`] for how an event reaches its subscribers.
+//!
+//! One map leads from a name to a channel. It is a dashmap, sharded, and no guard of it is ever held while a
+//! channel's lock is taken: a channel that is given up is marked before it leaves the map, and who finds a marked
+//! one looks again. Locks are taken in the order channel, outbox.
+
+pub mod channel;
+mod connections;
+mod presence;
+mod users;
+
+use std::collections::hash_map::RandomState;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+
+use channel::Channel;
+pub use channel::{Backlog, Drive, Pass};
+pub use connections::Connections;
+pub use users::Users;
+
+use crate::outbox::Outbox;
+use crate::protocol::message::Event;
+use crate::protocol::{ChannelName, Member, SocketId, UserId};
+
+/// Shards of the map, so that cores seldom meet.
+const SHARDS: usize = 64;
+
+/// A channel of an app.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct ChannelKey {
+    /// Whose.
+    pub app: Arc<str>,
+    /// Which.
+    pub channel: ChannelName,
+}
+
+/// The channels of this node. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    channels: DashMap<ChannelKey, Arc<Channel>>,
+    /// Channels whose subscribers have yet to be told how many they are.
+    counts_due: Mutex<Vec<Arc<Channel>>>,
+    /// Channels that hold an event for later subscribers.
+    cached: AtomicUsize,
+}
+
+/// A wish to subscribe, granted by the session.
+#[derive(Debug)]
+pub struct Join {
+    /// Who the subscriber is, on presence channels.
+    pub member: Option<Member>,
+    /// Distinct users that the channel takes.
+    pub members_max: usize,
+    /// Whether subscribers are told how many they are.
+    pub counts: bool,
+}
+
+/// What a join changed.
+#[derive(Debug)]
+pub struct Joined {
+    /// The channel had no subscriber before.
+    pub occupied: bool,
+    /// The user was not in the channel before.
+    pub member_added: bool,
+    /// The channel caches and had nothing to replay.
+    pub cache_miss: bool,
+    /// The connection was subscribed already: it was told so again, nothing else happened.
+    pub again: bool,
+    /// Messages to deliver.
+    pub drive: Option<Drive>,
+}
+
+/// Why a join was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum JoinError {
+    /// The presence channel has as many users as it takes.
+    Full {
+        /// Whether this is the first such refusal in a minute.
+        first_in_a_minute: bool,
+    },
+}
+
+/// What a leave changed.
+#[derive(Debug)]
+pub struct Left {
+    /// The channel has no subscriber any more.
+    pub vacated: bool,
+    /// The user is not in the channel any more.
+    pub member_removed: Option<UserId>,
+    /// Messages to deliver.
+    pub drive: Option<Drive>,
+}
+
+/// What a publish has begun.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Messages to deliver, where the channel is too large to be served on the spot.
+    pub drive: Option<Drive>,
+    /// The channel has more waiting than it should: wait for it before publishing more.
+    pub backlog: Option<Backlog>,
+}
+
+/// What can be asked of a channel.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ChannelInfo {
+    /// Subscribed connections.
+    pub subscriptions: usize,
+    /// Distinct users, on presence channels.
+    pub users: usize,
+    /// The payload of the cached event as JSON text and how long it will be kept.
+    pub cache: Option<(Arc<str>, Duration)>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            channels: DashMap::with_hasher_and_shard_amount(RandomState::new(), SHARDS),
+            counts_due: Mutex::default(),
+            cached: AtomicUsize::new(0),
+        }))
+    }
+}
+
+impl Registry {
+    fn find(&self, key: &ChannelKey) -> Option<Arc<Channel>> {
+        self.0.channels.get(key).map(|channel| Arc::clone(&channel))
+    }
+
+    fn find_or_make(&self, key: &ChannelKey) -> Arc<Channel> {
+        if let Some(channel) = self.find(key) {
+            return channel;
+        }
+        Arc::clone(&self.0.channels.entry(key.clone()).or_insert_with(|| Arc::new(Channel::new(key.clone()))))
+    }
+
+    /// Runs `act` on the channel, made if need be; again, should the channel have been given up in between.
+    fn with<T>(&self, key: &ChannelKey, mut act: impl FnMut(&Arc<Channel>) -> Option<T>) -> T {
+        loop {
+            if let Some(done) = act(&self.find_or_make(key)) {
+                return done;
+            }
+        }
+    }
+
+    /// Makes `outbox` a subscriber and tells it so, all under the channel's lock: nothing published afterwards
+    /// is lost and nothing overtakes the acknowledgement. Whoever is subscribed already is told again.
+    ///
+    /// # Errors
+    /// [`JoinError::Full`] for a new user of a full presence channel; a user who is there is never refused.
+    pub fn join(
+        &self,
+        key: &ChannelKey,
+        outbox: &Arc<Outbox>,
+        join: &Join,
+        now: Duration,
+    ) -> Result<Joined, JoinError> {
+        self.with(key, |channel| channel.join(self, outbox, join, now))
+    }
+
+    /// Ends a subscription. When this returns, no frame of the channel reaches the connection any more.
+    pub fn leave(&self, key: &ChannelKey, socket: SocketId, counts: bool, now: Duration) -> Option<Left> {
+        let channel = self.find(key)?;
+        let left = channel.leave(self, socket, counts, now);
+        self.give_up_if_unused(&channel);
+        left
+    }
+
+    /// Queues `event` for every subscriber; a small idle channel is delivered on the spot. What the application
+    /// publishes on a cache channel is kept for `cache_ttl`, subscribers or not.
+    pub fn publish(
+        &self,
+        app: &Arc<str>,
+        event: &Event<'_>,
+        cache_ttl: Duration,
+        now: Duration,
+    ) -> Published {
+        let key = ChannelKey { app: Arc::clone(app), channel: event.channel.clone() };
+        if Channel::caches(event) {
+            return self.with(&key, |channel| channel.publish(self, event, cache_ttl, now));
+        }
+        let published = self.find(&key).and_then(|channel| channel.publish(self, event, cache_ttl, now));
+        published.unwrap_or_default()
+    }
+
+    /// What can be said of a channel now; an unoccupied one has no subscriptions.
+    #[must_use]
+    pub fn info(&self, key: &ChannelKey, now: Duration) -> ChannelInfo {
+        self.find(key).map(|channel| channel.info(now)).unwrap_or_default()
+    }
+
+    /// The users of a presence channel, by order of joining.
+    #[must_use]
+    pub fn users(&self, key: &ChannelKey) -> Vec<UserId> {
+        self.find(key).map(|channel| channel.users()).unwrap_or_default()
+    }
+
+    /// The occupied channels of an app, but for users' own, whose names start with `prefix`.
+    #[must_use]
+    pub fn occupied(&self, app: &str, prefix: &str, now: Duration) -> Vec<(ChannelName, ChannelInfo)> {
+        let wanted = |key: &ChannelKey| {
+            *key.app == *app
+                && key.channel.as_str().starts_with(prefix)
+                && !key.channel.as_str().starts_with('#')
+        };
+        // Collected first: no channel is locked while a shard is.
+        let channels: Vec<Arc<Channel>> = self
+            .0
+            .channels
+            .iter()
+            .filter(|entry| wanted(entry.key()))
+            .map(|entry| Arc::clone(&entry))
+            .collect();
+        let infos = channels.iter().map(|channel| (channel.name().clone(), channel.info(now)));
+        infos.filter(|(_, info)| info.subscriptions > 0).collect()
+    }
+
+    /// Channels that exist, occupied or only caching.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.channels.len()
+    }
+
+    /// Whether no channel exists.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.channels.is_empty()
+    }
+
+    /// Tells the counts that are due; call about once a second.
+    #[must_use = "the drives deliver the counts"]
+    pub fn tell_counts(&self, now: Duration) -> Vec<Drive> {
+        let due = std::mem::take(&mut *self.0.counts_due.lock());
+        due.iter().filter_map(|channel| channel.tell_count(self, now)).collect()
+    }
+
+    /// Forgets cached events that have expired; call about once a minute. Until then an expired event costs
+    /// memory, nothing else.
+    pub fn expire(&self, now: Duration) {
+        if self.0.cached.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let channels: Vec<Arc<Channel>> = self
+            .0
+            .channels
+            .iter()
+            .filter(|entry| entry.key().channel.is_cached())
+            .map(|entry| Arc::clone(&entry))
+            .collect();
+        for channel in channels {
+            channel.expire(self, now);
+            self.give_up_if_unused(&channel);
+        }
+    }
+
+    /// Takes a channel that nothing needs any more out of the map.
+    fn give_up_if_unused(&self, channel: &Arc<Channel>) {
+        if channel.give_up() {
+            self.0.channels.remove_if(channel.key(), |_, found| Arc::ptr_eq(found, channel));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::protocol::NameRules;
+use crate::protocol::message::Source;
+
+const NOW: Duration = Duration::from_secs(100);
+const TTL: Duration = Duration::from_secs(1800);
+
+fn name(text: &str) -> ChannelName {
+    ChannelName::parse(text, &NameRules::default()).unwrap()
+}
+
+fn key(text: &str) -> ChannelKey {
+    ChannelKey { app: "app".into(), channel: name(text) }
+}
+
+fn outbox(id: u32) -> Arc<Outbox> {
+    Arc::new(Outbox::detached(SocketId::new(id, 0), usize::MAX))
+}
+
+fn member(id: &str) -> Member {
+    Member { id: UserId::parse(id, 128).unwrap(), info: "null".into() }
+}
+
+fn plain() -> Join {
+    Join { member: None, members_max: 1000, counts: false }
+}
+
+fn presence(id: &str) -> Join {
+    Join { member: Some(member(id)), members_max: 3, counts: false }
+}
+
+fn drive(drive: Option<Drive>) {
+    if let Some(mut drive) = drive {
+        while let Some(mut pass) = drive.next_pass() {
+            while pass.serve() {}
+        }
+    }
+}
+
+fn publish(registry: &Registry, channel: &str, data: &str, except: Option<u32>) {
+    let except = except.map(|id| SocketId::new(id, 0));
+    let event = Event { channel: &name(channel), name: "e", data, except, source: Source::App };
+    drive(registry.publish(&"app".into(), &event, TTL, NOW).drive);
+}
+
+/// What a connection got, one word a frame.
+fn heard(outbox: &Outbox) -> Vec<String> {
+    let mut words = Vec::new();
+    for bytes in outbox.take_queued() {
+        let mut rest = &bytes[..];
+        while rest.len() > 1 {
+            let (start, len) = match rest[1] {
+                126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+                127 => (10, u64::from_be_bytes(rest[2..10].try_into().unwrap()) as usize),
+                len => (2, usize::from(len)),
+            };
+            let frame: serde_json::Value = serde_json::from_slice(&rest[start..start + len]).unwrap();
+            rest = &rest[start + len..];
+            let event = frame["event"].as_str().unwrap();
+            let event = event.trim_start_matches("pusher_internal:").trim_start_matches("pusher:");
+            let data = match &frame["data"] {
+                serde_json::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            words.push(match event {
+                "e" => data,
+                "subscription_succeeded" => {
+                    let data: serde_json::Value = serde_json::from_str(&data).unwrap();
+                    match data["presence"]["ids"].as_array() {
+                        None => "ok".to_owned(),
+                        Some(ids) => {
+                            format!(
+                                "ok {}",
+                                ids.iter().filter_map(|id| id.as_str()).collect::<Vec<_>>().join(",")
+                            )
+                        }
+                    }
+                }
+                "member_added" => format!("+{}", user_of(&data)),
+                "member_removed" => format!("-{}", user_of(&data)),
+                other => format!("{other} {data}"),
+            });
+        }
+    }
+    words
+}
+
+fn user_of(data: &str) -> String {
+    serde_json::from_str::<serde_json::Value>(data).unwrap()["user_id"].as_str().unwrap().to_owned()
+}
+
+fn join(registry: &Registry, channel: &str, outbox: &Arc<Outbox>, join: &Join) -> Joined {
+    let mut joined = registry.join(&key(channel), outbox, join, NOW).unwrap();
+    drive(joined.drive.take());
+    joined
+}
+
+fn leave(registry: &Registry, channel: &str, outbox: &Outbox) -> Option<Left> {
+    let mut left = registry.leave(&key(channel), outbox.socket(), false, NOW)?;
+    drive(left.drive.take());
+    Some(left)
+}
+
+#[test]
+fn an_event_reaches_every_subscriber_but_the_excepted_one() {
+    let (registry, a, b, c) = (Registry::default(), outbox(1), outbox(2), outbox(3));
+    for subscriber in [&a, &b] {
+        assert!(!join(&registry, "x", subscriber, &plain()).again);
+    }
+    join(&registry, "y", &c, &plain());
+    publish(&registry, "x", "1", None);
+    publish(&registry, "x", "2", Some(1));
+    publish(&registry, "x", "3", Some(99));
+    assert_eq!(heard(&a), ["ok", "1", "3"]);
+    assert_eq!(heard(&b), ["ok", "1", "2", "3"]);
+    assert_eq!(heard(&c), ["ok"]);
+}
+
+#[test]
+fn the_same_channel_of_another_app_is_another_channel() {
+    let (registry, a) = (Registry::default(), outbox(1));
+    let other = ChannelKey { app: "other".into(), channel: name("x") };
+    assert!(registry.join(&other, &a, &plain(), NOW).unwrap().occupied);
+    publish(&registry, "x", "1", None);
+    assert_eq!(heard(&a), ["ok"]);
+    assert!(registry.occupied("app", "", NOW).is_empty());
+    assert_eq!(registry.occupied("other", "", NOW).len(), 1);
+}
+
+#[test]
+fn what_waits_while_a_channel_is_driven_goes_out_together_and_a_joiner_gets_only_what_follows() {
+    let (registry, a, b) = (Registry::default(), outbox(1), outbox(2));
+    let many: Vec<_> = (100..200).map(outbox).collect();
+    for subscriber in many.iter().chain([&a]) {
+        join(&registry, "x", subscriber, &plain());
+    }
+    let x = name("x");
+    let event = |data| Event { channel: &x, name: "e", data, except: None, source: Source::App };
+    let publish = |data| registry.publish(&"app".into(), &event(data), TTL, NOW).drive;
+    let mut first = publish("1").expect("a large channel is left to its driver");
+    let mut pass = first.next_pass().unwrap();
+    assert!(pass.serve(), "more than one turn");
+    assert!(publish("2").is_none(), "there is a driver");
+    assert!(publish("3").is_none());
+    assert!(join(&registry, "x", &b, &plain()).drive.is_none());
+    assert!(publish("4").is_none());
+    while pass.serve() {}
+    let mut pass = first.next_pass().unwrap();
+    while pass.serve() {}
+    assert!(first.next_pass().is_none());
+    assert_eq!(a.take_queued().len(), 3, "acknowledgement, first event, the other three in one");
+    assert_eq!(heard(&b), ["ok", "4"]);
+}
+
+#[test]
+fn who_leaves_during_a_pass_hears_nothing_more() {
+    let registry = Registry::default();
+    let all: Vec<_> = (0..100).map(outbox).collect();
+    for subscriber in &all {
+        join(&registry, "x", subscriber, &plain());
+    }
+    let event = Event { channel: &name("x"), name: "e", data: "1", except: None, source: Source::App };
+    let mut drive = registry.publish(&"app".into(), &event, TTL, NOW).drive.unwrap();
+    let mut pass = drive.next_pass().unwrap();
+    assert!(pass.serve());
+    assert!(leave(&registry, "x", &all[99]).is_some());
+    assert!(leave(&registry, "x", &all[0]).is_some());
+    while pass.serve() {}
+    assert!(drive.next_pass().is_none());
+    assert_eq!(heard(&all[0]), ["ok", "1"]);
+    assert_eq!(heard(&all[98]), ["ok", "1"]);
+    assert_eq!(heard(&all[99]), ["ok"]);
+}
+
+#[test]
+fn a_channel_with_too_much_waiting_asks_its_publishers_to_wait() {
+    let registry = Registry::default();
+    let all: Vec<_> = (0..100).map(outbox).collect();
+    for subscriber in &all {
+        join(&registry, "x", subscriber, &plain());
+    }
+    let data = format!("\"{}\"", "x".repeat(100_000));
+    let event = Event { channel: &name("x"), name: "e", data: &data, except: None, source: Source::App };
+    let publish = || registry.publish(&"app".into(), &event, TTL, NOW);
+    let first = publish();
+    let mut drive = first.drive.unwrap();
+    assert!(first.backlog.is_none());
+    assert!(publish().backlog.is_none());
+    let backlog = publish().backlog.expect("300 kB wait");
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(backlog.poll_room(&mut cx).is_pending());
+    let mut passes = 0;
+    while let Some(mut pass) = drive.next_pass() {
+        passes += 1;
+        while pass.serve() {}
+    }
+    assert_eq!(passes, 3, "a batch ends once it is past 64 KiB");
+    assert!(backlog.poll_room(&mut cx).is_ready());
+}
+
+#[test]
+fn presence_tells_of_users_not_of_connections() {
+    let (registry, a, b, b2) = (Registry::default(), outbox(1), outbox(2), outbox(3));
+    assert!(join(&registry, "presence-x", &a, &presence("7")).member_added);
+    assert!(join(&registry, "presence-x", &b, &presence("8")).member_added);
+    assert!(!join(&registry, "presence-x", &b2, &presence("8")).member_added);
+    assert_eq!(leave(&registry, "presence-x", &b).unwrap().member_removed, None);
+    assert_eq!(leave(&registry, "presence-x", &b2).unwrap().member_removed, Some(member("8").id));
+    assert_eq!(heard(&a), ["ok 7", "+8", "-8"]);
+    assert_eq!(heard(&b), ["ok 7,8"]);
+    assert_eq!(heard(&b2), ["ok 7,8"]);
+    assert!(leave(&registry, "presence-x", &a).unwrap().vacated);
+    assert!(registry.is_empty());
+}
+
+#[test]
+fn a_full_presence_channel_refuses_new_users_only() {
+    let registry = Registry::default();
+    for id in ["1", "2", "3"] {
+        join(&registry, "presence-x", &outbox(id.parse().unwrap()), &presence(id));
+    }
+    let refused = |now| {
+        registry.join(&key("presence-x"), &outbox(9), &presence("4"), Duration::from_secs(now)).unwrap_err()
+    };
+    assert_eq!(refused(100), JoinError::Full { first_in_a_minute: true });
+    assert_eq!(refused(130), JoinError::Full { first_in_a_minute: false });
+    assert_eq!(refused(160), JoinError::Full { first_in_a_minute: true });
+    let second_tab = outbox(10);
+    join(&registry, "presence-x", &second_tab, &presence("3"));
+    assert_eq!(heard(&second_tab), ["ok 1,2,3"]);
+}
+
+#[test]
+fn subscribing_twice_changes_nothing() {
+    let (registry, a, b) = (Registry::default(), outbox(1), outbox(2));
+    join(&registry, "presence-x", &a, &presence("7"));
+    join(&registry, "presence-x", &b, &presence("8"));
+    let again = join(&registry, "presence-x", &b, &presence("8"));
+    assert!(again.again && !again.occupied && !again.member_added);
+    assert_eq!(heard(&b), ["ok 7,8", "ok 7,8"]);
+    assert_eq!(heard(&a), ["ok 7", "+8"]);
+    assert_eq!(leave(&registry, "presence-x", &b).unwrap().member_removed, Some(member("8").id));
+}
+
+#[test]
+fn a_cache_channel_replays_the_last_event_and_outlives_its_subscribers() {
+    let (registry, a, b) = (Registry::default(), outbox(1), outbox(2));
+    assert!(join(&registry, "cache-x", &a, &plain()).cache_miss);
+    publish(&registry, "cache-x", "1", None);
+    publish(&registry, "cache-x", "2", Some(2));
+    assert!(!leave(&registry, "cache-x", &a).unwrap().drive.is_some());
+    assert!(!join(&registry, "cache-x", &b, &plain()).cache_miss);
+    assert_eq!(heard(&a), ["ok", "cache_miss {}", "1", "2"]);
+    assert_eq!(heard(&b), ["ok", "2"], "also to the connection that was excepted");
+    let info = registry.info(&key("cache-x"), NOW + Duration::from_secs(800));
+    assert_eq!(info.cache, Some(("2".into(), Duration::from_secs(1000))));
+    leave(&registry, "cache-x", &b);
+    registry.expire(NOW);
+    assert_eq!(registry.len(), 1);
+    assert!(join(&registry, "cache-x", &a, &plain()).occupied);
+    leave(&registry, "cache-x", &a);
+    registry.expire(NOW + TTL);
+    assert!(registry.is_empty());
+}
+
+#[test]
+fn a_client_event_is_not_cached_and_does_not_make_a_channel() {
+    let (registry, a) = (Registry::default(), outbox(1));
+    let channel = name("private-cache-x");
+    let event =
+        Event { channel: &channel, name: "client-e", data: "1", except: None, source: Source::Client(None) };
+    drive(registry.publish(&"app".into(), &event, TTL, NOW).drive);
+    assert!(registry.is_empty());
+    assert!(join(&registry, "private-cache-x", &a, &plain()).cache_miss);
+}
+
+#[test]
+fn counts_are_told_at_once_to_a_hundred_and_every_five_seconds_to_more() {
+    let (registry, a) = (Registry::default(), outbox(0));
+    let counted = Join { counts: true, ..plain() };
+    join(&registry, "x", &a, &counted);
+    assert_eq!(heard(&a), ["ok", r#"subscription_count {"subscription_count":1}"#]);
+    for id in 1..100 {
+        join(&registry, "x", &outbox(id), &counted);
+    }
+    assert_eq!(heard(&a).len(), 99);
+    for id in 100..150 {
+        join(&registry, "x", &outbox(id), &counted);
+    }
+    assert_eq!(heard(&a), [""; 0], "told less than five seconds ago");
+    for due in registry.tell_counts(NOW + Duration::from_secs(4)) {
+        drive(Some(due));
+    }
+    assert_eq!(heard(&a), [""; 0]);
+    for due in registry.tell_counts(NOW + Duration::from_secs(5)) {
+        drive(Some(due));
+    }
+    assert_eq!(heard(&a), [r#"subscription_count {"subscription_count":150}"#]);
+    assert!(registry.tell_counts(NOW + Duration::from_secs(60)).is_empty());
+}
+
+/// One thing that somebody does.
+#[derive(Clone, Debug)]
+enum Op {
+    Join(u32, usize),
+    Leave(u32, usize),
+    Publish(usize, Option<u32>),
+}
+
+const CHANNELS: [&str; 4] = ["x", "presence-y", "cache-z", "presence-cache-w"];
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        (0..80u32, 0..4usize).prop_map(|(who, channel)| Op::Join(who, channel)),
+        (0..80u32, 0..4usize).prop_map(|(who, channel)| Op::Leave(who, channel)),
+        (0..4usize, proptest::option::of(0..80u32))
+            .prop_map(|(channel, except)| Op::Publish(channel, except)),
+    ]
+}
+
+/// The user that a connection is: five connections a user.
+fn user(who: u32) -> String {
+    (who / 5).to_string()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// The registry against a model of plain maps: the same subscribers, members, caches, and every connection
+    /// hears the same words in the same order.
+    #[test]
+    fn the_registry_does_what_a_naive_model_does(ops in proptest::collection::vec(op(), 1..250)) {
+        let registry = Registry::default();
+        let outboxes: Vec<_> = (0..80).map(outbox).collect();
+        let mut subscribed: Vec<BTreeSet<u32>> = vec![BTreeSet::new(); 4];
+        let mut roster: Vec<Vec<String>> = vec![Vec::new(); 4];
+        let mut cache: Vec<Option<String>> = vec![None; 4];
+        let mut expected: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let mut published = 0;
+        for op in ops {
+            match op {
+                Op::Join(who, at) => {
+                    let is_presence = CHANNELS[at].starts_with("presence-");
+                    let wish = Join { members_max: 1000, ..if is_presence { presence(&user(who)) } else { plain() } };
+                    let joined = join(&registry, CHANNELS[at], &outboxes[who as usize], &wish);
+                    prop_assert_eq!(joined.occupied, subscribed[at].is_empty());
+                    let again = !subscribed[at].insert(who);
+                    prop_assert_eq!(joined.again, again);
+                    if is_presence && !roster[at].contains(&user(who)) {
+                        roster[at].push(user(who));
+                        for other in subscribed[at].iter().filter(|other| **other != who) {
+                            expected.entry(*other).or_default().push(format!("+{}", user(who)));
+                        }
+                    }
+                    let words = expected.entry(who).or_default();
+                    words.push(if is_presence { format!("ok {}", roster[at].join(",")) } else { "ok".into() });
+                    if !again && CHANNELS[at].contains("cache-") {
+                        words.push(cache[at].clone().unwrap_or_else(|| "cache_miss {}".into()));
+                    }
+                }
+                Op::Leave(who, at) => {
+                    let left = leave(&registry, CHANNELS[at], &outboxes[who as usize]);
+                    prop_assert_eq!(left.is_some(), subscribed[at].remove(&who));
+                    let gone = !subscribed[at].iter().any(|other| user(*other) == user(who));
+                    if left.is_some() && gone && roster[at].contains(&user(who)) {
+                        roster[at].retain(|other| *other != user(who));
+                        for other in &subscribed[at] {
+                            expected.entry(*other).or_default().push(format!("-{}", user(who)));
+                        }
+                    }
+                }
+                Op::Publish(at, except) => {
+                    published += 1;
+                    publish(&registry, CHANNELS[at], &published.to_string(), except);
+                    for who in subscribed[at].iter().filter(|who| Some(**who) != except) {
+                        expected.entry(*who).or_default().push(published.to_string());
+                    }
+                    if CHANNELS[at].contains("cache-") {
+                        cache[at] = Some(published.to_string());
+                    }
+                }
+            }
+        }
+        for (at, channel) in CHANNELS.iter().enumerate() {
+            prop_assert_eq!(registry.info(&key(channel), NOW).subscriptions, subscribed[at].len());
+            let users: Vec<_> = registry.users(&key(channel)).iter().map(|user| user.as_str().to_owned()).collect();
+            prop_assert_eq!(&users, &roster[at]);
+        }
+        for who in 0..80 {
+            let words = expected.remove(&who).unwrap_or_default();
+            prop_assert_eq!(heard(&outboxes[who as usize]), words, "connection {}", who);
+        }
+        for (at, channel) in CHANNELS.iter().enumerate() {
+            for who in &subscribed[at] {
+                prop_assert!(leave(&registry, channel, &outboxes[*who as usize]).is_some());
+            }
+        }
+        registry.expire(NOW + TTL);
+        prop_assert!(registry.is_empty(), "nothing is left behind");
+    }
+}
+
+#[test]
+fn joins_leaves_and_publishes_on_many_threads_leave_nothing_behind() {
+    let registry = Registry::default();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let registry = &registry;
+            scope.spawn(move || {
+                for round in 0..500 {
+                    let me = outbox(thread * 1000 + round);
+                    join(registry, "presence-x", &me, &Join { members_max: 1000, ..presence(&user(round)) });
+                    publish(registry, "presence-x", "1", None);
+                    assert!(leave(registry, "presence-x", &me).is_some());
+                    let words = heard(&me);
+                    assert!(words[0].starts_with("ok "));
+                    assert!(words[0].split([' ', ',']).any(|id| id == user(round)), "in its own list");
+                }
+            });
+        }
+    });
+    assert!(registry.is_empty());
+}

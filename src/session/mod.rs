@@ -1,0 +1,418 @@
+//! What one client may do: a message and the time in, an [`Action`] out.
+//!
+//! A session owns what is true of one established connection: which channels it is subscribed to and as whom,
+//! who it is signed in as, and its rates. It performs nothing: the front door that owns the session carries the
+//! action out and says how it went ([`Session::joined`]). So the rules are the same through every door, and
+//! a test is a transcript.
+//!
+//! One message leads to one action, hence no list of actions to append to. Sockets, the registry and the wire are
+//! not known here. Start at [`Session::receive`].
+
+pub mod liveness;
+pub mod refusal;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::apps::App;
+use crate::limits::{Rate, TokenBucket};
+use crate::protocol::json;
+use crate::protocol::message::{
+    CLIENT_EVENT_RATE, ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe,
+};
+use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId};
+
+/// Error frames that answer malformed messages.
+const ERRORS: Rate = Rate { per_second: 10, burst: 100 };
+
+/// Error frames that answer refused client events. Source: protocol.md §5.
+const EVENT_ERRORS: Rate = Rate { per_second: 1, burst: 1 };
+
+/// The state of one established connection. See the module's documentation.
+#[derive(Debug)]
+pub struct Session {
+    socket: SocketId,
+    app: Arc<App>,
+    /// Sorted by name.
+    subscriptions: Vec<Subscription>,
+    signed_in: Option<Box<SignedIn>>,
+    messages: TokenBucket,
+    events: TokenBucket,
+    errors: TokenBucket,
+    event_errors: TokenBucket,
+}
+
+#[derive(Debug)]
+struct Subscription {
+    channel: ChannelName,
+    /// Who the connection is there, on presence channels.
+    user: Option<UserId>,
+}
+
+/// Who a connection is signed in as.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SignedIn {
+    /// The user, with what the application says of them, for presence channels joined without `channel_data`.
+    pub member: Member,
+    /// Users whose coming and going the client is told of.
+    pub watchlist: Vec<UserId>,
+}
+
+/// What to do about a message.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Action<'m> {
+    /// Nothing.
+    Nothing,
+    /// Answer a ping, ahead of what is queued.
+    Pong,
+    /// Subscribe the connection, then tell the session.
+    Join {
+        /// To what.
+        channel: ChannelName,
+        /// As whom, on presence channels.
+        member: Option<Member>,
+    },
+    /// Tell the client that it is not subscribed.
+    Refuse {
+        /// The name as sent.
+        channel: Cow<'m, str>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// End a subscription.
+    Leave {
+        /// Of what.
+        channel: ChannelName,
+    },
+    /// Publish a client event to the other subscribers.
+    Publish {
+        /// Where.
+        channel: ChannelName,
+        /// The name.
+        name: Cow<'m, str>,
+        /// The payload as JSON text.
+        data: &'m str,
+        /// On presence channels, who sends it.
+        user: Option<UserId>,
+    },
+    /// Count the connection as the user's and tell the client so.
+    SignIn {
+        /// The text to give back.
+        user_data: Cow<'m, str>,
+        /// Who, from now on.
+        signed_in: SignedIn,
+        /// Whom the connection watched until now.
+        watched: Vec<UserId>,
+        /// The watchlist was cut to so many.
+        cut_to: Option<usize>,
+    },
+    /// Tell the client what is wrong; the connection goes on.
+    Error {
+        /// A code that clients act upon, if any.
+        code: Option<u16>,
+        /// What is wrong.
+        message: String,
+    },
+    /// End the connection.
+    Close {
+        /// With this code.
+        code: CloseCode,
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+/// An error frame without a number.
+fn error<'m>(message: impl Into<String>) -> Action<'m> {
+    Action::Error { code: None, message: message.into() }
+}
+
+impl Session {
+    /// The session of a connection to `app` that has just been established.
+    #[must_use]
+    pub fn new(socket: SocketId, app: Arc<App>) -> Self {
+        let (messages, events) = (app.limits.messages, app.limits.client_events);
+        Self {
+            socket,
+            app,
+            subscriptions: Vec::new(),
+            signed_in: None,
+            messages: TokenBucket::new(messages),
+            events: TokenBucket::new(events),
+            errors: TokenBucket::new(ERRORS),
+            event_errors: TokenBucket::new(EVENT_ERRORS),
+        }
+    }
+
+    /// Whose app the connection uses.
+    #[must_use]
+    pub const fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Who the connection is signed in as.
+    #[must_use]
+    pub fn signed_in(&self) -> Option<&SignedIn> {
+        self.signed_in.as_deref()
+    }
+
+    /// Counts a message before it is read; more than the app allows ends the connection. Control frames of the
+    /// WebSocket layer are not messages.
+    pub fn admit(&mut self, now: Duration) -> Option<Action<'static>> {
+        let within = self.messages.take(self.app.limits.messages, now);
+        (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many messages" })
+    }
+
+    /// Answers a text that is not a message. Error frames have a rate of their own.
+    pub fn malformed(&mut self, problem: impl ToString, now: Duration) -> Action<'static> {
+        if self.errors.take(ERRORS, now) { error(problem.to_string()) } else { Action::Nothing }
+    }
+
+    /// Decides about one message.
+    pub fn receive<'m>(&mut self, message: ClientMessage<'m>, now: Duration) -> Action<'m> {
+        match message {
+            ClientMessage::Ping => Action::Pong,
+            ClientMessage::Pong => Action::Nothing,
+            ClientMessage::Subscribe(request) => match self.may_join(&request) {
+                Ok((channel, member)) => Action::Join { channel, member },
+                Err(refusal) => Action::Refuse { channel: request.channel, refusal },
+            },
+            ClientMessage::Unsubscribe { channel } => self.unsubscribe(&channel),
+            ClientMessage::SignIn(request) => self.sign_in(request, now),
+            ClientMessage::Event(event) => self.client_event(event, now),
+            ClientMessage::Unsupported { event } => {
+                let name = &event[..event.floor_char_boundary(200)];
+                self.malformed(format_args!("Unsupported event received on socket: {name}"), now)
+            }
+        }
+    }
+
+    fn place(&self, channel: &str) -> Result<usize, usize> {
+        self.subscriptions.binary_search_by(|subscription| subscription.channel.as_str().cmp(channel))
+    }
+
+    fn subscription(&self, channel: &str) -> Option<&Subscription> {
+        self.place(channel).ok().map(|place| &self.subscriptions[place])
+    }
+
+    /// Notes that the join of `channel`, as `user` on presence channels, was carried out.
+    pub fn joined(&mut self, channel: ChannelName, user: Option<UserId>) {
+        if let Err(place) = self.place(channel.as_str()) {
+            self.subscriptions.insert(place, Subscription { channel, user });
+        }
+    }
+
+    /// The channels that the connection is subscribed to; the session has none of them afterwards.
+    pub fn leave_all(&mut self) -> Vec<ChannelName> {
+        std::mem::take(&mut self.subscriptions).into_iter().map(|subscription| subscription.channel).collect()
+    }
+
+    /// Whether the client may subscribe, and as whom. What it must prove is checked before any limit, so that
+    /// strangers cannot probe. Source: protocol.md §4.
+    fn may_join(&self, request: &Subscribe<'_>) -> Result<(ChannelName, Option<Member>), Refusal> {
+        let channel = ChannelName::parse(&request.channel, &self.app.names).map_err(refusal::name)?;
+        let member = match channel.access() {
+            Access::Public => None,
+            Access::User => {
+                let own = self.signed_in().is_some_and(|user| channel.belongs_to(&user.member.id));
+                if !own {
+                    return Err(refusal::not_the_users_channel(&channel));
+                }
+                None
+            }
+            Access::Private | Access::Encrypted => {
+                self.verify(&channel, request)?;
+                if let ChannelData::Text(data) = &request.channel_data {
+                    self.check_channel_data(data)?;
+                }
+                None
+            }
+            Access::Presence => {
+                self.verify(&channel, request)?;
+                Some(self.member(&channel, &request.channel_data)?)
+            }
+        };
+        match self.subscription(channel.as_str()) {
+            Some(there) if there.user.as_ref() != member.as_ref().map(|member| &member.id) => {
+                Err(refusal::other_user(&channel))
+            }
+            None if self.subscriptions.len() >= self.app.limits.channels_per_connection_max => {
+                Err(refusal::too_many_channels(self.app.limits.channels_per_connection_max))
+            }
+            Some(_) | None => Ok((channel, member)),
+        }
+    }
+
+    fn verify(&self, channel: &ChannelName, request: &Subscribe<'_>) -> Result<(), Refusal> {
+        let refused = |reason| Err(refusal::not_authorised(channel, reason));
+        let channel_data = match &request.channel_data {
+            ChannelData::Absent => None,
+            ChannelData::Text(data) => Some(&**data),
+            ChannelData::NotText => return refused("channel_data is not a string"),
+        };
+        let Some((key, signature)) = request.auth.as_deref().and_then(|auth| auth.split_once(':')) else {
+            return refused("auth is missing or not key:signature");
+        };
+        let Some(secret) = self.app.secret(key) else {
+            return refused("auth was signed with a key that is not of this app");
+        };
+        if !secret.verifies_subscription(signature, self.socket, channel.as_str(), channel_data) {
+            return refused("invalid signature");
+        }
+        Ok(())
+    }
+
+    fn check_channel_data(&self, data: &str) -> Result<(), Refusal> {
+        let bytes_max = self.app.limits.channel_data_bytes_max;
+        if data.len() > bytes_max { Err(refusal::channel_data_too_large(bytes_max)) } else { Ok(()) }
+    }
+
+    /// Who the subscriber of a presence channel is: what the signed `channel_data` says, else the signed-in user.
+    fn member(&self, channel: &ChannelName, channel_data: &ChannelData<'_>) -> Result<Member, Refusal> {
+        let data = match channel_data {
+            ChannelData::Text(data) => data,
+            ChannelData::Absent | ChannelData::NotText => {
+                let user = self.signed_in().map(|signed_in| signed_in.member.clone());
+                return user.ok_or_else(|| {
+                    refusal::not_authorised(channel, "channel_data is missing and nobody is signed in")
+                });
+            }
+        };
+        self.check_channel_data(data)?;
+        let limits = &self.app.limits;
+        let unusable = |reason| refusal::not_authorised(channel, reason);
+        let Ok([id, info]) = json::pick(data, ["user_id", "user_info"]) else {
+            return Err(unusable("channel_data is not a JSON object"));
+        };
+        let Some(id) = id else { return Err(unusable("channel_data has no user_id")) };
+        let id =
+            UserId::from_json(id, limits.user_id_chars_max).map_err(|why| refusal::user_id(channel, why))?;
+        let info = info.map_or("null", |info| info.get());
+        if info.len() > limits.presence_user_info_bytes_max {
+            return Err(refusal::user_info_too_large(limits.presence_user_info_bytes_max));
+        }
+        Ok(Member { id, info: info.into() })
+    }
+
+    /// Unknown channels are ignored: clients legitimately race. Source: protocol.md §4.6.
+    fn unsubscribe<'m>(&mut self, channel: &str) -> Action<'m> {
+        match self.place(channel) {
+            Ok(place) => Action::Leave { channel: self.subscriptions.remove(place).channel },
+            Err(_) => Action::Nothing,
+        }
+    }
+
+    /// Source: protocol.md §6.1.
+    fn sign_in<'m>(&mut self, request: SignIn<'m>, now: Duration) -> Action<'m> {
+        let refused = |reason: &str| Action::Error {
+            code: Some(CloseCode::Unauthorized.number()),
+            message: format!("Sign-in refused: {reason}"),
+        };
+        let Some(user_data) = request.user_data else {
+            return self.malformed("Missing parameter: data.user_data", now);
+        };
+        let Some(auth) = request.auth else { return self.malformed("Missing parameter: data.auth", now) };
+        let verified = auth.split_once(':').is_some_and(|(key, signature)| {
+            let secret = self.app.secret(key);
+            secret.is_some_and(|secret| secret.verifies_sign_in(signature, self.socket, &user_data))
+        });
+        if !verified {
+            return refused("invalid signature");
+        }
+        let limits = &self.app.limits;
+        let Ok([id, info, watchlist]) = json::pick(&user_data, ["id", "user_info", "watchlist"]) else {
+            return refused("user_data is not a JSON object");
+        };
+        let Some(id) = id else { return refused("user_data has no id") };
+        let id = match UserId::from_json(id, limits.user_id_chars_max).and_then(UserId::with_channel) {
+            Ok(id) => id,
+            Err(why) => return refused(&why.to_string()),
+        };
+        let info = info.map_or("null", |info| info.get());
+        if info.len() > limits.presence_user_info_bytes_max {
+            return refused(&format!(
+                "user_info is longer than {} bytes",
+                limits.presence_user_info_bytes_max
+            ));
+        }
+        if self.signed_in().is_some_and(|before| before.member.id != id) {
+            return refused("the connection is signed in as another user");
+        }
+        let (watchlist, cut_to) = match watchlist.filter(|_| self.app.watchlist) {
+            Some(list) => watchlist_of(list.get(), limits.watchlist_users_max, limits.user_id_chars_max),
+            None => (Vec::new(), None),
+        };
+        let signed_in = SignedIn { member: Member { id, info: info.into() }, watchlist };
+        let before = self.signed_in.replace(Box::new(signed_in.clone()));
+        let watched = before.map(|before| before.watchlist).unwrap_or_default();
+        Action::SignIn { user_data, signed_in, watched, cut_to }
+    }
+
+    /// Source: protocol.md §5.
+    fn client_event<'m>(&mut self, event: ClientEvent<'m>, now: Duration) -> Action<'m> {
+        match self.may_publish(&event) {
+            Ok((channel, user)) if self.events.take(self.app.limits.client_events, now) => Action::Publish {
+                channel,
+                name: event.event,
+                data: event.data.map_or("null", |data| data.get()),
+                user,
+            },
+            _ if !self.event_errors.take(EVENT_ERRORS, now) => Action::Nothing,
+            Ok(_) => {
+                let rate = self.app.limits.client_events.per_second;
+                let message = format!("Client event rejected: over {rate} per second");
+                Action::Error { code: Some(CLIENT_EVENT_RATE), message }
+            }
+            Err(why) => error(format!("Client event rejected: {why}")),
+        }
+    }
+
+    fn may_publish(&self, event: &ClientEvent<'_>) -> Result<(ChannelName, Option<UserId>), String> {
+        if !self.app.client_events {
+            return Err("client events are switched off for this app".into());
+        }
+        let Some(channel) = &event.channel else { return Err("the channel is missing".into()) };
+        let channel = ChannelName::parse(channel, &self.app.names).map_err(|why| why.to_string())?;
+        if !channel.takes_client_events() {
+            return Err("only supported on private and presence channels that are not encrypted".into());
+        }
+        let Some(subscription) = self.subscription(channel.as_str()) else {
+            return Err(format!("not subscribed to {channel}"));
+        };
+        let chars_max = self.app.limits.event_name_chars_max;
+        if event.event.len() == "client-".len() {
+            return Err("the name is only a prefix".into());
+        }
+        if event.event.chars().count() > chars_max {
+            return Err(format!("the name has more than {chars_max} characters"));
+        }
+        let bytes = event.data.map_or(0, |data| {
+            if json::is_string(data) { json::decoded_len(data.get()) } else { data.get().len() }
+        });
+        let bytes_max = self.app.limits.client_event_data_bytes_max;
+        if bytes > bytes_max {
+            return Err(format!("the data has {bytes} bytes, more than {bytes_max}"));
+        }
+        Ok((subscription.channel.clone(), subscription.user.clone()))
+    }
+}
+
+/// The ids of a watchlist, each once, cut to `users_max`; and that limit, where it cut. What is no id is dropped.
+fn watchlist_of(list: &str, users_max: usize, chars_max: usize) -> (Vec<UserId>, Option<usize>) {
+    let mut users: Vec<UserId> = Vec::new();
+    for item in json::items(list, usize::MAX).unwrap_or_default() {
+        let Ok(user) = UserId::from_json(item, chars_max) else { continue };
+        if users.contains(&user) {
+            continue;
+        }
+        if users.len() == users_max {
+            return (users, Some(users_max));
+        }
+        users.push(user);
+    }
+    (users, None)
+}
+
+#[cfg(test)]
+mod tests;

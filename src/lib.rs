@@ -1,4 +1,89 @@
-//! pusherd.
+//! pusherd: a WebSocket server daemon that speaks the Pusher Channels protocol.
+//!
+//! This page is for developers; operators read the README.
+//!
+//! # The path of an event
+//!
+//! ```text
+//! POST /apps/{id}/events
+//!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
+//!  → http::trigger      JSON → checked names and sizes, the socket to except
+//!  → hub.publish
+//!      → registry       one queue a channel: what waits is put together once and written to every subscriber
+//!  → outbox             one small lock in front of a socket: `send(2)` at once, or queued and flushed by the task
+//! ```
+//!
+//! The other way round, from a client:
+//!
+//! ```text
+//! socket → pusher::connection → protocol::wire (frame, then message) → session.receive → Action
+//!        → hub.join, hub.leave, hub.start_publish → as above
+//! ```
+//!
+//! # The map
+//!
+//! | room | what it is for | may use |
+//! | --- | --- | --- |
+//! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
+//! | [`limits`] | the token bucket. Pure. | nothing |
+//! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits |
+//! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
+//! | [`outbox`] | one lock in front of a socket; the order to close it | protocol |
+//! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, outbox |
+//! | [`hub`] | join, leave, publish, query: the waist between doors and registry | all of the above but session |
+//! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
+//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, session, outbox |
+//! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
+//! | [`server`] | builds the rooms, binds, accepts, drains | everything |
+//! | [`cli`] | the command line | everything |
+//!
+//! `tests/it/tidy.rs` holds this table and checks every path.
+//!
+//! # Invariants
+//!
+//! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
+//! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
+//! - Locks are taken in the order map shard, channel, outbox, and no shard stays locked while a channel is.
+//! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
+//! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
+//!   only while the channel has more than 256 KiB undelivered.
+//! - An idle connection owns no buffer and no timer.
+//! - Whatever counts connections is a place that gives itself back when it is dropped.
+//!
+//! # Where the hot path's pitfalls are answered
+//!
+//! | pitfall | answer |
+//! | --- | --- |
+//! | acknowledge after joining loses messages | `registry::channel`, `Channel::join`: both under the channel's lock |
+//! | hyper wakes itself once a POST | `server::repoll` |
+//! | axum's WebSocket holds a 128 KiB buffer | `protocol::wire::websocket` and `pusher::connection` instead of it |
+//! | hyper's leftover buffer pins 4 KB | `pusher::upgrade`, `upgraded`: the bytes are copied, the buffer dropped |
+//! | `try_read` pays a second `recv` | [`outbox::Outbox::poll_read`] |
+//! | a slow reader's FIN waits behind megabytes | [`outbox::Outbox::abandon`] |
+//! | socket options for every connection | [`server::bind`]: on the listener, inherited |
+//! | a small remainder pins a batch | the queue's limit is charged by what waits, and a batch ends at 64 KiB |
+//! | leaving by linear search | `registry::channel`, `State::places` |
+//! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
+//! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
+//! | publishers held up by their own fan-out | `registry::channel`, `Drive::on_the_spot`: up to 32 subscribers only |
+//! | closed-loop figures without deliveries, memory of a used process | the method, not the code |
+//!
+//! # Libraries that were asked for, and where they are not used
+//!
+//! - **tokio-tungstenite** copies every payload into a buffer per connection, so delivery and receiving do not go
+//!   through it. Its core, tungstenite, checks the upgrade, and it is the client in the tests.
+//! - **axum** routes all HTTP. The accept loop is our own over hyper, because a connection that becomes a WebSocket
+//!   is taken out of it down to the TCP stream.
+//! - **dashmap** is the map of channels, connections and users; no guard of it lives while a channel is locked.
+//!
+//! # Where practice differs from the style guide
+//!
+//! - One message leads to one `session::Action`, which is returned: there is no list to append to.
+//! - WebSocket framing is pure and lives with the wires, so that a batch holds finished frames and the decoder is
+//!   a fuzz target; the door only feeds it.
+//! - Liveness is decided by a pure function (`session::liveness`) over two numbers of each connection, in a sweep:
+//!   a deadline in every session would need a timer for every connection.
+
 pub mod apps;
 pub mod cli;
 pub mod config;

@@ -61,12 +61,15 @@ async fn bind(settings: &Settings) -> io::Result<tokio::net::TcpListener> {
     let (host, port) = (&*settings.server.host, settings.server.port);
     let address = settings.server.address_text();
     let explain = |error: io::Error| {
-        let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => "; something else listens there, perhaps another pusherd, Reverb or Soketi",
-            io::ErrorKind::PermissionDenied if port < 1024 => "; ports below 1024 are the administrator's",
-            io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-            _ => "",
-        };
+        let hints = [
+            (
+                io::ErrorKind::AddrInUse,
+                "; something else listens there, perhaps another pusherd, Reverb or Soketi",
+            ),
+            (io::ErrorKind::PermissionDenied, "; ports below 1024 are the administrator's"),
+            (io::ErrorKind::AddrNotAvailable, "; this machine does not have that address"),
+        ];
+        let hint = hints.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, hint)| hint);
         let (host_from, port_from) = (settings.source_of("host"), settings.source_of("port"));
         let text = format!(
             "cannot listen on {address}: {error}{hint} (server.host: {host_from}; server.port: {port_from})"

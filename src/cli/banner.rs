@@ -33,8 +33,8 @@ pub fn banner(settings: &Settings, address: SocketAddr) -> String {
     if !settings.files.is_empty() {
         row("settings", &settings.files.join(", "));
     }
-    if let Credentials::Default = settings.credentials {
-        row("note", "these are the default credentials, which everybody knows: for development only");
+    if settings.default_secret {
+        row("note", "everybody knows the default credentials: they are for trying out, on this machine");
     }
     match (&settings.credentials, &settings.clients) {
         (Credentials::Dotenv(file), Some(clients)) => {
@@ -62,7 +62,8 @@ pub fn banner(settings: &Settings, address: SocketAddr) -> String {
 fn describe(app: &App) -> String {
     let keys: Vec<_> = app.keys.iter().map(|pair| &*pair.key).collect();
     let noun = if keys.len() == 1 { "key" } else { "keys" };
-    let prefix = if app.path_prefix.is_empty() { String::new() } else { format!(", under {}", app.path_prefix) };
+    let prefix =
+        if app.path_prefix.is_empty() { String::new() } else { format!(", under {}", app.path_prefix) };
     let off = if app.enabled { "" } else { ", switched off" };
     format!("{}, {noun} {}{prefix}{off}", app.id, keys.join(" "))
 }
@@ -75,10 +76,16 @@ fn blocks(settings: &Settings, port: u16, style: Style) -> String {
     let key = keys.last().map(|pair| &*pair.key).unwrap_or_default();
     let secret = match settings.credentials {
         Credentials::Default => "app-secret".to_owned(),
-        Credentials::File | Credentials::Environment | Credentials::Dotenv(_) => format!("<the secret of app {id}>"),
+        Credentials::File | Credentials::Environment | Credentials::Dotenv(_) => {
+            format!("<the secret of app {id}>")
+        }
     };
     let host = client_host(settings);
-    let path = if app.path_prefix.is_empty() { String::new() } else { format!("\n    wsPath: '{}',", app.path_prefix) };
+    let path = if app.path_prefix.is_empty() {
+        String::new()
+    } else {
+        format!("\n    wsPath: '{}',", app.path_prefix)
+    };
     let dotenv = style.dim("Paste into the .env of the Laravel application:");
     let echo = style.dim("and into resources/js/echo.js:");
     format!(

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::Server;
 use super::apps::Draft;
 use super::problem::Source;
 use super::section::Section;
-use super::Server;
 
 /// A remark on settings that work, but hardly as meant.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -66,7 +66,8 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
             }
         }
         let message = if limits.message_bytes_max == 0 { usize::MAX } else { limits.message_bytes_max };
-        let body = if limits.request_body_bytes_max == 0 { usize::MAX } else { limits.request_body_bytes_max };
+        let body =
+            if limits.request_body_bytes_max == 0 { usize::MAX } else { limits.request_body_bytes_max };
         // the greater, its key; what it cannot reach, its key
         let unreachable = [
             (limits.event_data_bytes_max, "event_data_bytes", body, "request_body_bytes"),
@@ -79,7 +80,12 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
                 limits.channel_data_bytes_max,
                 "channel_data_bytes",
             ),
-            (limits.messages.per_second as usize, "messages_per_second", limits.messages.burst as usize, "messages_burst"),
+            (
+                limits.messages.per_second as usize,
+                "messages_per_second",
+                limits.messages.burst as usize,
+                "messages_burst",
+            ),
         ];
         for (value, key, bound, bound_key) in unreachable {
             if value > bound {
@@ -89,6 +95,14 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
         }
         if section.value.tls_only && options.pusher.trusted_proxies.is_empty() {
             say(format!("{}: refuses everyone, as server.trusted_proxies is empty", at("tls_only")));
+        }
+    }
+    if !server.is_set("host") {
+        for place in apps.iter().filter_map(Draft::written_default_secret) {
+            say(format!(
+                "{place}: is the default secret, so the server listens on {host} only; choose another, or set \
+                 PUSHERD_HOST"
+            ));
         }
     }
     if apps.iter().any(Draft::has_default_secret) && !is_loopback(host) {

@@ -9,8 +9,8 @@ use super::file::{self, ConfigFile};
 use super::kind::{Given, quoted};
 use super::problem::{Problems, Source};
 use super::schema::{APP, CREDENTIALS};
-use super::section::{Line, Section, unknown};
 use super::secret::Secret;
+use super::section::{Line, Section, unknown};
 use super::variables::{APP_PREFIX, FAMILIES, Variables};
 use crate::apps::{App, AppId, AppLimits, KeyPair};
 use crate::limits::Rate;
@@ -74,7 +74,8 @@ impl Drafts {
         let mut target = if apps.len() == 1 { Some(0) } else { None };
         if let Some((id, pair)) = of_variables {
             let source = pair.key.source.clone();
-            let place = apps.iter().position(|app| app.id.as_ref().is_some_and(|known| known.value == id.value));
+            let place =
+                apps.iter().position(|app| app.id.as_ref().is_some_and(|known| known.value == id.value));
             let place = place.unwrap_or_else(|| {
                 apps.push(Draft::new(format!("apps[{}]", apps.len())));
                 apps.len() - 1
@@ -108,8 +109,10 @@ impl Draft {
 
     fn default_app() -> Self {
         let mut draft = Self::new("the default app".to_owned());
-        let placed = |text: &str| Placed { value: text.to_owned(), source: Source::Default, at: String::new() };
-        let secret = Placed { value: Secret::new(DEFAULT_SECRET), source: Source::Default, at: String::new() };
+        let placed =
+            |text: &str| Placed { value: text.to_owned(), source: Source::Default, at: String::new() };
+        let secret =
+            Placed { value: Secret::new(DEFAULT_SECRET), source: Source::Default, at: String::new() };
         draft.id = Some(placed(DEFAULT_ID));
         draft.pairs = vec![Pair { key: placed(DEFAULT_KEY), secret }];
         draft
@@ -123,6 +126,13 @@ impl Draft {
     /// Whether everybody knows a secret of it.
     pub(super) fn has_default_secret(&self) -> bool {
         self.pairs.iter().any(|pair| pair.secret.value.expose() == DEFAULT_SECRET)
+    }
+
+    /// The place of a default secret that somebody wrote.
+    pub(super) fn written_default_secret(&self) -> Option<String> {
+        let mut secrets = self.pairs.iter().map(|pair| &pair.secret);
+        let secret = secrets.find(|secret| secret.value.expose() == DEFAULT_SECRET)?;
+        (secret.source != Source::Default).then(|| secret.source.at(&secret.at))
     }
 
     /// The places of secrets that are shorter than `bytes`.
@@ -168,7 +178,11 @@ impl Draft {
             }
             [first, ..] => {
                 let shown = |Pair { key, secret }: &Pair| {
-                    format!("{{ key = {}, secret = {} }}", quoted(&key.value), quoted(&secret.value.to_string()))
+                    format!(
+                        "{{ key = {}, secret = {} }}",
+                        quoted(&key.value),
+                        quoted(&secret.value.to_string())
+                    )
                 };
                 let pairs: Vec<_> = self.pairs.iter().map(shown).collect();
                 lines.push(line("keys", format!("[{}]", pairs.join(", ")), &first.key.source));
@@ -345,17 +359,18 @@ fn of_variables(
     let Some(beside) = [&id, &key, &secret, &secret_file].into_iter().flatten().next().cloned() else {
         return Ok(None);
     };
-    let mut take = |part: &str, given: Option<(String, Source)>, check: &dyn Fn(&str) -> Result<(), String>| {
-        let Some((value, source)) = given else {
-            problems.add(&beside.1, "", format_args!("needs {family}{part} beside it, which is not set"));
-            return None;
+    let mut take =
+        |part: &str, given: Option<(String, Source)>, check: &dyn Fn(&str) -> Result<(), String>| {
+            let Some((value, source)) = given else {
+                problems.add(&beside.1, "", format_args!("needs {family}{part} beside it, which is not set"));
+                return None;
+            };
+            if let Err(what) = check(&value) {
+                problems.add(&source, "", what);
+                return None;
+            }
+            Some(Placed { value, source, at: String::new() })
         };
-        if let Err(what) = check(&value) {
-            problems.add(&source, "", what);
-            return None;
-        }
-        Some(Placed { value, source, at: String::new() })
-    };
     let id = take("ID", id, &check_id);
     let key = take("KEY", key, &check_key);
     let secret = match (secret, secret_file) {

@@ -68,10 +68,14 @@ fn text(path: &Path) -> Result<String, String> {
 }
 
 fn bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let say = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "does not exist".to_owned(),
-        io::ErrorKind::PermissionDenied => "may not be read by the user that runs pusherd".to_owned(),
-        _ => format!("cannot be read: {error}"),
+    let say = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            "does not exist".to_owned()
+        } else if error.kind() == io::ErrorKind::PermissionDenied {
+            "may not be read by the user that runs pusherd".to_owned()
+        } else {
+            format!("cannot be read: {error}")
+        }
     };
     let file = File::open(path).map_err(say)?;
     if file.metadata().map_err(say)?.is_dir() {

@@ -87,15 +87,34 @@ pub(super) const fn number_or_zero<T>(
     Kind::Number { zero: Some(zero), min, max, field }
 }
 
-pub(super) const fn choice<T>(words: &'static [&'static str], field: fn(&mut T) -> &mut dyn Choice) -> Kind<T> {
+pub(super) const fn choice<T>(
+    words: &'static [&'static str],
+    field: fn(&mut T) -> &mut dyn Choice,
+) -> Kind<T> {
     Kind::Choice { words, field }
 }
 
-pub(super) const fn setting<T>(key: &'static str, kind: Kind<T>, doc: &'static str) -> Setting<T> {
-    Setting { key, kind, doc, aliases: &[], flag: None, default: None }
+pub(super) const fn switch<T>(field: fn(&mut T) -> &mut bool) -> Kind<T> {
+    Kind::Switch(field)
+}
+
+pub(super) const fn text<T>(
+    what: &'static str,
+    check: fn(&str) -> Result<String, String>,
+    field: fn(&mut T) -> &mut Box<str>,
+) -> Kind<T> {
+    Kind::Text { what, check, field }
+}
+
+pub(super) const fn list<T>(what: &'static str, field: fn(&mut T) -> &mut dyn List) -> Kind<T> {
+    Kind::List { what, field }
 }
 
 impl<T> Setting<T> {
+    pub(super) const fn new(key: &'static str, kind: Kind<T>, doc: &'static str) -> Self {
+        Self { key, kind, doc, aliases: &[], flag: None, default: None }
+    }
+
     pub(super) const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
         self.aliases = aliases;
         self
@@ -133,7 +152,8 @@ impl<T> Setting<T> {
                     given.switch().map_err(|found| format!("must be true or false, not {found}"))?;
             }
             Kind::Choice { words, field } => {
-                let index = given.word(words).map_err(|found| format!("must be {}, not {found}", self.may_be()))?;
+                let index =
+                    given.word(words).map_err(|found| format!("must be {}, not {found}", self.may_be()))?;
                 field(target).pick(index);
             }
             Kind::Text { check, field, .. } => {
@@ -176,7 +196,10 @@ impl<T> Setting<T> {
             Kind::Number { zero: None, min, max, .. } => format!("{min} to {max}"),
             Kind::Number { zero: Some(zero), min, max, .. } => format!("0 ({zero}) or {min} to {max}"),
             Kind::Switch(_) => "true or false".to_owned(),
-            Kind::Choice { words, .. } => words.join(" or "),
+            Kind::Choice { words, .. } => match words {
+                [] => String::new(),
+                [others @ .., last] => format!("{} or {last}", others.join(", ")),
+            },
             Kind::Text { what, .. } => (*what).to_owned(),
             Kind::List { what, .. } => format!("a list of {what}"),
         }
@@ -265,7 +288,11 @@ impl<'a> Given<'a> {
             Self::Text(text) => Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()),
             Self::Value(ValueKind::Array(items)) => {
                 let item = |item: &'a config::Value| Given::Value(&item.kind).text();
-                items.iter().map(item).collect::<Result<_, _>>().map_err(|_| "must be a list of texts".to_owned())
+                items
+                    .iter()
+                    .map(item)
+                    .collect::<Result<_, _>>()
+                    .map_err(|_| "must be a list of texts".to_owned())
             }
             Self::Value(value) => Err(format!("must be a list, not {}", found(value))),
         }
@@ -343,13 +370,16 @@ choice_field!(SubscriptionErrorFrames: Self::Both, Self::Channel, Self::Connecti
 impl List for Vec<IpNet> {
     fn parse(&mut self, items: &[&str]) -> Result<(), String> {
         let network = |item: &str| item.parse().or_else(|_| item.parse::<IpAddr>().map(IpNet::from)).ok();
-        *self = parse_all(items, |item| network(item).ok_or("is not an address or a network such as 10.0.0.0/8"))?;
+        *self = parse_all(items, |item| {
+            network(item).ok_or("is not an address or a network such as 10.0.0.0/8")
+        })?;
         Ok(())
     }
 
     fn items(&self) -> Vec<String> {
         let one = |network: &IpNet| network.prefix_len() == network.max_prefix_len();
-        let item = |network: &IpNet| if one(network) { network.addr().to_string() } else { network.to_string() };
+        let item =
+            |network: &IpNet| if one(network) { network.addr().to_string() } else { network.to_string() };
         self.iter().map(item).collect()
     }
 }
@@ -385,4 +415,146 @@ fn parse_all<I, E: std::fmt::Display>(
         }
     }
     if wrong.is_empty() { Ok(parsed) } else { Err(wrong.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{FileFormat, Format as _, Value};
+
+    use super::super::apps::Draft;
+    use super::super::schema::{APP, LOG, SERVER};
+    use super::super::{Log, Server};
+    use super::*;
+
+    /// Puts `value`, as TOML, into the setting `key` of a default app, and shows what became of it.
+    fn put(key: &str, given: &Given<'_>) -> Result<String, String> {
+        let row = APP.iter().find(|row| row.key == key).unwrap();
+        let mut app = Draft::defaults();
+        row.put(&mut app, given)?;
+        Ok(row.show(&mut app))
+    }
+
+    fn value(toml: &str) -> Value {
+        FileFormat::Toml.parse(None, &format!("x = {toml}")).unwrap().remove("x").unwrap()
+    }
+
+    #[test]
+    fn a_value_of_a_file_has_the_type_of_its_setting() {
+        let (members, port) = ("limits.presence_members", "limits.connections");
+        let (switch, choice, text, list) = ("enabled", "client_events", "path_prefix", "allowed_origins");
+        let table = [
+            (members, "1", Ok("1")),
+            (members, "100000", Ok("100000")),
+            (members, "0", Err("must be 1 to 100000, not 0")),
+            (members, "100001", Err("must be 1 to 100000, not 100001")),
+            (members, "-1", Err("must be 1 to 100000, not -1")),
+            (members, "1.5", Err("must be 1 to 100000, not 1.5")),
+            (members, "'7'", Err("must be 1 to 100000, not \"7\"")),
+            (members, "true", Err("must be 1 to 100000, not true")),
+            (members, "[1]", Err("must be 1 to 100000, not a list")),
+            (port, "0", Ok("0")),
+            (port, "-1", Err("must be 0 (no limit) or 1 to 4294967295, not -1")),
+            (switch, "false", Ok("false")),
+            (switch, "0", Err("must be true or false, not 0")),
+            (switch, "'false'", Err("must be true or false, not \"false\"")),
+            (choice, "'off'", Ok("\"off\"")),
+            (choice, "false", Ok("\"off\"")),
+            (choice, "true", Ok("\"members\"")),
+            (choice, "'all'", Err("must be off or members, not \"all\"")),
+            ("terminate_close_code", "4200", Ok("4200")),
+            ("terminate_close_code", "'4200'", Ok("4200")),
+            ("terminate_close_code", "4201", Err("must be 4009 or 4200, not 4201")),
+            ("subscription_error_frames", "1", Err("must be both, channel or connection, not 1")),
+            (text, "'rt/'", Ok("\"/rt\"")),
+            (text, "7", Err("must be text: write it in quotes")),
+            (text, "['/rt']", Err("must be text, not a list")),
+            (list, "['a.test', 'https://*.b.test']", Ok("[\"a.test\", \"https://*.b.test\"]")),
+            (list, "['a.test', '*']", Ok("[\"*\"]")),
+            (list, "'*'", Err("must be a list, not \"*\"")),
+            (list, "[1]", Err("must be a list of texts")),
+            (list, "[]", Err("lists no origin, so no browser could connect; [\"*\"] is all")),
+        ];
+        for (key, toml, expected) in table {
+            let value = value(toml);
+            let found = put(key, &Given::Value(&value.kind));
+            assert_eq!(found.as_deref().map_err(String::as_str), expected, "{key} = {toml}");
+        }
+    }
+
+    #[test]
+    fn a_variable_is_text_that_reads_as_its_setting() {
+        let table = [
+            ("limits.presence_members", " 12 ", Ok("12")),
+            ("limits.presence_members", "1e3", Err("must be 1 to 100000, not \"1e3\"")),
+            (
+                "limits.presence_members",
+                "99999999999999999999",
+                Err("must be 1 to 100000, not \"99999999999999999999\""),
+            ),
+            ("enabled", "Off", Ok("false")),
+            ("enabled", "1", Ok("true")),
+            ("enabled", "2", Err("must be true or false, not \"2\"")),
+            ("client_events", "true", Ok("\"members\"")),
+            ("client_events", "MEMBERS", Ok("\"members\"")),
+            ("terminate_close_code", "4200", Ok("4200")),
+            ("allowed_origins", "a.test, b.test,", Ok("[\"a.test\", \"b.test\"]")),
+        ];
+        for (key, text, expected) in table {
+            let found = put(key, &Given::Text(text));
+            assert_eq!(found.as_deref().map_err(String::as_str), expected, "{key} = {text}");
+        }
+    }
+
+    #[test]
+    fn each_wrong_item_of_a_list_is_named() {
+        let row = SERVER.iter().find(|row| row.key == "trusted_proxies").unwrap();
+        let mut server = Server::default();
+        let given = Given::Text("10.0.0.0/8,proxy,10.0.0.0/33,::1,192.168.0.1");
+        let wrong = row.put(&mut server, &given).unwrap_err();
+        assert!(wrong.contains("\"proxy\"") && wrong.contains("/33") && !wrong.contains("::1"), "{wrong}");
+        row.put(&mut server, &Given::Text("10.0.0.0/8,::1,192.168.0.1")).unwrap();
+        assert_eq!(row.show(&mut server), "[\"10.0.0.0/8\", \"::1\", \"192.168.0.1\"]");
+    }
+
+    #[test]
+    fn a_value_is_quoted_in_part_and_without_control_characters() {
+        let found = put("client_events", &Given::Text(&format!("\x1b\n{}", "x".repeat(100)))).unwrap_err();
+        assert!(found.contains("\\u{1b}\\n") && found.len() < 120, "{found}");
+    }
+
+    /// What a table of settings must hold for each of its rows.
+    fn check<T>(settings: &[Setting<T>], mut defaults: T) {
+        for row in settings {
+            let shown = row.show(&mut defaults);
+            let value = value(&shown);
+            assert_eq!(
+                row.put(&mut defaults, &Given::Value(&value.kind)),
+                Ok(()),
+                "{}: its default",
+                row.key
+            );
+            assert_eq!(row.show(&mut defaults), shown, "{} changes when its default is set", row.key);
+            assert!(row.doc.ends_with('.'), "{} is explained in sentences", row.key);
+            if let Kind::Number { min, max, field, zero } = &row.kind {
+                for bound in [*min, *max] {
+                    field(&mut defaults).put(bound);
+                    assert_eq!(field(&mut defaults).number(), bound, "{} holds its bounds", row.key);
+                }
+                assert!(zero.is_none() || *min > 0, "{}: 0 is in its range", row.key);
+            }
+            if let Kind::Choice { words, field } = &row.kind {
+                for index in 0..words.len() {
+                    field(&mut defaults).pick(index);
+                    assert_eq!(field(&mut defaults).picked(), index, "{} holds its words", row.key);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_setting_takes_its_default_its_bounds_and_its_words() {
+        check(SERVER, Server::default());
+        check(LOG, Log::default());
+        check(APP, Draft::defaults());
+    }
 }

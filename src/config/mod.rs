@@ -60,6 +60,8 @@ pub struct Settings {
     pub main_app: usize,
     /// Where the credentials of that app come from.
     pub credentials: Credentials,
+    /// Whether the secret of an app is the default one, wherever it was set.
+    pub default_secret: bool,
     /// Where clients connect to, if the application has been told.
     pub clients: Option<Clients>,
     /// What works, but hardly as meant.
@@ -224,7 +226,8 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     let directory = sources.directory.as_path();
 
     let mut variables = Variables::of_process(&sources.environment);
-    let of_variable = |variables: &Variables, name| variables.get_filled(name).map(|(path, _)| PathBuf::from(path));
+    let of_variable =
+        |variables: &Variables, name| variables.get_filled(name).map(|(path, _)| PathBuf::from(path));
     let env_file = sources.env_file.clone().or_else(|| of_variable(&variables, ENV_FILE));
     if let Some(path) = sources.find(env_file.as_deref(), &[Path::new(DOTENV_FILE)]) {
         let name: Arc<str> = path.display().to_string().into();
@@ -276,6 +279,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     if clients.is_none() {
         advice.extend(advice::publishes_elsewhere(&key_source));
     }
+    let default_secret = apps.iter().any(Draft::has_default_secret);
     let mut shown = vec![("[server]", server.lines()), ("[log]", log.lines())];
     let mut ready = Vec::with_capacity(apps.len());
     for draft in apps {
@@ -290,6 +294,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
         apps: ready,
         main_app,
         credentials: Credentials::from(&key_source),
+        default_secret,
         clients,
         advice,
         files,
@@ -340,5 +345,120 @@ impl Settings {
         let of_server = self.shown.iter().find(|(title, _)| *title == "[server]");
         let line = of_server.and_then(|(_, lines)| lines.iter().find(|line| line.key == key));
         line.map_or(Source::Default, |line| line.source.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings from a configuration file, a `.env` file and the environment.
+    fn settings(toml: &str, dotenv: &str, environment: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("config")).unwrap();
+        std::fs::write(directory.path().join(LOCAL_FILE), toml).unwrap();
+        std::fs::write(directory.path().join(DOTENV_FILE), dotenv).unwrap();
+        let sources = Sources {
+            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            directory: directory.path().to_owned(),
+            ..Sources::of_process()
+        };
+        load(&sources).map_err(|problems| problems.iter().map(str::to_owned).collect())
+    }
+
+    fn advice(toml: &str) -> Vec<String> {
+        settings(toml, "", &[]).unwrap().advice.into_iter().map(|advice| advice.text).collect()
+    }
+
+    const APP: &str = "[[apps]]\nid = '1'\nkey = 'k'\nsecret = 'long enough'\n";
+
+    #[test]
+    fn what_follows_from_other_settings_follows() {
+        let limits = "[apps.limits]\nclient_events_per_second = 3\nclient_event_data_bytes = 100000\n\
+                      event_data_bytes = 1000\nevents_per_batch = 20\n";
+        let settings = settings(&format!("[server]\ndrain_secs = 60\n{APP}{limits}"), "", &[]).unwrap();
+        assert_eq!(settings.server.options.shutdown_deadline, Duration::from_secs(70));
+        let limits = &settings.apps[0].limits;
+        assert_eq!((limits.client_events.per_second, limits.client_events.burst), (3, 3));
+        assert_eq!(limits.message_bytes_max, 100_000 + 16 * 1024);
+        assert_eq!(limits.request_body_bytes_max, 2 * 60 * 1000 + 64 * 1024, "as for twenty events");
+        assert_eq!(&*settings.server.host, "0.0.0.0");
+    }
+
+    #[test]
+    fn without_settings_the_rooms_own_defaults_hold() {
+        let settings = settings("", "", &[]).unwrap();
+        let expected = App::new(apps::DEFAULT_ID, apps::DEFAULT_KEY, apps::DEFAULT_SECRET);
+        assert_eq!(format!("{:?}", settings.apps), format!("{:?}", [expected]));
+        let expected = server::Options::default();
+        assert_eq!(format!("{:?}", settings.server.options), format!("{expected:?}"));
+    }
+
+    #[test]
+    fn default_credentials_are_for_this_machine_wherever_they_were_written() {
+        let set =
+            "PUSHER_APP_ID=app-id\nPUSHER_APP_KEY=app-key\nPUSHER_APP_SECRET=app-secret\nPUSHER_HOST=x\n";
+        for (dotenv, environment, host, loud) in [
+            ("", ("A", ""), "127.0.0.1", false),
+            (set, ("A", ""), "127.0.0.1", false),
+            ("", ("PUSHERD_HOST", "0.0.0.0"), "0.0.0.0", true),
+            (set, ("PUSHERD_HOST", "ws.test"), "ws.test", true),
+            (set, ("PUSHERD_HOST", "localhost"), "localhost", false),
+            (set, ("PUSHERD_HOST", "::1"), "::1", false),
+        ] {
+            let settings = settings("", dotenv, &[environment]).unwrap();
+            assert_eq!(&*settings.server.host, host, "{environment:?}");
+            assert_eq!(settings.advice.iter().any(|advice| advice.loud), loud, "{environment:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_remarked_upon() {
+        let app = APP.to_owned();
+        let table = [
+            (app.replace("long enough", "short"), "apps[0].secret: is shorter than 8 bytes"),
+            (app.clone() + "enabled = false", "no app is enabled"),
+            (app.clone() + "client_events = 'off'\nlimits.client_events_per_second = 5", "has no effect"),
+            (app.clone() + "watchlist = false\nlimits.watchlist_users = 5", "has no effect"),
+            (app.clone() + "limits.request_body_bytes = 2048", "event_data_bytes: 102400 is never reached"),
+            (app.clone() + "limits.message_bytes = 2048", "client_event_data_bytes: 10240 is never reached"),
+            (
+                app.clone() + "limits.presence_user_info_bytes = 5000",
+                "presence_user_info_bytes: 5000 is never",
+            ),
+            (app.clone() + "limits.messages_burst = 50", "messages_per_second: 100 is never reached"),
+            (app.clone() + "limits.outbox_bytes = 4096", "event_data_bytes: 102400 is never reached"),
+            (format!("[server]\ntrusted_proxies = []\n{app}tls_only = true"), "refuses everyone"),
+            (format!("[server]\nactivity_timeout_secs = 90\n{app}"), "server.activity_timeout_secs: clients"),
+        ];
+        for (toml, expected) in table {
+            let advice = advice(&toml);
+            assert!(advice.iter().any(|advice| advice.contains(expected)), "{toml}\n{advice:?}");
+        }
+        assert_eq!(advice(&app), [""; 0]);
+    }
+
+    #[test]
+    fn an_application_that_publishes_elsewhere_is_remarked_upon() {
+        let pusher = "PUSHER_APP_ID=1\nPUSHER_APP_KEY=k\nPUSHER_APP_SECRET=long enough\n".replace(' ', "-");
+        let elsewhere = |dotenv: &str| {
+            let settings = settings("", dotenv, &[]).unwrap();
+            settings.advice.iter().any(|advice| advice.text.contains("pusher.com"))
+        };
+        assert!(elsewhere(&format!("{pusher}PUSHER_HOST=\n")));
+        assert!(!elsewhere(&format!("{pusher}PUSHER_HOST=127.0.0.1\n")));
+        assert!(!elsewhere(&pusher.replace("PUSHER_", "REVERB_")));
+    }
+
+    #[test]
+    fn names_are_read_as_text_only_where_they_are_used() {
+        let unused = settings("", "BAD=a b\nUNUSED=\u{fffd}\n", &[("OTHER", "\u{fffd}")]);
+        assert!(unused.is_ok());
+        let used = settings("", "PUSHERD_APP_ID=a b\nPUSHERD_HOST=\u{fffd}\n", &[]).unwrap_err();
+        assert!(
+            used.iter().any(|problem| problem.contains("PUSHERD_APP_ID: a value with spaces")),
+            "{used:?}"
+        );
+        assert!(used.iter().any(|problem| problem.contains("PUSHERD_HOST: is not UTF-8")), "{used:?}");
     }
 }

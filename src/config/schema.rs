@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::kind::{Kind, Setting, choice, number, number_or_zero, setting};
+use super::kind::{Kind, Setting, choice, list, number, number_or_zero, switch, text};
 use super::{Log, Server};
 use crate::apps::App;
 
@@ -15,75 +15,85 @@ const GIB: u64 = 1024 * MIB;
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
+// One maker of rows for each section, so that the field of a row is known to be of its section.
+const fn server(key: &'static str, kind: Kind<Server>, doc: &'static str) -> Setting<Server> {
+    Setting::new(key, kind, doc)
+}
+
+const fn log(key: &'static str, kind: Kind<Log>, doc: &'static str) -> Setting<Log> {
+    Setting::new(key, kind, doc)
+}
+
+const fn app(key: &'static str, kind: Kind<App>, doc: &'static str) -> Setting<App> {
+    Setting::new(key, kind, doc)
+}
+
 /// The section `[server]`; variables begin with `PUSHERD_`.
 pub(super) const SERVER: &[Setting<Server>] = &[
-    setting(
+    server(
         "host",
-        Kind::Text { what: "an address or a host name", check: host, field: |server| &mut server.host },
+        text("an address or a host name", host, |server| &mut server.host),
         "The address to listen on.",
     )
     .aliases(&["REVERB_SERVER_HOST", "SOKETI_HOST"])
     .flag("--host")
     .default("`\"0.0.0.0\"`; `\"127.0.0.1\"` with the default credentials"),
-    setting(
+    server(
         "port",
         number(0, 65_535, |server| &mut server.port),
         "The port to listen on, for WebSocket and HTTP alike; 0 is any free one.",
     )
     .aliases(&["REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"])
     .flag("--port"),
-    setting(
+    server(
         "activity_timeout_secs",
         number(5, 600, |server| &mut server.options.pusher.activity_timeout),
         "After so much silence clients send a ping. They are told when they connect.",
     ),
-    setting(
+    server(
         "ping_interval_secs",
         number(1, HOUR, |server| &mut server.options.pusher.ping_interval),
         "After so much silence the server pings a client. Keep it under the idle limit of your proxy, often 60.",
     ),
-    setting(
+    server(
         "pong_timeout_secs",
         number(1, HOUR, |server| &mut server.options.pusher.pong_timeout),
         "A pinged client that stays silent for so long is closed (4201).",
     ),
-    setting(
+    server(
         "handshake_timeout_secs",
         number(1, 600, |server| &mut server.options.handshake_timeout),
         "A new connection that has not sent a whole request head by then is dropped.",
     ),
-    setting(
+    server(
         "read_timeout_secs",
         number(1, HOUR, |server| &mut server.options.http.read_timeout),
         "A request whose body makes no progress for so long is dropped.",
     ),
-    setting(
+    server(
         "connections",
         number_or_zero("no limit", 1, u32::MAX as u64, |server| &mut server.options.pusher.connections_max),
         "Connections this node takes, of all apps together; the next is sent elsewhere (4100).",
     ),
-    setting(
+    server(
         "trusted_proxies",
-        Kind::List {
-            what: "addresses and networks",
-            field: |server| &mut server.options.pusher.trusted_proxies,
-        },
+        list("addresses and networks", |server| &mut server.options.pusher.trusted_proxies),
         "Proxies whose `X-Forwarded-Proto` is believed.",
     ),
-    setting(
+    server(
         "drain_secs",
         number(0, HOUR, |server| &mut server.options.drain),
         "On shutdown, the closing of WebSockets is spread over so much time, so that clients do not all come back \
          at once.",
     )
     .flag("--drain-secs"),
-    setting(
+    server(
         "shutdown_deadline_secs",
         number(1, 2 * HOUR, |server| &mut server.options.shutdown_deadline),
         "What has not ended so long after a shutdown began is cut off. At least `drain_secs`.",
     )
     .default("`20`, or `drain_secs` and 10 more"),
-    setting(
+    server(
         "accept_traffic_memory_percent",
         number(1, 100, |server| &mut server.options.http.accept_traffic_memory_percent),
         "`/accept-traffic` answers 500 while more of the machine's memory is in use.",
@@ -92,14 +102,14 @@ pub(super) const SERVER: &[Setting<Server>] = &[
 
 /// The section `[log]`; variables begin with `PUSHERD_LOG_`.
 pub(super) const LOG: &[Setting<Log>] = &[
-    setting(
+    log(
         "format",
         choice(&["auto", "human", "json"], |log| &mut log.format),
         "`human` is for eyes, `auto` the same with colours on a terminal, `json` one object a line. With `json` \
          nothing else is printed at the start.",
     )
     .flag("--log-format"),
-    setting(
+    log(
         "level",
         choice(&["error", "warn", "info", "debug", "trace"], |log| &mut log.level),
         "How much is logged. `info` is the life cycle of the server, `debug` also what clients cause.",
@@ -109,176 +119,172 @@ pub(super) const LOG: &[Setting<Log>] = &[
 
 /// A section `[[apps]]`; variables begin with `PUSHERD_APP_`. The credentials are in [`CREDENTIALS`].
 pub(super) const APP: &[Setting<App>] = &[
-    setting(
+    app(
         "enabled",
-        Kind::Switch(|app| &mut app.enabled),
+        switch(|app| &mut app.enabled),
         "Switched off, the app refuses connections (4003) and requests (403).",
     ),
-    setting(
+    app(
         "allowed_origins",
-        Kind::List { what: "hosts and origins", field: |app| &mut app.allowed_origins },
+        list("hosts and origins", |app| &mut app.allowed_origins),
         "Where browsers may connect from: hosts or whole origins (`https://app.example.com`), `*` for any \
          characters. Clients that are not browsers are not asked.",
     ),
-    setting(
+    app(
         "client_events",
         choice(&["off", "members"], |app| &mut app.client_events),
         "Whether clients may send events to each other: not at all, or on private and presence channels they are \
          subscribed to.",
     )
     .aliases(&["SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES"]),
-    setting(
+    app(
         "subscription_counts",
-        Kind::Switch(|app| &mut app.subscription_counts),
+        switch(|app| &mut app.subscription_counts),
         "Whether subscribers are told how many they are.",
     ),
-    setting(
+    app(
         "watchlist",
-        Kind::Switch(|app| &mut app.watchlist),
+        switch(|app| &mut app.watchlist),
         "Whether signed-in users are told who of their watchlist is online.",
     ),
-    setting(
+    app(
         "authorized_connections_timeout_secs",
         number_or_zero("off", 1, DAY, |app| &mut app.authorized_connections_timeout),
         "A connection that has neither signed in nor joined a private or presence channel by then is closed (4009).",
     ),
-    setting(
+    app(
         "path_prefix",
-        Kind::Text { what: "a path such as \"/rt\"", check: path_prefix, field: |app| &mut app.path_prefix },
+        text("a path such as \"/rt\"", path_prefix, |app| &mut app.path_prefix),
         "A path in front of `/app/…` and `/apps/…` that is served beside the bare one.",
     )
     .aliases(&["REVERB_SERVER_PATH", "SOKETI_PATH_PREFIX"]),
-    setting(
+    app(
         "tls_only",
-        Kind::Switch(|app| &mut app.tls_only),
+        switch(|app| &mut app.tls_only),
         "Whether connections that did not come by TLS are refused (4000). A trusted proxy must say that they did.",
     ),
-    setting(
+    app(
         "require_protocol",
-        Kind::Switch(|app| &mut app.require_protocol),
+        switch(|app| &mut app.require_protocol),
         "Whether a connection that does not name its protocol version is refused (4008).",
     ),
-    setting(
+    app(
         "cache_ttl_secs",
         number(1, 7 * DAY, |app| &mut app.limits.cache_ttl),
         "How long a cache channel keeps its last event.",
     ),
-    setting(
+    app(
         "subscription_error_frames",
         choice(&["both", "channel", "connection"], |app| &mut app.subscription_error_frames),
         "How a client learns of a refused subscription: by `pusher:subscription_error` on the channel, as with \
          Soketi, by `pusher:error` on the connection, as with Pusher and Reverb, or by both.",
     ),
-    setting(
+    app(
         "terminate_close_code",
         choice(&["4009", "4200"], |app| &mut app.terminate_close_code),
         "How connections end when the app terminates a user's: 4009 is stay away, 4200 come back at once.",
     ),
-    setting(
+    app(
         "channel_name_extra_chars",
-        Kind::Text {
-            what: "ASCII punctuation other than : # \" \\",
-            check: extra_chars,
-            field: |app| &mut app.names.extra_chars,
-        },
+        text("ASCII punctuation other than : # \" \\", extra_chars, |app| &mut app.names.extra_chars),
         "Characters that channel names may have beyond `A-Z a-z 0-9 _ - = @ , . ;`.",
     ),
-    setting(
+    app(
         "limits.connections",
         number_or_zero("no limit", 1, u32::MAX as u64, |app| &mut app.limits.connections_max),
         "Connections at once; the next is refused (4004).",
     ),
-    setting(
+    app(
         "limits.channel_name_bytes",
         number(1, 4 * KIB, |app| &mut app.names.bytes_max),
         "Longest channel name, prefix included.",
     ),
-    setting(
+    app(
         "limits.event_name_chars",
         number(1, 4 * KIB, |app| &mut app.limits.event_name_chars_max),
         "Longest event name.",
     ),
-    setting(
+    app(
         "limits.event_data_bytes",
         number(1, 16 * MIB, |app| &mut app.limits.event_data_bytes_max),
         "Longest `data` of an event published over HTTP (413).",
     ),
-    setting(
+    app(
         "limits.client_event_data_bytes",
         number(1, 16 * MIB, |app| &mut app.limits.client_event_data_bytes_max),
         "Longest `data` of a client event.",
     ),
-    setting(
+    app(
         "limits.request_body_bytes",
         number_or_zero("derived", KIB, GIB, |app| &mut app.limits.request_body_bytes_max),
         "Longest HTTP body (413). Derived, no batch within the other limits is cut.",
     ),
-    setting(
+    app(
         "limits.channels_per_publish",
         number(1, 10_000, |app| &mut app.limits.channels_per_publish_max),
         "Channels that one event may be published to.",
     ),
-    setting(
+    app(
         "limits.events_per_batch",
         number(1, 1000, |app| &mut app.limits.events_per_batch_max),
         "Events in one batch.",
     ),
-    setting(
+    app(
         "limits.presence_members",
         number(1, 100_000, |app| &mut app.limits.presence_members_max),
         "Users in a presence channel. Each who joins is sent the list of all.",
     ),
-    setting(
+    app(
         "limits.presence_user_info_bytes",
         number(1, MIB, |app| &mut app.limits.presence_user_info_bytes_max),
         "Longest `user_info` of a member, as JSON.",
     ),
-    setting(
+    app(
         "limits.user_id_chars",
         number(1, KIB, |app| &mut app.limits.user_id_chars_max),
         "Longest user id.",
     ),
-    setting(
+    app(
         "limits.channel_data_bytes",
         number(1, MIB, |app| &mut app.limits.channel_data_bytes_max),
         "Longest `channel_data` of a subscription.",
     ),
-    setting(
+    app(
         "limits.client_events_per_second",
         number(1, 1_000_000, |app| &mut app.limits.client_events.per_second),
         "Client events of one connection; more get an error (4301).",
     ),
-    setting(
+    app(
         "limits.watchlist_users",
         number(1, 10_000, |app| &mut app.limits.watchlist_users_max),
         "Users that a watchlist is cut to.",
     ),
-    setting(
+    app(
         "limits.channels_per_connection",
         number(1, 1_000_000, |app| &mut app.limits.channels_per_connection_max),
         "Channels that one connection may be subscribed to.",
     ),
-    setting(
+    app(
         "limits.message_bytes",
         number_or_zero("derived", KIB, 32 * MIB, |app| &mut app.limits.message_bytes_max),
         "Longest message of a client (1009). Derived: 16 KiB more than `client_event_data_bytes`, at least 32 KiB.",
     ),
-    setting(
+    app(
         "limits.messages_per_second",
         number(1, 1_000_000, |app| &mut app.limits.messages.per_second),
         "Messages of one connection; more close it (4100).",
     ),
-    setting(
+    app(
         "limits.messages_burst",
         number(1, 1_000_000, |app| &mut app.limits.messages.burst),
         "Messages of one connection at once. Clients subscribe to all their channels when they come back.",
     ),
-    setting(
+    app(
         "limits.outbox_bytes",
         number(4 * KIB, GIB, |app| &mut app.limits.outbox_bytes_max),
         "Bytes that may wait for a client that reads too slowly; more close it (4100).",
     ),
-    setting(
+    app(
         "limits.auth_window_secs",
         number(1, DAY, |app| &mut app.limits.auth_window_secs),
         "How far the clock of a signed request may be off (401).",

@@ -61,7 +61,12 @@ impl<T> Section<T> {
     }
 
     /// Fills from the table of a file; what it has that is no setting is reported.
-    pub(super) fn fill_from_table(&mut self, table: Map<String, Value>, source: &Source, problems: &mut Problems) {
+    pub(super) fn fill_from_table(
+        &mut self,
+        table: Map<String, Value>,
+        source: &Source,
+        problems: &mut Problems,
+    ) {
         let mut found = BTreeMap::new();
         flatten("", table, &mut found);
         for setting in self.settings {
@@ -83,11 +88,18 @@ impl<T> Section<T> {
     }
 
     /// Fills from pusherd's own variables and, where those are not set, from other servers'.
-    pub(super) fn fill_from_variables(&mut self, prefix: &str, variables: &Variables, problems: &mut Problems) {
+    pub(super) fn fill_from_variables(
+        &mut self,
+        prefix: &str,
+        variables: &Variables,
+        problems: &mut Problems,
+    ) {
         for setting in self.settings {
             let own = setting.variable(prefix);
             let mut names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
-            let set = |name: &str| variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty());
+            let set = |name: &str| {
+                variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty())
+            };
             if let Some((value, source)) = names.find_map(set) {
                 self.put(setting, &Given::Text(&value), source, problems);
             }
@@ -95,7 +107,11 @@ impl<T> Section<T> {
     }
 
     /// Fills from the flags of the command line.
-    pub(super) fn fill_from_flags(&mut self, flags: &BTreeMap<&'static str, String>, problems: &mut Problems) {
+    pub(super) fn fill_from_flags(
+        &mut self,
+        flags: &BTreeMap<&'static str, String>,
+        problems: &mut Problems,
+    ) {
         for setting in self.settings {
             if let Some((flag, value)) = setting.flag.and_then(|flag| flags.get_key_value(flag)) {
                 self.put(setting, &Given::Text(value), Source::Flag(flag), problems);

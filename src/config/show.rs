@@ -16,7 +16,8 @@ impl Settings {
     /// The settings in effect as a configuration file: TOML, the source of each value beside it, secrets masked.
     #[must_use]
     pub fn show(&self) -> impl fmt::Display {
-        let mut text = String::from("# The settings in effect, and where each was set. Secrets are masked.\n");
+        let mut text =
+            String::from("# The settings in effect, and where each was set. Secrets are masked.\n");
         for (title, lines) in &self.shown {
             text.push_str(&section(title, lines));
         }

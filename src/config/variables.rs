@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use super::dotenv;
 use super::problem::{Problems, Source, closest};
 use super::schema::{APP, CREDENTIALS, LOG, SERVER};
-use super::dotenv;
 
 /// What the variables of `[server]`, `[log]` and `[[apps]]` begin with.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
@@ -132,7 +132,9 @@ pub(super) fn known() -> impl Iterator<Item = String> {
     let rows = SERVER.iter().map(|row| (row.variable(SERVER_PREFIX), row.aliases));
     let rows = rows.chain(LOG.iter().map(|row| (row.variable(LOG_PREFIX), row.aliases)));
     let rows = rows.chain(APP.iter().map(|row| (row.variable(APP_PREFIX), row.aliases)));
-    let rows = rows.flat_map(move |(name, aliases)| std::iter::once(name).chain(aliases.iter().map(move |name| own(name))));
+    let rows = rows.flat_map(move |(name, aliases)| {
+        std::iter::once(name).chain(aliases.iter().map(move |name| own(name)))
+    });
     let credential = |family: &str| {
         let family = family.to_owned();
         CREDENTIALS.iter().filter_map(|row| row.variable).map(move |name| format!("{family}{name}"))

@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiError;
+use crate::hub::ChannelInfo;
 use crate::protocol::ChannelName;
-use crate::registry::ChannelInfo;
 
 /// Which attributes are asked for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -18,9 +18,8 @@ use crate::apps::App;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
-use crate::registry::{
-    Backlog, ChannelInfo, ChannelKey, Connections, Drive, Join, JoinError, Registry, Users,
-};
+pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
+use crate::registry::{ChannelKey, Drive, Join, Registry, Users};
 
 /// Expired cache entries are looked for this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);

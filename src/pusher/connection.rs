@@ -18,12 +18,13 @@ use tracing::debug;
 use super::Door;
 use super::admission::{Admitted, Refused};
 use crate::apps::SubscriptionErrorFrames;
+use crate::hub::{Backlog, JoinError};
 use crate::outbox::{Closing, Outbox, Pulse};
 use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::websocket::{self, Decoder, Incoming};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
-use crate::registry::{Backlog, JoinError};
+
 use crate::session::{Action, Session, refusal};
 
 /// Bytes taken from a socket at once.

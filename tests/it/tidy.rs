@@ -1,0 +1,131 @@
+//! The module map is a test: a room uses only the rooms that the table names.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
+const MAP: [(&str, &[&str]); 12] = [
+    ("protocol", &[]),
+    ("limits", &[]),
+    ("apps", &["protocol", "limits"]),
+    ("session", &["protocol", "limits", "apps"]),
+    ("outbox", &["protocol"]),
+    ("registry", &["protocol", "outbox"]),
+    ("hub", &["protocol", "limits", "apps", "outbox", "registry"]),
+    ("http", &["hub", "apps", "protocol", "limits"]),
+    ("pusher", &["hub", "apps", "protocol", "limits", "session", "outbox"]),
+    ("config", &["apps", "limits", "protocol", "pusher", "http", "server"]),
+    ("server", &["apps", "http", "hub", "protocol", "pusher"]),
+    ("cli", &["config", "server", "apps", "http", "pusher", "protocol", "limits"]),
+];
+
+/// What the pure rooms must not touch.
+const IMPURE: [&str; 7] =
+    ["tokio::", "std::net", "std::fs", "std::env", "Instant::now", "SystemTime", "getrandom::"];
+
+fn files_of(room: &str) -> Vec<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    let mut folders = vec![source.join(room)];
+    if source.join(format!("{room}.rs")).exists() {
+        files.push(source.join(format!("{room}.rs")));
+    }
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// The code of a file without comments and without its unit tests.
+fn code_of(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The rooms that a text names with `crate::`, groups (`crate::{a, b}`) included.
+fn rooms_named(code: &str) -> Vec<String> {
+    let mut rooms = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        if let Some(group) = rest.strip_prefix('{') {
+            let (mut depth, mut item) = (0, String::new());
+            for c in group.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => rooms.push(word(std::mem::take(&mut item).trim())),
+                    c if depth == 0 => item.push(c),
+                    _ => {}
+                }
+            }
+            rooms.push(word(item.trim()));
+        } else {
+            rooms.push(word(rest));
+        }
+    }
+    rooms.retain(|room| !room.is_empty());
+    rooms
+}
+
+#[test]
+fn a_room_uses_only_the_rooms_that_the_map_allows() {
+    let mut wrong = Vec::new();
+    for (room, allowed) in MAP {
+        let files = files_of(room);
+        assert!(!files.is_empty(), "there is no room {room}");
+        for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+            for used in rooms_named(&code_of(file)) {
+                if used != room && !allowed.contains(&used.as_str()) {
+                    wrong.push(format!("{} uses {used}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_room_is_on_the_map() {
+    let library = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let rooms = library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let mut rooms: Vec<_> = rooms.collect();
+    let mut mapped: Vec<_> = MAP.iter().map(|(room, _)| *room).collect();
+    rooms.sort_unstable();
+    mapped.sort_unstable();
+    assert_eq!(rooms, mapped);
+}
+
+#[test]
+fn the_pure_rooms_have_no_clock_no_randomness_and_no_system() {
+    for room in ["protocol", "limits", "session"] {
+        for file in files_of(room) {
+            let code = code_of(&file);
+            for impure in IMPURE {
+                assert!(!code.contains(impure), "{} names {impure}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_waits_in_the_registry() {
+    for file in files_of("registry") {
+        assert!(!code_of(&file).contains(".await"), "{}", file.display());
+    }
+}
+
+#[test]
+fn groups_of_rooms_are_seen() {
+    let code = "use crate::{apps::{App, Apps}, hub, protocol::X};\nlet x = crate::session::y();";
+    assert_eq!(rooms_named(code), ["apps", "hub", "protocol", "session"]);
+}

@@ -6,7 +6,7 @@
 mod repoll;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -281,15 +281,4 @@ async fn close_all(hub: &Hub, window: Duration) {
         }
         outbox.close(CloseCode::Reconnect, "Server is shutting down");
     }
-}
-
-/// The address to tell people who listens on `address`: theirs, not "any".
-#[must_use]
-pub fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }

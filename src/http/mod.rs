@@ -84,7 +84,6 @@ struct StrippedPrefix(Box<str>);
 
 /// All routes. A channel's name stands in one segment, percent-encoded where it must be; a user's id may contain
 /// slashes, encoded or not.
-#[must_use]
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/apps/{app_id}/events", post(trigger::trigger))

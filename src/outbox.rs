@@ -26,6 +26,9 @@ use crate::protocol::message::ServerMessage;
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{CloseCode, SocketId};
 
+/// What a piece in the queue is charged beyond its bytes, so that many small ones are bounded too.
+const PIECE_BYTES: usize = 64;
+
 /// The way to one client.
 #[derive(Debug)]
 pub struct Outbox {
@@ -49,6 +52,7 @@ enum Transport {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Bytes>,
+    /// What `queue` is charged: its bytes, and [`PIECE_BYTES`] for each piece.
     queued_bytes: usize,
     /// Whether the first bytes of the queue's head are on the wire already.
     head_is_cut: bool,
@@ -192,7 +196,7 @@ impl Outbox {
             self.write(&mut state, frame);
         } else if state.queued_bytes <= self.bytes_max as usize {
             let at = usize::from(state.head_is_cut);
-            state.queued_bytes += frame.len();
+            state.queued_bytes += charge(frame);
             state.queue.insert(at, frame.clone());
         }
     }
@@ -215,7 +219,7 @@ impl Outbox {
         }
         // What waits can't be read in time any more; only a frame that has begun must be finished.
         let kept = usize::from(state.head_is_cut);
-        state.queued_bytes -= state.queue.iter().skip(kept).map(Bytes::len).sum::<usize>();
+        state.queued_bytes -= state.queue.iter().skip(kept).map(charge).sum::<usize>();
         state.queue.truncate(kept);
         let farewell = farewell(code, reason);
         if state.queue.is_empty() {
@@ -248,7 +252,7 @@ impl Outbox {
         self.state.lock().closing
     }
 
-    /// Bytes that wait for the client.
+    /// What waits for the client, as it is charged: never less than its bytes.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.state.lock().queued_bytes
@@ -357,7 +361,7 @@ impl Outbox {
 
 impl State {
     fn push(&mut self, bytes: Bytes) {
-        self.queued_bytes += bytes.len();
+        self.queued_bytes += charge(&bytes);
         self.queue.push_back(bytes);
     }
 
@@ -367,6 +371,7 @@ impl State {
         head.advance(written);
         self.head_is_cut = !head.is_empty();
         if head.is_empty() {
+            self.queued_bytes -= PIECE_BYTES;
             self.queue.pop_front();
         }
     }
@@ -383,6 +388,10 @@ impl State {
             task.wake_by_ref();
         }
     }
+}
+
+fn charge(bytes: &Bytes) -> usize {
+    bytes.len() + PIECE_BYTES
 }
 
 fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
@@ -449,7 +458,7 @@ mod tests {
             assert!(outbox.queued_bytes() <= 120_000);
         }
         assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::OverCapacity)));
-        assert!(outbox.queued_bytes() <= 10_200, "only the frame that has begun and the farewell are kept");
+        assert!(outbox.queued_bytes() <= 10_400, "only the frame that has begun and the farewell are kept");
     }
 
     #[tokio::test]
@@ -476,6 +485,16 @@ mod tests {
         outbox.send(&Bytes::from_static(b"x"));
         outbox.send(&Bytes::from_static(b"x"));
         assert_eq!(outbox.closing(), Some(Closing::Broken));
+    }
+
+    #[test]
+    fn many_small_frames_are_bounded_as_few_large_ones() {
+        let outbox = Outbox::detached(SOCKET, 10_000);
+        outbox.send(&Bytes::from_static(b"x"));
+        for _ in 0..1_000 {
+            outbox.send_first(&websocket::pong(b""));
+        }
+        assert!(outbox.take_queued().len() < 160);
     }
 
     #[test]

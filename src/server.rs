@@ -51,6 +51,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After an accept that failed for want of descriptors, the next try waits for some to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a shutdown that must be quick waits for clients to answer its close.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+const GOING_AWAY: &str = "Server is shutting down";
+
 /// How this node serves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -122,13 +127,14 @@ pub async fn run(
 ) -> io::Result<()> {
     let apps = Arc::new(apps);
     let hub = Hub::new(options.debug);
+    let tasks = TaskTracker::new();
     let server = Server {
-        door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone()),
+        door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
         api: Api::new(hub.clone(), Arc::clone(&apps), options.http.clone()),
         router: http::router(Api::new(hub.clone(), apps, options.http.clone())),
         handshake_timeout: options.handshake_timeout,
         stopping: CancellationToken::new(),
-        requests: TaskTracker::new(),
+        tasks,
     };
     let mut keeping_time = tokio::spawn({
         let hub = hub.clone();
@@ -160,8 +166,8 @@ struct Server {
     handshake_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
     stopping: CancellationToken,
-    /// HTTP connections, until they end or become WebSockets.
-    requests: TaskTracker,
+    /// Connections, HTTP and WebSocket.
+    tasks: TaskTracker,
 }
 
 impl Server {
@@ -172,7 +178,7 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let server = self.clone();
-                    self.requests.spawn(async move { server.serve(stream, peer).await });
+                    self.tasks.spawn(async move { server.serve(stream, peer).await });
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -236,34 +242,30 @@ impl Server {
 
     /// See [`run`].
     async fn drain(&self, hub: &Hub, options: &Options, how: Shutdown, more: &mut mpsc::Receiver<Shutdown>) {
-        let deadline = Instant::now() + options.shutdown_deadline.max(options.drain);
+        let begun = Instant::now();
         let connections = hub.connections().len();
         info!(connections, window = ?options.drain, "shutting down");
         hub.drain();
         self.stopping.cancel();
-        self.requests.close();
-        let orderly = async {
-            if how == Shutdown::Graceful {
-                close_all(hub, options.drain).await;
+        self.tasks.close();
+        let mut at_once = how == Shutdown::Now;
+        if !at_once {
+            tokio::select! {
+                () = close_all(hub, options.drain) => {}
+                Some(_) = more.recv() => at_once = true,
             }
-        };
-        tokio::select! {
-            () = orderly => {}
-            _ = more.recv() => info!("shutting down at once"),
         }
+        // Whoever came while the others were closed, and everybody where it has to be quick.
         for outbox in hub.connections().all() {
-            outbox.close(CloseCode::Reconnect, "Server is shutting down");
+            outbox.close(CloseCode::Reconnect, GOING_AWAY);
         }
-        let gone = async {
-            self.requests.wait().await;
-            while !hub.connections().is_empty() {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let deadline = if at_once { Instant::now() + AT_ONCE } else { begun + options.shutdown_deadline };
         tokio::select! {
-            () = gone => {}
-            _ = more.recv(), if how == Shutdown::Graceful => {}
-            () = sleep_until(deadline) => warn!(requests = self.requests.len(), "the shutdown deadline has come"),
+            () = self.tasks.wait() => {}
+            Some(_) = more.recv() => {}
+            () = sleep_until(deadline) => {
+                warn!(connections = self.tasks.len(), "some connections did not end in time");
+            }
         }
         info!("stopped");
     }
@@ -279,6 +281,6 @@ async fn close_all(hub: &Hub, window: Duration) {
         if due > Instant::now() {
             sleep_until(due).await;
         }
-        outbox.close(CloseCode::Reconnect, "Server is shutting down");
+        outbox.close(CloseCode::Reconnect, GOING_AWAY);
     }
 }

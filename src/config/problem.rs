@@ -87,7 +87,7 @@ pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
     let far = if word.len() > 8 { 3 } else { 2 };
     known
         .map(|key| (if last(key) == last(word) { 0 } else { distance(word, key) }, key))
-        .filter(|(distance, _)| *distance <= far && *distance * 2 < word.len())
+        .filter(|(distance, _)| *distance <= far && *distance * 2 <= word.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, key)| key)
 }

@@ -87,15 +87,17 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, query: &Query) -> Result<&
 fn signed_paths<'p>(path: &'p str, prefix: &str, app_prefix: &str) -> Vec<Cow<'p, str>> {
     let mut paths = vec![Cow::Borrowed(path)];
     for prefix in [prefix, app_prefix] {
-        if !prefix.is_empty() {
-            paths.push(Cow::Owned(format!("{prefix}{path}")));
+        let prefixed = format!("{prefix}{path}");
+        if !paths.iter().any(|path| **path == prefixed) {
+            paths.push(Cow::Owned(prefixed));
         }
+    }
+    if !paths.iter().any(|path| path.contains('%')) {
+        return paths;
     }
     let decoded = |path: &Cow<'_, str>| percent_decode_str(path).decode_utf8().map(Cow::into_owned);
     let decoded: Vec<_> = paths.iter().filter_map(|path| decoded(path).ok()).map(Cow::Owned).collect();
     paths.extend(decoded);
-    paths.sort_unstable();
-    paths.dedup();
     paths
 }
 
@@ -140,13 +142,14 @@ mod tests {
     fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
         assert_eq!(signed_paths("/apps/1/events", "", ""), ["/apps/1/events"]);
         let paths = signed_paths("/apps/1/users/a%20b/terminate_connections", "/rt", "/rt");
-        let expected = [
+        for expected in [
             "/apps/1/users/a b/terminate_connections",
             "/apps/1/users/a%20b/terminate_connections",
             "/rt/apps/1/users/a b/terminate_connections",
             "/rt/apps/1/users/a%20b/terminate_connections",
-        ];
-        assert_eq!(paths, expected);
+        ] {
+            assert!(paths.iter().any(|path| path == expected), "{expected}");
+        }
         assert_eq!(signed_paths("/apps/1/events", "", "/rt"), ["/apps/1/events", "/rt/apps/1/events"]);
     }
 }

@@ -97,6 +97,8 @@ fn check_protocol(query: &str, required: bool) -> Result<(), Refused> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
     use crate::apps::{Apps, OriginPattern};
     use crate::hub::Hub;
@@ -105,7 +107,8 @@ mod tests {
     fn door(change: impl FnOnce(&mut App, &mut Options)) -> Door {
         let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
         change(&mut app, &mut options);
-        Door::new(Hub::new(false), Arc::new(Apps::new([app, App::new("2", "k.2", "s")])), options)
+        let apps = Apps::new([app, App::new("2", "k.2", "s")]);
+        Door::new(Hub::new(false), Arc::new(apps), options, TaskTracker::new())
     }
 
     fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {

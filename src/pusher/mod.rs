@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
 
 use crate::apps::Apps;
 use crate::hub::Hub;
@@ -64,15 +65,17 @@ struct Inner {
     hub: Hub,
     apps: Arc<Apps>,
     options: Options,
+    /// The tasks of connections, from their upgrade to their end.
+    tasks: TaskTracker,
     /// Connections that this node has, established and not yet gone.
     places_taken: AtomicU32,
 }
 
 impl Door {
-    /// A door that leads to `hub`.
+    /// A door that leads to `hub`, whose connections are counted among `tasks`.
     #[must_use]
-    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
-        Self(Arc::new(Inner { hub, apps, options, places_taken: AtomicU32::new(0) }))
+    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
+        Self(Arc::new(Inner { hub, apps, options, tasks, places_taken: AtomicU32::new(0) }))
     }
 
     /// Pings the silent and closes the dead, once a second, until it is dropped.

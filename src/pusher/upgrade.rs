@@ -38,14 +38,14 @@ impl Door {
         let found = self.find_app(request.uri(), request.headers(), peer.ip());
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
-        tokio::spawn(async move {
+        self.0.tasks.spawn(async move {
             let Some((stream, early)) = upgraded(upgrade).await else { return };
             let admitted = found.and_then(|app| door.admit(&app));
             if let Err(Refused { code, message }) = &admitted {
                 debug!(%peer, code = code.number(), message, "connection refused");
             }
             // A task of its own, so that a connection costs its own size and not that of the upgrade.
-            tokio::spawn(Connection::new(&door, stream, &early, admitted));
+            door.0.tasks.spawn(Connection::new(&door, stream, &early, admitted));
         });
         response
     }

@@ -149,9 +149,12 @@ impl Registry {
     /// Runs `act` on the channel, made if need be; again, should the channel have been given up in between.
     fn with<T>(&self, key: &ChannelKey, mut act: impl FnMut(&Arc<Channel>) -> Option<T>) -> T {
         loop {
-            if let Some(done) = act(&self.find_or_make(key)) {
+            let channel = self.find_or_make(key);
+            if let Some(done) = act(&channel) {
                 return done;
             }
+            // Whoever gave it up may not have come to take it out yet.
+            self.0.channels.remove_if(key, |_, found| Arc::ptr_eq(found, &channel));
         }
     }
 

@@ -112,6 +112,23 @@ test('a client event to a public cache channel is refused', async (t) => {
   assert.equal((await frames.take()).event, 'fence');
 });
 
+test('what is cached expires', async (t) => {
+  const channel = stage.unique('cache-price');
+  const sdk = stage.sdk.forgetful;
+  await sdk.trigger(channel, 'price', { eur: 7 });
+  const early = await stage.connect(t, { app: 'forgetful' });
+  assert.deepEqual(await next(early.subscribe(channel), 'price'), { eur: 7 });
+
+  const isCached = async () => {
+    const response = await sdk.get({ path: `/channels/${channel}`, params: { info: 'cache' } });
+    return (await response.json()).cache !== null;
+  };
+  const deadline = Date.now() + 10_000;
+  while (await isCached()) assert.ok(Date.now() < deadline, 'it was still there after ten seconds');
+  const late = await stage.connect(t, { app: 'forgetful' });
+  await next(late.subscribe(channel), 'pusher:cache_miss');
+});
+
 test('the events of two cache channels are kept apart', async (t) => {
   const [a, b] = [stage.unique('cache-a'), stage.unique('cache-b')];
   await stage.sdk.main.trigger([a, b], 'both', {});

@@ -72,7 +72,8 @@ test('another connection of the same user does receive it', async (t) => {
 });
 
 test('data of every JSON type arrives as it was sent', async (t) => {
-  const values = [{ deep: { er: [1, null] } }, [1, 'two'], 'text with "quotes" and 😀', '', 7, -1.5, true, false, null];
+  const text = 'text with "quotes" and 😀';
+  const values = [{ deep: { er: [1, null] } }, [1, 'two'], text, '', 7, -1.5, true, false, null];
   const channel = stage.unique('private-room');
   const { adasChannel, bobsFrames } = await pair(t, channel);
   for (const data of values) {

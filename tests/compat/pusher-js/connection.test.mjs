@@ -71,6 +71,42 @@ test('a path that is not /app/{key} is refused with 4005', async (t) => {
   assert.equal(error.error.data.code, 4005);
 });
 
+test('an app with a path prefix is served below it, and without it', async (t) => {
+  for (const wsPath of ['/rt', undefined]) {
+    const channel = stage.unique('news');
+    const pusher = await stage.connect(t, { app: 'prefixed', ...(wsPath && { wsPath }) });
+    const greeted = next(await subscribe(pusher, channel), 'greeted');
+    await stage.sdk.prefixed.trigger(channel, 'greeted', { below: wsPath ?? '/' });
+    assert.deepEqual(await greeted, { below: wsPath ?? '/' });
+  }
+});
+
+test('an app without that prefix is not served below it', async (t) => {
+  const pusher = stage.client(t, { wsPath: '/rt' });
+  const errors = listen(pusher.connection, 'error');
+  await next(pusher.connection, 'disconnected');
+  const [error] = await errors.take();
+  assert.ok([4001, 4005].includes(error.error.data.code), `code ${error.error.data.code}`);
+});
+
+test('an app that asks for authorised connections closes the others with 4009', async (t) => {
+  const options = { app: 'strict', user: 'ada' };
+  const joined = await stage.connect(t, options);
+  await subscribe(joined, stage.unique('private-room'));
+  const signedIn = await stage.signIn(t, options);
+  const idle = await stage.connect(t, options);
+  await subscribe(idle, stage.unique('news'));
+  const errors = listen(idle.connection, 'error');
+
+  // The idle one came last: when it has gone, the time of the others was up before.
+  await next(idle.connection, 'disconnected');
+  assert.equal((await errors.take())[0].data.code, 4009);
+  for (const pusher of [joined, signedIn]) {
+    await settle(pusher);
+    assert.equal(pusher.connection.state, 'connected');
+  }
+});
+
 test('events that clients may not send are refused, and the connection stays', async (t) => {
   for (const event of ['pusher_internal:member_added', 'pusher:nonsense', 'greeting']) {
     const channel = stage.unique('news');

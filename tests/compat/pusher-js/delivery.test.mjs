@@ -70,7 +70,8 @@ test('event names arrive unchanged', async (t) => {
   const frames = framesOf(pusher, channel);
   await subscribe(pusher, channel);
   await frames.take();
-  for (const name of ['App\\Events\\OrderShipped', 'order.shipped', 'mit Leerzeichen', '"quoted"', '😀', 'x'.repeat(200)]) {
+  const names = ['App\\Events\\Shipped', 'order.shipped', 'with space', '"quoted"', '😀', 'x'.repeat(200)];
+  for (const name of names) {
     await stage.sdk.main.trigger(channel, name, 1);
     assert.deepEqual(await frames.take(), { event: name, data: 1 });
   }

@@ -37,7 +37,7 @@ test('without the shared secret there is no subscription', async (t) => {
     channelAuthorization: {
       customHandler: ({ socketId, channelName }, done) => {
         const { auth } = stage.sdk.main.authorizeChannel(socketId, channelName);
-        done(null, { auth });
+        setImmediate(done, null, { auth });
       },
     },
   });

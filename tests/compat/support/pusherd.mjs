@@ -31,6 +31,9 @@ export const APPS = {
   counting: { id: '1002', key: 'counting-key', secret: 'counting-secret', subscription_counts: true },
   quiet: { id: '1003', key: 'quiet-key', secret: 'quiet-secret', client_events: 'off' },
   small: { id: '1004', key: 'small-key', secret: 'small-secret', limits: { presence_members: 2 } },
+  prefixed: { id: '1005', key: 'prefixed-key', secret: 'prefixed-secret', path_prefix: '/rt' },
+  strict: { id: '1006', key: 'strict-key', secret: 'strict-secret', authorized_connections_timeout_secs: 1 },
+  forgetful: { id: '1007', key: 'forgetful-key', secret: 'forgetful-secret', cache_ttl_secs: 1 },
 };
 
 /** One server process after another on one address. */

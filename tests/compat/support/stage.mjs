@@ -73,7 +73,13 @@ class Stage {
   /** A pusher-js client that is on its way, and disconnected when the test ends. */
   client(t, options = {}) {
     const pusher = new Pusher(options.key ?? APPS[options.app ?? 'main'].key, this.options(options));
-    t.after(() => pusher.disconnect());
+    const sockets = new Set();
+    pusher.connection.bind('connected', () => sockets.add(pusher.connection.connection.transport.socket));
+    t.after(() => {
+      pusher.disconnect();
+      // The WebSocket inside pusher-js would wait 30 s for the end of what the server has ended already.
+      for (const socket of sockets) socket._closeTimer?.unref();
+    });
     return pusher;
   }
 
@@ -94,11 +100,20 @@ class Stage {
   }
 }
 
-/** Opens a stage for the tests of this file. */
-export function useStage() {
+/** Opens a stage for the tests of this file, and after it whatever else they need. */
+export function useStage({ open = () => {}, close = () => {} } = {}) {
   const stage = new Stage();
-  before(() => stage.open());
-  after(() => stage.close());
+  before(async () => {
+    await stage.open();
+    await open();
+  });
+  after(async () => {
+    try {
+      await close();
+    } finally {
+      await stage.close();
+    }
+  });
   return stage;
 }
 

@@ -1,0 +1,185 @@
+/** pusher-js where most of its users have it: in a page, and in a web worker. */
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { launchChromium } from '../support/chromium.mjs';
+import { Inbox } from '../support/inbox.mjs';
+import { startSite } from '../support/site.mjs';
+import { useStage } from '../support/stage.mjs';
+
+let browser;
+let site;
+
+const stage = useStage({
+  async open() {
+    site = await startSite();
+    browser = await launchChromium();
+  },
+  async close() {
+    await browser?.close();
+    await site?.close();
+  },
+});
+
+/** A page whose `report(item)` ends up in an inbox. */
+async function openPage(t) {
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  const page = await context.newPage();
+  const reports = new Inbox('reports of the page');
+  page.on('pageerror', (error) => reports.put({ error: error.message }));
+  await page.exposeFunction('report', (item) => reports.put(item));
+  await page.goto(site.url);
+  return { page, reports };
+}
+
+function setup(user, channels) {
+  const { key } = stage.server.apps.main;
+  const authorization = (path) => ({ endpoint: path, transport: 'ajax', headers: user ? { 'X-User': user } : {} });
+  const options = {
+    cluster: '',
+    wsHost: stage.server.host,
+    wsPort: stage.server.port,
+    forceTLS: false,
+    enabledTransports: ['ws', 'wss'],
+    channelAuthorization: authorization('/broadcasting/auth'),
+    userAuthentication: authorization('/broadcasting/user-auth'),
+  };
+  return { key, options, channels };
+}
+
+const inPage = {
+  run: (page, config) =>
+    page.evaluate(({ key, options, channels }) => {
+      const pusher = new Pusher(key, options);
+      pusher.connection.bind('state_change', ({ current }) => report({ state: current }));
+      for (const name of channels) {
+        pusher.subscribe(name).bind_global((event, data) => report({ channel: name, event, data }));
+      }
+      globalThis.pusher = pusher;
+    }, config),
+};
+
+const inWorker = {
+  run: (page, config) =>
+    page.evaluate((message) => {
+      const worker = new Worker('/worker.js');
+      worker.onmessage = ({ data }) => report(data);
+      worker.onerror = ({ message: error }) => report({ error });
+      worker.postMessage(message);
+      globalThis.worker = worker;
+    }, config),
+};
+
+for (const [where, { run }] of Object.entries({ 'in a page': inPage, 'in a worker': inWorker })) {
+  describe(where, () => {
+    /** Connects, and returns what is reported once all channels have answered. */
+    async function start(t, user, channels) {
+      const { page, reports } = await openPage(t);
+      await run(page, setup(user, channels));
+      assert.deepEqual(await reports.take(), { state: 'connected' });
+      const answers = new Map();
+      while (answers.size < channels.length) {
+        const { channel, event, data } = await reports.take();
+        if (/^pusher:subscription_(succeeded|error)$/.test(event)) answers.set(channel, { event, data });
+      }
+      return { page, reports, answers };
+    }
+
+    test('a public and a private channel are subscribed and receive', async (t) => {
+      const channels = [stage.unique('news'), stage.unique('private-news')];
+      const { reports, answers } = await start(t, 'ada', channels);
+      for (const channel of channels) {
+        assert.equal(answers.get(channel).event, 'pusher:subscription_succeeded');
+        const data = { text: 'Grüße 😀', channel };
+        await stage.sdk.main.trigger(channel, 'App\\Events\\Greeted', data);
+        assert.deepEqual(await reports.take(), { channel, event: 'App\\Events\\Greeted', data });
+      }
+    });
+
+    test('a presence channel knows its members', async (t) => {
+      const channel = stage.unique('presence-room');
+      const { reports } = await start(t, 'ada', [channel]);
+      await start(t, 'bob', [channel]);
+      const { event, data } = await reports.take();
+      assert.equal(event, 'pusher:member_added');
+      assert.deepEqual(data, { id: 'bob', info: { name: 'bob' } });
+    });
+
+    test('a cache channel replays its last event', async (t) => {
+      const channel = stage.unique('cache-price');
+      await stage.sdk.main.trigger(channel, 'price', { eur: 1 });
+      const { reports } = await start(t, undefined, [channel]);
+      assert.deepEqual(await reports.take(), { channel, event: 'price', data: { eur: 1 } });
+    });
+
+    test('a private channel that the application refuses', async (t) => {
+      const channel = stage.unique('private-news');
+      const { answers } = await start(t, undefined, [channel]);
+      const { event, data } = answers.get(channel);
+      assert.equal(event, 'pusher:subscription_error');
+      assert.equal(data.status, 403);
+    });
+
+    test('a key that does not exist', async (t) => {
+      const { page, reports } = await openPage(t);
+      await run(page, { ...setup(undefined, []), key: 'no-such-key' });
+      assert.deepEqual(await reports.take(), { state: 'disconnected' });
+    });
+  });
+}
+
+describe('only in a page', () => {
+  test('client events go from page to page', async (t) => {
+    const channel = stage.unique('private-room');
+    const [ada, bob] = [await openPage(t), await openPage(t)];
+    for (const [{ page, reports }, user] of [
+      [ada, 'ada'],
+      [bob, 'bob'],
+    ]) {
+      await inPage.run(page, setup(user, [channel]));
+      await reports.takeUntil(({ event }) => event === 'pusher:subscription_succeeded');
+    }
+    await ada.page.evaluate((name) => pusher.channel(name).trigger('client-typing', { on: true }), channel);
+    assert.deepEqual(await bob.reports.take(), { channel, event: 'client-typing', data: { on: true } });
+    await stage.sdk.main.trigger(channel, 'fence', {});
+    assert.equal((await ada.reports.take()).event, 'fence');
+  });
+
+  test('an encrypted channel is decrypted', async (t) => {
+    const channel = stage.unique('private-encrypted-room');
+    const { page, reports } = await openPage(t);
+    await inPage.run(page, setup('ada', [channel]));
+    await reports.takeUntil(({ event }) => event === 'pusher:subscription_succeeded');
+    await stage.sdk.main.trigger(channel, 'secret', { text: 'pssst 🤫' });
+    assert.deepEqual(await reports.take(), { channel, event: 'secret', data: { text: 'pssst 🤫' } });
+  });
+
+  test('sign-in and an event to the user', async (t) => {
+    const { page, reports } = await openPage(t);
+    await inPage.run(page, setup('ada', []));
+    await reports.take();
+    await page.evaluate(() => {
+      pusher.connection.bind('message', ({ event, channel }) => {
+        if (channel && event.endsWith('subscription_succeeded')) report({ ready: channel });
+      });
+      pusher.user.bind('hello', (data) => report({ hello: data }));
+      pusher.signin();
+    });
+    assert.deepEqual(await reports.take(), { ready: '#server-to-user-ada' });
+    await stage.sdk.main.sendToUser('ada', 'hello', { a: 1 });
+    assert.deepEqual(await reports.take(), { hello: { a: 1 } });
+  });
+
+  test('closing the page ends the membership', async (t) => {
+    const channel = stage.unique('presence-room');
+    const [ada, bob] = [await openPage(t), await openPage(t)];
+    await inPage.run(ada.page, setup('ada', [channel]));
+    await ada.reports.takeUntil(({ event }) => event === 'pusher:subscription_succeeded');
+    await inPage.run(bob.page, setup('bob', [channel]));
+    await ada.reports.takeUntil(({ event }) => event === 'pusher:member_added');
+    await bob.page.close();
+    const { event, data } = await ada.reports.take();
+    assert.equal(event, 'pusher:member_removed');
+    assert.equal(data.id, 'bob');
+  });
+});

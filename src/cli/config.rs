@@ -38,5 +38,5 @@ fn check(settings: &Settings) {
         apps => format!("{apps} apps"),
     };
     let address = settings.server.address_text();
-    print(format_args!("valid: {apps}, listening on {address}; read: {files}\n"));
+    print(format_args!("valid: {apps} on {address}; read: {files}\n"));
 }

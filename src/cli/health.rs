@@ -30,8 +30,8 @@ struct Target {
 enum Unhealthy {
     #[error("{0}")]
     Target(String),
-    #[error("the settings do not say where the server is: {0}give --url, or --host and --port")]
-    Settings(crate::config::Problems),
+    #[error("the settings do not say where the server is (give --url): {0}")]
+    Settings(String),
     #[error("the server picks its port itself (port 0): give --port or --url")]
     AnyPort,
     #[error("no answer: {0}")]
@@ -67,7 +67,7 @@ impl Health {
         match answer {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                complain(error.to_string().replace('\n', "; "));
+                complain(error);
                 ExitCode::FAILURE
             }
         }
@@ -80,7 +80,10 @@ impl Health {
         let mut sources = self.files.sources();
         let flags = [("--host", &self.host), ("--port", &self.port)];
         sources.flags.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
-        let settings = load(&sources).map_err(Unhealthy::Settings)?;
+        let settings = load(&sources).map_err(|problems| {
+            let problems: Vec<_> = problems.iter().collect();
+            Unhealthy::Settings(problems.join("; "))
+        })?;
         match settings.server.port {
             0 => Err(Unhealthy::AnyPort),
             port => Ok(Target { host: reachable(&settings.server.host), port, path: PATH.to_owned() }),

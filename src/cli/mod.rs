@@ -1,6 +1,7 @@
 //! The command line: what there is to say to pusherd, and what it answers.
 //!
-//! Owns the grammar ([`Cli`]) and every command but the serving itself, which `main` does. Start at [`Command`].
+//! Owns the grammar ([`Cli`]) and every command but the serving itself, which `main` does. Start at
+//! [`Command`].
 
 mod banner;
 mod config;

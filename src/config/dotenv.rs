@@ -1,8 +1,8 @@
 //! `.env` files as Laravel reads them. Pure: text in, variables out.
 //!
-//! Source: vlucas/phpdotenv 5, `Parser\EntryParser`, `Parser\Lines` and `Loader\Resolver`. Where phpdotenv gives
-//! up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is none of
-//! pusherd's business.
+//! Source: vlucas/phpdotenv 5, `Parser\EntryParser`, `Parser\Lines` and `Loader\Resolver`. Where phpdotenv
+//! gives up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is
+//! none of pusherd's business.
 
 /// What a `.env` file holds. The later of two entries of one name counts. No `Debug`: it holds secrets.
 #[derive(Default)]

@@ -46,7 +46,8 @@ impl ConfigFile {
     }
 }
 
-/// The text of a `.env` file. Bytes that are not UTF-8 become U+FFFD: they matter only in variables that are used.
+/// The text of a `.env` file. Bytes that are not UTF-8 become U+FFFD: they matter only in variables that are
+/// used.
 pub(super) fn dotenv_text(path: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes(path, FILE_BYTES_MAX)?).into_owned())
 }
@@ -102,8 +103,8 @@ fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, String> {
         .map_err(|error| format!("is not valid {called}: {}", without_excerpt(&error.to_string())))
 }
 
-/// The message of a parser without the lines that quote the file, which may hold a secret: those have a margin,
-/// `3 | secret = "…`.
+/// The message of a parser without the lines that quote the file, which may hold a secret: those have a
+/// margin, `3 | secret = "…`.
 fn without_excerpt(message: &str) -> String {
     let is_excerpt = |line: &str| {
         let after_number = line.trim_start().trim_start_matches(|char: char| char.is_ascii_digit());

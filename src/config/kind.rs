@@ -1,7 +1,7 @@
 //! What a setting may be: how a value is checked, put into its field, and shown.
 //!
-//! A [`Setting`] is one row of the tables in `schema`. It knows its field by a function, so the rooms' own types
-//! are filled in directly and their `Default` is the only place that holds a default.
+//! A [`Setting`] is one row of the tables in `schema`. It knows its field by a function, so the rooms' own
+//! types are filled in directly and their `Default` is the only place that holds a default.
 
 use std::net::IpAddr;
 use std::time::Duration;

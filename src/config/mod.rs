@@ -1,12 +1,13 @@
 //! Configuration: files, variables and flags become checked [`Settings`].
 //!
-//! Owns the table of all settings (`schema`), where values are looked for and in which order ([`load`]), and the
-//! words for what is wrong with them ([`Problems`]). It alone reads the environment. It fills in the `Options` that
-//! the rooms define and knows nothing of what they do with them.
+//! Owns the table of all settings (`schema`), where values are looked for and in which order ([`load`]), and
+//! the words for what is wrong with them ([`Problems`]). It alone reads the environment. It fills in the
+//! `Options` that the rooms define and knows nothing of what they do with them.
 //!
-//! The way of a value: `file`, `variables` and the flags hold it as it was written; `section` takes the sources from
-//! the lowest to the highest and has each value checked by its row (`kind`), so that all problems are found at once;
-//! `apps` puts apps together; `advice` looks at the whole. To add a setting, add a row to `schema`.
+//! The way of a value: `file`, `variables` and the flags hold it as it was written; `section` takes the
+//! sources from the lowest to the highest and has each value checked by its row (`kind`), so that all
+//! problems are found at once; `apps` puts apps together; `advice` looks at the whole. To add a setting, add
+//! a row to `schema`.
 
 mod advice;
 mod apps;
@@ -215,8 +216,8 @@ impl Sources {
     }
 }
 
-/// Reads all sources and settles every setting. Lowest to highest: defaults, file, variables (`.env` below the
-/// environment), flags.
+/// Reads all sources and settles every setting. Lowest to highest: defaults, file, variables (`.env` below
+/// the environment), flags.
 ///
 /// # Errors
 /// Everything that is wrong, in all sources at once.
@@ -256,8 +257,10 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
                 "log" => log.fill_from_value(value, &source, &mut problems),
                 "apps" => apps = Some(value),
                 _ => {
-                    let keys = SERVER.iter().map(|row| row.key).chain(LOG.iter().map(|row| row.key));
-                    let what = section::unknown(&section, ["server", "log", "apps"].into_iter().chain(keys));
+                    let nested = SERVER.iter().map(|row| server.path(row.key));
+                    let known: Vec<String> =
+                        ["server", "log", "apps"].map(str::to_owned).into_iter().chain(nested).collect();
+                    let what = section::unknown(&section, known.iter().map(String::as_str));
                     problems.add(&source, &section, what);
                 }
             }

@@ -1,5 +1,5 @@
-//! Every setting there is: a row is the whole of it. To add one, give its room's type a field and add a row here;
-//! files, variables, checks, `config show` and the reference follow.
+//! Every setting there is: a row is the whole of it. To add one, give its room's type a field and add a row
+//! here; files, variables, checks, `config show` and the reference follow.
 //!
 //! The bounds keep values in the range that was thought about; a default lives in the `Default` of its room.
 
@@ -291,7 +291,8 @@ pub(super) const APP: &[Setting<App>] = &[
     ),
 ];
 
-/// What identifies an app. Not rows of the table: they come together or not at all, and secrets are not shown.
+/// What identifies an app. Not rows of the table: they come together or not at all, and secrets are not
+/// shown.
 pub(super) struct Credential {
     /// Where it stands in `[[apps]]`.
     pub(super) key: &'static str,

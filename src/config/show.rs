@@ -1,4 +1,5 @@
-//! Settings for eyes: what is in effect (`pusherd config show`), and what there is (`pusherd config reference`).
+//! Settings for eyes: what is in effect (`pusherd config show`), and what there is (`pusherd config
+//! reference`).
 
 use std::fmt::{self, Write as _};
 
@@ -13,7 +14,8 @@ use super::{Log, Server, Settings};
 const COLUMN: usize = 44;
 
 impl Settings {
-    /// The settings in effect as a configuration file: TOML, the source of each value beside it, secrets masked.
+    /// The settings in effect as a configuration file: TOML, the source of each value beside it, secrets
+    /// masked.
     #[must_use]
     pub fn show(&self) -> impl fmt::Display {
         let mut text =

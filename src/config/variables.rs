@@ -15,8 +15,8 @@ pub(super) const LOG_PREFIX: &str = "PUSHERD_LOG_";
 /// See [`SERVER_PREFIX`].
 pub(super) const APP_PREFIX: &str = "PUSHERD_APP_";
 
-/// What the credentials of an app begin with, pusherd's own and other servers'. The first family counts of which
-/// anything is set.
+/// What the credentials of an app begin with, pusherd's own and other servers'. The first family counts of
+/// which anything is set.
 pub(super) const FAMILIES: [&str; 4] = [APP_PREFIX, "PUSHER_APP_", "REVERB_APP_", "SOKETI_DEFAULT_APP_"];
 
 /// What says where clients connect to, never where to listen: `…HOST`, `…PORT`, `…SCHEME`.
@@ -145,8 +145,8 @@ pub(super) fn known() -> impl Iterator<Item = String> {
         .chain([CONFIG, ENV_FILE].map(own))
 }
 
-/// Whether Kubernetes or Docker set the variable, to tell of a service that is called `pusherd`, `soketi` or alike:
-/// `PUSHERD_PORT=tcp://10.0.0.1:6001`, `PUSHERD_SERVICE_HOST`, `PUSHERD_PORT_6001_TCP_ADDR`.
+/// Whether Kubernetes or Docker set the variable, to tell of a service that is called `pusherd`, `soketi` or
+/// alike: `PUSHERD_PORT=tcp://10.0.0.1:6001`, `PUSHERD_SERVICE_HOST`, `PUSHERD_PORT_6001_TCP_ADDR`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let of_port = name.split_once("_PORT_").is_some_and(|(_, rest)| {

@@ -3,7 +3,7 @@
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::protocol::signature::{QueryError, SignatureError};
+use crate::protocol::request::{QueryError, SignatureError};
 
 /// Why a request is not granted. Source: protocol.md §8.10.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

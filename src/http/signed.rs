@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{Api, ApiError, StrippedPrefix, unix_now};
 use crate::apps::{App, Apps};
-use crate::protocol::signature::{Auth, Query, SignatureError};
+use crate::protocol::request::{Auth, Query, SignatureError};
 
 /// A body that makes progress, but only just, is given up after so many read timeouts.
 const BODY_TIMEOUTS: u32 = 10;

@@ -15,7 +15,7 @@ use super::{Api, ApiError, Signed};
 use crate::apps::App;
 use crate::protocol::json;
 use crate::protocol::message::{Event, Source};
-use crate::protocol::signature::Query;
+use crate::protocol::request::Query;
 use crate::protocol::{Access, ChannelName, EventName, SocketId};
 
 /// One event as requested, checked.

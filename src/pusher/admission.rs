@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use super::{Door, Place};
 use crate::apps::{App, ConnectionPlace};
 use crate::protocol::CloseCode;
-use crate::protocol::signature::Query;
+use crate::protocol::request::Query;
 
 /// A connection that is let in, with its places among the app's and the node's.
 #[derive(Debug)]

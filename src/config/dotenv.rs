@@ -4,6 +4,10 @@
 //! gives up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is
 //! none of pusherd's business.
 
+/// The longest value, its variables put in. Without a bound, a few lines that name each other grow without end.
+const VALUE_BYTES_MAX: usize = 64 * 1024;
+const TOO_LONG: &str = "the value is longer than 64 KiB";
+
 /// What a `.env` file holds. The later of two entries of one name counts. No `Debug`: it holds secrets.
 #[derive(Default)]
 pub(super) struct Dotenv {
@@ -126,6 +130,9 @@ fn unquoted<'t>(
     let mut tail = plain;
     while let Some(char) = tail.chars().next() {
         tail = push_char(&mut value, char, tail, lookup);
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(TOO_LONG);
+        }
     }
     Ok((value, rest))
 }
@@ -138,6 +145,9 @@ fn double_quoted<'t>(
     let mut value = String::new();
     let mut tail = text;
     while let Some(char) = tail.chars().next() {
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(TOO_LONG);
+        }
         match char {
             '"' => return Ok((value, &tail[1..])),
             '\\' => {
@@ -195,6 +205,17 @@ mod tests {
         let found = parse(text, outside);
         assert_eq!(found.malformed, [], "{text:?}");
         found.entries
+    }
+
+    #[test]
+    fn variables_that_multiply_each_other_end_somewhere() {
+        let mut text = "A0=0123456789\n".to_owned();
+        for at in 1..40 {
+            text += &format!("A{at}=${{A{0}}}${{A{0}}}\nB{at}=\"${{A{0}}} ${{A{0}}}\"\n", at - 1);
+        }
+        let found = parse(&text, |_| None);
+        assert!(found.entries.iter().all(|(_, value)| value.len() <= VALUE_BYTES_MAX));
+        assert!(found.malformed.iter().any(|malformed| malformed.why == TOO_LONG));
     }
 
     #[test]

@@ -1,0 +1,782 @@
+//! The executable and its configuration: what is read, in which order, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A working directory, and what runs in it.
+struct Place {
+    directory: TempDir,
+    environment: BTreeMap<String, String>,
+}
+
+/// What an execution came to.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), environment: BTreeMap::new() }
+    }
+
+    fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// Variables, one a line.
+    fn env(mut self, lines: &str) -> Self {
+        for (name, value) in lines.lines().filter_map(|line| line.split_once('=')) {
+            self.environment.insert(name.to_owned(), value.to_owned());
+        }
+        self
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pusherd"));
+        command.args(line.split_whitespace()).current_dir(self.directory.path());
+        command.env_clear().envs(&self.environment).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        let Output { status, stdout, stderr } = self.command(line).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ran { code: status.code().unwrap(), out: text(stdout), err: text(stderr) }
+    }
+
+    /// `config show`, which must succeed.
+    fn show(&self, flags: &str) -> Shown {
+        let ran = self.run(&format!("config show {flags}"));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        Shown(ran.out)
+    }
+
+    /// The problems that `config check` finds, in order; `serve` must find the same.
+    fn problems(&self, flags: &str) -> Vec<String> {
+        let check = self.run(&format!("config check {flags}"));
+        let serve = self.run(&format!("serve {flags}"));
+        assert_eq!((check.code, serve.code), (78, 78), "{check:?} {serve:?}");
+        assert_eq!(check.err, serve.err);
+        assert_eq!(check.out, "");
+        check.err.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn problem(&self, flags: &str) -> String {
+        let problems = self.problems(flags);
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        problems.into_iter().next().unwrap()
+    }
+}
+
+/// The output of `config show`.
+struct Shown(String);
+
+impl Shown {
+    /// The value of the last setting `key`, and where it was set.
+    fn get(&self, key: &str) -> (String, String) {
+        let of_key = |line: &str| {
+            let (setting, source) = line.rsplit_once(" # ")?;
+            let (found, value) = setting.split_once(" = ")?;
+            (found == key).then(|| (value.trim().to_owned(), source.to_owned()))
+        };
+        self.0.lines().rev().find_map(of_key).unwrap_or_else(|| panic!("no {key} in {}", self.0))
+    }
+
+    fn assert(&self, key: &str, value: &str, source: &str) {
+        assert_eq!(self.get(key), (value.to_owned(), source.to_owned()), "{key}");
+    }
+
+    fn apps(&self) -> usize {
+        self.0.matches("[[apps]]").count()
+    }
+}
+
+const APP: &str = "[[apps]]\nid = \"1\"\nkey = \"file-key\"\nsecret = \"file-secret\"\n";
+
+/// The credentials of a family of variables, one a line.
+fn credentials(family: &str, id: &str) -> String {
+    format!("{family}_ID={id}\n{family}_KEY={id}-key\n{family}_SECRET={id}-secret\n")
+}
+
+#[test]
+fn without_any_configuration_there_is_a_default_app_for_this_machine() {
+    let place = Place::new();
+    let shown = place.show("");
+    shown.assert("host", "\"127.0.0.1\"", "default");
+    shown.assert("port", "6001", "default");
+    shown.assert("id", "\"app-id\"", "default");
+    shown.assert("key", "\"app-key\"", "default");
+    shown.assert("secret", "\"***\"", "default");
+    let check = place.run("config check");
+    assert_eq!((check.code, check.err.as_str()), (0, ""));
+    assert_eq!(check.out, "valid: 1 app on 127.0.0.1:6001; read: no files\n");
+}
+
+#[test]
+fn credentials_of_ones_own_open_the_server_to_all_addresses() {
+    for place in [
+        Place::new().file("config/pusherd.toml", APP),
+        Place::new().file(".env", credentials("PUSHER_APP", "7")),
+        Place::new().env(&credentials("REVERB_APP", "7")),
+    ] {
+        place.show("").assert("host", "\"0.0.0.0\"", "default");
+    }
+}
+
+#[test]
+fn default_credentials_on_a_public_address_are_warned_of() {
+    let check = Place::new().env("PUSHERD_HOST=0.0.0.0").run("config check");
+    assert_eq!(check.code, 0);
+    assert!(
+        check.err.starts_with("pusherd: warning: the default credentials are used on 0.0.0.0"),
+        "{check:?}"
+    );
+}
+
+#[test]
+fn the_first_family_of_credentials_counts_of_which_anything_is_set() {
+    let families = ["PUSHERD_APP", "PUSHER_APP", "REVERB_APP", "SOKETI_DEFAULT_APP"];
+    for (first, family) in families.iter().enumerate() {
+        let lines: String = families[first..].iter().map(|family| credentials(family, family)).collect();
+        // As in the .env of a fresh Laravel: there, and blank.
+        let blank: String =
+            families[..first].iter().map(|family| format!("{family}_ID=\n{family}_KEY=null\n")).collect();
+        for (place, source) in [
+            (Place::new().env(&format!("{lines}{blank}")), "environment"),
+            (Place::new().file(".env", format!("{lines}{blank}")), ".env"),
+        ] {
+            let shown = place.show("");
+            assert_eq!(shown.apps(), 1);
+            shown.assert("id", &format!("\"{family}\""), &format!("{source}: {family}_ID"));
+            shown.assert("key", &format!("\"{family}-key\""), &format!("{source}: {family}_KEY"));
+            shown.assert("secret", "\"***\"", &format!("{source}: {family}_SECRET"));
+        }
+    }
+}
+
+#[test]
+fn a_family_that_is_set_in_part_is_refused_naming_what_is_missing() {
+    let place = Place::new().env(&credentials("REVERB_APP", "7")).env("PUSHER_APP_KEY=k");
+    assert_eq!(
+        place.problems(""),
+        [
+            "environment: PUSHER_APP_KEY: needs PUSHER_APP_ID beside it, which is not set",
+            "environment: PUSHER_APP_KEY: needs PUSHER_APP_SECRET beside it, which is not set",
+        ]
+    );
+}
+
+#[test]
+fn the_bind_address_is_read_from_variables_in_order() {
+    let hosts = ["PUSHERD_HOST", "REVERB_SERVER_HOST", "SOKETI_HOST"];
+    let ports = ["PUSHERD_PORT", "REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"];
+    for first in 0..ports.len() {
+        let lines = |names: &[&str], value: &dyn Fn(usize) -> String| -> String {
+            names.iter().enumerate().skip(first).map(|(at, name)| format!("{name}={}\n", value(at))).collect()
+        };
+        let lines = lines(&hosts, &|at| format!("10.0.0.{at}")) + &lines(&ports, &|at| format!("700{at}"));
+        let shown = Place::new().file(".env", lines).show("");
+        shown.assert("port", &format!("700{first}"), &format!(".env: {}", ports[first]));
+        if let Some(host) = hosts.get(first) {
+            shown.assert("host", &format!("\"10.0.0.{first}\""), &format!(".env: {host}"));
+        }
+    }
+}
+
+#[test]
+fn where_clients_connect_to_is_never_where_the_server_listens() {
+    let lines =
+        "PUSHER_HOST=ws.test\nPUSHER_PORT=443\nPUSHER_SCHEME=https\nREVERB_HOST=ws.test\nREVERB_PORT=443\n";
+    let shown = Place::new().file(".env", lines).show("");
+    shown.assert("host", "\"127.0.0.1\"", "default");
+    shown.assert("port", "6001", "default");
+}
+
+#[test]
+fn each_source_goes_over_the_one_below() {
+    let file = "[server]\nport = 7001\ndrain_secs = 1\nping_interval_secs = 11\npong_timeout_secs = 12\n";
+    let dotenv = "PUSHERD_PORT=7002\nPUSHERD_DRAIN_SECS=2\nPUSHERD_PING_INTERVAL_SECS=22\n";
+    let place = Place::new().file("config/pusherd.toml", file).file(".env", dotenv);
+    let place = place.env("PUSHERD_PORT=7003\nPUSHERD_DRAIN_SECS=3\n");
+    let shown = place.show("");
+    shown.assert("port", "7003", "environment: PUSHERD_PORT");
+    shown.assert("ping_interval_secs", "22", ".env: PUSHERD_PING_INTERVAL_SECS");
+    shown.assert("pong_timeout_secs", "12", "config/pusherd.toml");
+    shown.assert("activity_timeout_secs", "30", "default");
+    // Flags are for `serve`, whose address the error tells.
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = busy.local_addr().unwrap().port();
+    let ran = place.run(&format!("serve --host [127.0.0.1] --port {port}"));
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{ran:?}");
+    assert!(ran.err.contains("server.port: command line: --port"), "{ran:?}");
+}
+
+#[test]
+fn files_are_found_in_the_working_directory_or_where_they_are_named() {
+    let place = Place::new()
+        .file("config/pusherd.toml", "[server]\nport = 7001\n")
+        .file(".env", "PUSHERD_DRAIN_SECS=1\n")
+        .file("other/mine.yaml", "server:\n  port: 7002\n")
+        .file("other/env", "PUSHERD_DRAIN_SECS=2\n");
+    let shown = place.show("");
+    shown.assert("port", "7001", "config/pusherd.toml");
+    shown.assert("drain_secs", "1", ".env: PUSHERD_DRAIN_SECS");
+    for (place, flags) in [
+        (&place, "--config other/mine.yaml --env-file other/env"),
+        (
+            &Place::new()
+                .file("other/mine.yaml", "server:\n  port: 7002\n")
+                .file("other/env", "PUSHERD_DRAIN_SECS=2\n")
+                .env("PUSHERD_CONFIG=other/mine.yaml\nPUSHERD_ENV_FILE=other/env"),
+            "",
+        ),
+    ] {
+        let shown = place.show(flags);
+        shown.assert("port", "7002", "other/mine.yaml");
+        shown.assert("drain_secs", "2", "other/env: PUSHERD_DRAIN_SECS");
+    }
+}
+
+#[test]
+fn a_laravel_env_file_is_read_as_laravel_reads_it() {
+    let dotenv = "\u{feff}APP_NAME=\"My App\"\r\nBROKEN=a b\r\nexport PUSHER_APP_ID='42' # id\r\n\
+                  NAME=chat\r\nPUSHER_APP_KEY=\"${NAME}-key\"\r\nPUSHER_APP_SECRET=\"pa\\\"ss#word\"\r\n\
+                  PUSHERD_PORT=(null)\r\nPUSHERD_APP_WATCHLIST=(false)\r\nPUSHERD_APP_PATH_PREFIX='rt/'\r\n";
+    let shown = Place::new().file(".env", dotenv).show("");
+    shown.assert("id", "\"42\"", ".env: PUSHER_APP_ID");
+    shown.assert("key", "\"chat-key\"", ".env: PUSHER_APP_KEY");
+    shown.assert("watchlist", "false", ".env: PUSHERD_APP_WATCHLIST");
+    shown.assert("path_prefix", "\"/rt\"", ".env: PUSHERD_APP_PATH_PREFIX");
+    shown.assert("port", "6001", "default");
+}
+
+#[test]
+fn all_problems_are_told_at_once_each_with_its_source() {
+    let file = r#"
+colour = "red"
+[server]
+prot = 7001
+activity_timeout_secs = 4
+drain_secs = 30
+shutdown_deadline_secs = 20
+trusted_proxies = ["10.0.0.0/8", "proxy"]
+[log]
+level = "loud"
+[[apps]]
+id = "1"
+key = "a:b"
+secret = "hunter2"
+presence_members = 5
+[apps.limits]
+presence_members = 0
+[[apps]]
+id = "1"
+keys = [{ key = "k" }, { key = "k2", secret = "hunter2", secert = "" }]
+path_prefix = "/a b"
+allowed_origins = ["https://a.test/path"]
+[[apps]]
+key = 7
+secret = ""
+"#;
+    let dotenv = "PUSHERD_PONG_TIMEOUT_SECS=soon\nPUSHERD_APP_SECRET=\"hunter2\n";
+    let place = Place::new().file("config/pusherd.toml", file).file(".env", dotenv);
+    let place = place.env("PUSHERD_PORT=70000\nPUSHERD_APP_ENABELD=true\nPUSHERD_APP_ENABLED=true\n");
+    let problems = place.problems("");
+    assert_eq!(
+        problems,
+        [
+            ".env: PUSHERD_APP_SECRET: a quote is not closed (line 2)",
+            "environment: PUSHERD_APP_ENABELD: is not a variable of pusherd; did you mean PUSHERD_APP_ENABLED?",
+            "config/pusherd.toml: colour: is not a setting",
+            "config/pusherd.toml: log.level: must be error, warn, info, debug or trace, not \"loud\"",
+            "config/pusherd.toml: server.activity_timeout_secs: must be 5 to 600, not 4",
+            "config/pusherd.toml: server.trusted_proxies: \"proxy\": is not an address or a network such as 10.0.0.0/8",
+            "config/pusherd.toml: server.prot: is not a setting; did you mean port?",
+            "environment: PUSHERD_PORT: must be 0 to 65535, not 70000",
+            ".env: PUSHERD_PONG_TIMEOUT_SECS: must be 1 to 3600, not \"soon\"",
+            "config/pusherd.toml: apps[0].key: must not contain a colon, which ends the key in a signature",
+            "config/pusherd.toml: apps[0].limits.presence_members: must be 1 to 100000, not 0",
+            "config/pusherd.toml: apps[0].presence_members: is not a setting; did you mean limits.presence_members?",
+            "config/pusherd.toml: apps[1].keys[0].secret: is missing; secret_file is the other way to give it",
+            "config/pusherd.toml: apps[1].keys[1].secert: is not a setting; did you mean secret?",
+            "config/pusherd.toml: apps[1].allowed_origins: \"https://a.test/path\": an origin is a host or \
+         scheme://host[:port], without a path",
+            "config/pusherd.toml: apps[1].path_prefix: must be a path of A-Z a-z 0-9 - . _ ~ and single slashes, \
+         such as \"/rt\"",
+            "config/pusherd.toml: apps[2].id: is missing",
+            "config/pusherd.toml: apps[2].key: must be text: write it in quotes",
+            "config/pusherd.toml: apps[2].secret: is empty",
+            "environment: PUSHERD_APP_ENABLED: is for one app and the file has several; write it there, or set \
+         PUSHERD_APP_ID and the other credentials",
+            "config/pusherd.toml: apps[1].id: is the same id as config/pusherd.toml: apps[0].id",
+            "config/pusherd.toml: server.shutdown_deadline_secs: must be at least drain_secs, which is 30 \
+         (config/pusherd.toml: server.drain_secs)",
+        ]
+    );
+    assert!(!problems.join("").contains("hunter2"));
+}
+
+#[test]
+fn a_flag_is_checked_as_its_setting() {
+    let place = Place::new();
+    let ran = place.run("serve --port http --log-level loud --host a:1");
+    assert_eq!(ran.code, 78);
+    for problem in [
+        "command line: --port: must be 0 to 65535, not \"http\"",
+        "command line: --log-level: must be error, warn, info, debug or trace, not \"loud\"",
+        "command line: --host: must be an address or a host name, without scheme and port",
+    ] {
+        assert!(ran.err.contains(problem), "{}", ran.err);
+    }
+}
+
+#[test]
+fn an_unknown_variable_of_ours_is_refused_and_others_are_none_of_our_business() {
+    let place = Place::new().env("PUSHERD_PROT=1\nPUSHER_PROT=1\nPUSHERD_SERVICE_HOST=10.0.0.1\n");
+    assert_eq!(
+        place.problem(""),
+        "environment: PUSHERD_PROT: is not a variable of pusherd; did you mean PUSHERD_PORT?"
+    );
+}
+
+#[test]
+fn toml_json_and_yaml_say_the_same() {
+    let toml = "[server]\nport = 7001\ntrusted_proxies = [\"10.0.0.0/8\"]\n[log]\nformat = \"json\"\n\
+                [[apps]]\nid = \"1\"\nkeys = [{ key = \"a\", secret = \"secret-a\" }, { key = \"b\", secret = \"secret-b\" }]\n\
+                client_events = \"off\"\nterminate_close_code = 4200\nlimits = { presence_members = 5 }\n\
+                [[apps]]\nid = \"2\"\nkey = \"c\"\nsecret = \"secret-c\"\nenabled = false\n";
+    let json = r#"{"server": {"port": 7001, "trusted_proxies": ["10.0.0.0/8"], "host": null},
+        "log": {"format": "json"}, "apps": [
+        {"id": "1", "keys": [{"key": "a", "secret": "secret-a"}, {"key": "b", "secret": "secret-b"}],
+         "client_events": "off", "terminate_close_code": 4200, "limits": {"presence_members": 5}},
+        {"id": "2", "key": "c", "secret": "secret-c", "enabled": false}]}"#;
+    let yaml = r#"
+server:
+  port: 7001
+  trusted_proxies: [10.0.0.0/8]
+log: { format: json }
+apps:
+  - id: "1"
+    keys:
+      - { key: a, secret: secret-a }
+      - { key: b, secret: secret-b }
+    client_events: off
+    terminate_close_code: 4200
+    limits:
+      presence_members: 5
+  - id: "2"
+    key: c
+    secret: secret-c
+    enabled: false
+"#;
+    let shown = |name: &str, text: &str| {
+        let shown = Place::new().file(name, text).show(&format!("--config {name}"));
+        shown.0.replace(name, "FILE")
+    };
+    let of_toml = shown("a.toml", toml);
+    assert_eq!(of_toml, shown("a.json", json));
+    assert_eq!(of_toml, shown("a.yaml", yaml));
+    assert_eq!(of_toml, shown("a.yml", yaml));
+    let shown = Shown(of_toml);
+    assert_eq!(shown.apps(), 2);
+    shown.assert("enabled", "false", "FILE");
+    assert!(
+        shown.0.contains(r#"keys = [{ key = "a", secret = "***" }, { key = "b", secret = "***" }] # FILE"#)
+    );
+    assert!(shown.0.contains("client_events = \"off\"") && shown.0.contains("presence_members = 5 "));
+}
+
+#[test]
+fn what_is_shown_is_a_configuration_file_that_says_the_same() {
+    let first = Place::new().file(".env", credentials("PUSHER_APP", "7")).env("PUSHERD_PORT=7001").show("");
+    let again = Place::new().file("config/pusherd.toml", first.0.replace("***", "7-secret")).show("");
+    let values = |shown: &Shown| -> Vec<String> {
+        shown.0.lines().map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned()).collect()
+    };
+    assert_eq!(values(&first), values(&again));
+    let masked = Place::new().file("config/pusherd.toml", first.0);
+    assert!(
+        masked.problem("").ends_with("apps[0].secret: is the mask of `pusherd config show`, not a secret")
+    );
+}
+
+#[test]
+fn secrets_are_read_from_files() {
+    let file = "[[apps]]\nid = \"1\"\nkey = \"a\"\nsecret_file = \"secrets/a\"\n\
+                [[apps]]\nid = \"2\"\nkeys = [{ key = \"b\", secret_file = \"secrets/b\" }]\n";
+    let place = Place::new()
+        .file("config/pusherd.toml", file)
+        .file("config/secrets/a", "secret-a\n")
+        .file("config/secrets/b", "secret-b")
+        .file("secret-c", "secret-c\r\n")
+        .env("PUSHER_APP_ID=3\nPUSHER_APP_KEY=c\nPUSHER_APP_SECRET_FILE=secret-c\n");
+    let shown = place.show("");
+    assert_eq!(shown.apps(), 3);
+    shown.assert("secret", "\"***\"", "environment: PUSHER_APP_SECRET_FILE");
+    let place = place.file("config/secrets/b", "\n").env("PUSHER_APP_SECRET=secret-c\n");
+    fs::remove_file(place.directory.path().join("config/secrets/a")).unwrap();
+    assert_eq!(
+        place.problems(""),
+        [
+            "config/pusherd.toml: apps[0].secret: config/secrets/a does not exist",
+            "config/pusherd.toml: apps[1].keys[0].secret: is empty",
+            "environment: PUSHER_APP_SECRET: contradicts PUSHER_APP_SECRET_FILE: one of the two",
+        ]
+    );
+}
+
+#[test]
+fn the_environment_replaces_the_keys_of_an_app_of_the_file_or_adds_an_app() {
+    let place = Place::new().file("config/pusherd.toml", format!("{APP}watchlist = false\n"));
+    let same = place.env(&credentials("PUSHERD_APP", "1"));
+    let shown = same.show("");
+    assert_eq!(shown.apps(), 1);
+    shown.assert("key", "\"1-key\"", "environment: PUSHERD_APP_KEY");
+    shown.assert("watchlist", "false", "config/pusherd.toml");
+    let other = same.env(&credentials("PUSHERD_APP", "2")).env("PUSHERD_APP_LIMITS_CONNECTIONS=5");
+    let shown = other.show("");
+    assert_eq!(shown.apps(), 2);
+    shown.assert("id", "\"2\"", "environment: PUSHERD_APP_ID");
+    shown.assert("connections", "5", "environment: PUSHERD_APP_LIMITS_CONNECTIONS");
+    assert!(shown.0.contains("key = \"file-key\""));
+    let contradiction = other.env("PUSHERD_APP_KEY=file-key");
+    assert_eq!(
+        contradiction.problem(""),
+        "environment: PUSHERD_APP_KEY: is the same key as config/pusherd.toml: apps[0].key"
+    );
+}
+
+#[test]
+fn settings_of_an_app_in_variables_are_for_the_only_app() {
+    for place in [Place::new(), Place::new().file("config/pusherd.toml", APP)] {
+        let shown = place.env("PUSHERD_APP_LIMITS_CONNECTIONS=5\nREVERB_SERVER_PATH=rt\n").show("");
+        shown.assert("connections", "5", "environment: PUSHERD_APP_LIMITS_CONNECTIONS");
+        shown.assert("path_prefix", "\"/rt\"", "environment: REVERB_SERVER_PATH");
+    }
+}
+
+#[test]
+fn apps_that_contradict_each_other_or_themselves_are_refused() {
+    let table = [
+        (
+            "id = '2'\nkey = 'file-key'\nsecret = 's'",
+            "apps[1].key: is the same key as config/pusherd.toml: apps[0].key",
+        ),
+        (
+            "id = '2'\nkeys = [{ key = 'x', secret = 's' }, { key = 'x', secret = 't' }]",
+            "apps[1].keys[1].key: is the same key as config/pusherd.toml: apps[1].keys[0].key",
+        ),
+        (
+            "id = '2'\nkey = 'x'\nkeys = [{ key = 'y', secret = 's' }]",
+            "apps[1].key: contradicts keys, which holds all keys of the app",
+        ),
+        (
+            "id = '2'\nkey = 'x'\nsecret = 's'\nsecret_file = 'f'",
+            "apps[1].secret: contradicts secret_file: one of the two",
+        ),
+        ("id = '2'\nkeys = []", "apps[1].keys: lists no key"),
+        (
+            "id = 'a/b'\nkey = 'x'\nsecret = 's'",
+            "apps[1].id: must be visible ASCII characters, and none of / ? # %",
+        ),
+        (
+            "id = '2'\nkey = 'ä'\nsecret = 's'",
+            "apps[1].key: must be visible ASCII characters, and none of / ? # %",
+        ),
+        ("id = ''\nkey = 'x'\nsecret = 's'", "apps[1].id: is empty"),
+        ("id = '2'\nkey = 'x'\nsecret = 's'\nlimits = 5", "apps[1].limits: must be a table"),
+    ];
+    for (app, expected) in table {
+        let place = Place::new().file("config/pusherd.toml", format!("{APP}[[apps]]\n{app}\n"));
+        assert_eq!(place.problem(""), format!("config/pusherd.toml: {expected}"), "{app}");
+    }
+    for (file, expected) in [
+        ("apps = 5", "apps: must be a list of tables: begin each app with [[apps]]"),
+        ("[apps]\nid = \"1\"", "apps: must be a list of tables: begin each app with [[apps]]"),
+        ("apps = [5]", "apps[0]: must be a table"),
+        ("server = 5", "server: must be a table"),
+        ("port = 7001", "port: is not a setting; did you mean server.port?"),
+    ] {
+        let place = Place::new().file("config/pusherd.toml", file);
+        assert_eq!(place.problem(""), format!("config/pusherd.toml: {expected}"), "{file}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read_are_refused_with_the_reason() {
+    let large = vec![b'#'; 2 * 1024 * 1024];
+    for (name, text, expected) in [
+        ("a.toml", b"\x00\x01\x02".as_slice(), "a.toml: is not valid TOML"),
+        ("a.toml", b"port = \xff", "a.toml: is not UTF-8 text (at byte 7)"),
+        ("a.toml", &large, "a.toml: is larger than 1024 KiB"),
+        ("a.toml", b"secret = \"hunter2\n", "a.toml: is not valid TOML: "),
+        ("a.json", b"[]", "a.json: is not valid JSON"),
+        ("a.yaml", b"a: [", "a.yaml: is not valid YAML"),
+        ("a.ini", b"", "a.ini: must have a name that ends in .toml, .json, .yaml or .yml"),
+    ] {
+        let problem = Place::new().file(name, text).problem(&format!("--config {name}"));
+        assert!(problem.starts_with(expected) && !problem.contains("hunter2"), "{problem}");
+    }
+    let place = Place::new().file("a.toml/x", "").file(".env", &large).file("b.env/x", "");
+    assert_eq!(
+        place.problems("--config a.toml"),
+        [".env: is larger than 1024 KiB", "a.toml: is a directory"]
+    );
+    assert_eq!(place.problem("--env-file b.env"), "b.env: is a directory");
+    assert_eq!(
+        place.problems("--config none.toml --env-file none"),
+        ["none: does not exist", "none.toml: does not exist"]
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_may_not_be_read_is_refused_though_nobody_named_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new().file(".env", "PUSHERD_PORT=1").file("config/pusherd.toml", APP);
+    for name in [".env", "config/pusherd.toml"] {
+        let path = place.directory.path().join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        if fs::read(&path).is_ok() {
+            return; // The administrator reads everything.
+        }
+    }
+    let why = "may not be read by the user that runs pusherd";
+    assert_eq!(place.problems(""), [format!(".env: {why}"), format!("config/pusherd.toml: {why}")]);
+}
+
+#[test]
+fn every_file_that_comes_with_pusherd_is_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        assert_ne!(path.file_name().unwrap(), "pusherd.toml", "a clone would start with it");
+        let check = Place::new().run(&format!("config check --config {}", path.display()));
+        assert_eq!((check.code, check.err.as_str()), (0, ""), "{check:?}");
+    }
+}
+
+#[test]
+fn the_example_shows_every_setting_with_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/pusherd.example.toml");
+    let path = path.to_str().unwrap();
+    let example = Place::new().show(&format!("--config {path}"));
+    let defaults = Place::new().show("");
+    for (shown, default) in example.0.lines().zip(defaults.0.lines()) {
+        let (Some((setting, source)), Some((default, _))) =
+            (shown.rsplit_once(" # "), default.rsplit_once(" # "))
+        else {
+            assert_eq!(shown, default);
+            continue;
+        };
+        assert!(source.starts_with(path), "{setting} is not in the example");
+        let its_own = ["host = ", "id = ", "key = "].iter().any(|key| setting.starts_with(key));
+        assert!(its_own || setting.trim() == default.trim(), "{setting} is not {default}");
+    }
+}
+
+#[test]
+fn the_readme_has_the_reference_of_this_version() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    assert!(
+        readme.contains(pusherd::config::reference().trim()),
+        "put the output of `pusherd config reference` into README.md"
+    );
+}
+
+#[test]
+fn the_reference_has_every_setting_that_is_shown() {
+    let reference = Place::new().run("config reference").out;
+    let mut group = "";
+    for line in Place::new().show("").0.lines() {
+        match line.split_once(" = ") {
+            Some((key, _)) => assert!(reference.contains(&format!("| `{group}{key}` |")), "{group}{key}"),
+            None if line.starts_with('[') => group = if line == "[apps.limits]" { "limits." } else { "" },
+            None => {}
+        }
+    }
+}
+
+#[test]
+fn pusherd_alone_prints_help() {
+    let ran = Place::new().run("");
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("pusherd <COMMAND>") && ran.err.contains("health"), "{ran:?}");
+    assert_eq!(Place::new().run("--version").out, concat!("pusherd ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// Answers one request with `answer`; the request is what the thread ends with.
+fn answering(answer: &'static str) -> (u16, std::thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    (port, thread)
+}
+
+#[test]
+fn health_tells_by_its_exit_code_whether_the_server_is_ready() {
+    let table = [
+        ("HTTP/1.1 200 OK\r\n\r\nOK", 0, ""),
+        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "pusherd: not ready: status 503\n"),
+        ("SSH-2.0-OpenSSH_9.9\r\n", 1, "pusherd: the answer is not HTTP\n"),
+        ("", 1, "pusherd: the answer is not HTTP\n"),
+    ];
+    for (answer, code, err) in table {
+        let (port, server) = answering(answer);
+        let ran = Place::new().run(&format!("health --port {port}"));
+        assert_eq!((ran.code, ran.err.as_str()), (code, err), "{answer:?}");
+        assert!(server.join().unwrap().starts_with("GET /ready HTTP/1.1\r\nHost: 127.0.0.1:"));
+    }
+}
+
+#[test]
+fn health_asks_where_the_settings_or_the_flags_say() {
+    let (port, server) = answering("HTTP/1.1 200 OK\r\n\r\n");
+    let place = Place::new().env(&format!("PUSHERD_PORT={port}\nPUSHERD_HOST=0.0.0.0\n"));
+    assert_eq!(place.run("health").code, 0);
+    server.join().unwrap();
+    let (port, server) = answering("HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(place.run(&format!("health --url http://localhost:{port}/up")).code, 0);
+    assert!(server.join().unwrap().starts_with("GET /up HTTP/1.1\r\n"));
+    for (line, expected) in [
+        ("health --port 0", "the server picks its port itself"),
+        ("health --port x", "command line: --port: must be 0 to 65535"),
+        ("health --url ftp://x", "is not a URL"),
+        ("health --host 127.0.0.1 --port 1", "no answer: 127.0.0.1 port 1: "),
+    ] {
+        let ran = place.run(line);
+        assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{ran:?}");
+        assert!(ran.err.contains(expected), "{ran:?}");
+    }
+}
+
+/// A server that runs, and is killed if a test forgets it.
+struct Running(Child);
+
+impl Running {
+    /// Starts `serve` and reads what it prints up to where it listens; answers all of that and the port.
+    fn start(place: &Place, line: &str) -> (Self, String, u16) {
+        let mut command = place.command(line);
+        let json = line.contains("json");
+        if json {
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+        } else {
+            command.stdout(Stdio::piped()).stderr(Stdio::null());
+        }
+        let mut running = Self(command.spawn().unwrap());
+        let output: Box<dyn Read> = if json {
+            Box::new(running.0.stderr.take().unwrap())
+        } else {
+            Box::new(running.0.stdout.take().unwrap())
+        };
+        let mut lines = BufReader::new(output).lines().map(Result::unwrap);
+        let mut text = String::new();
+        let port = loop {
+            let line = lines.next().unwrap_or_else(|| panic!("it does not listen: {text}"));
+            text.push_str(&line);
+            text.push('\n');
+            if let Some((_, address)) = line.split_once("listening on ") {
+                let (_, port) = address.split_once(':').unwrap();
+                let port: String = port.chars().take_while(char::is_ascii_digit).collect();
+                break port.parse().unwrap();
+            }
+        };
+        // The rest of the banner follows at once: what to paste, or where clients connect to.
+        while !json && !["\n});\n", "\n  clients  "].iter().any(|end| text.contains(end)) {
+            text.push_str(&lines.next().unwrap_or_else(|| panic!("the banner breaks off: {text}")));
+            text.push('\n');
+        }
+        (running, text, port)
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn serve_prints_what_to_paste_and_ends_in_peace_on_sigterm() {
+    let place = Place::new();
+    let (mut running, banner, port) = Running::start(&place, "serve --port 0 --drain-secs 0");
+    assert!(banner.contains("listening on 127.0.0.1:") && banner.contains("app-id, key app-key"), "{banner}");
+    let dotenv = format!(
+        "\nBROADCAST_CONNECTION=pusher\nBROADCAST_DRIVER=pusher\nPUSHER_APP_ID=app-id\nPUSHER_APP_KEY=app-key\n\
+         PUSHER_APP_SECRET=app-secret\nPUSHER_HOST=127.0.0.1\nPUSHER_PORT={port}\nPUSHER_SCHEME=http\n\
+         PUSHER_APP_CLUSTER=mt1\nVITE_PUSHER_APP_KEY=\"${{PUSHER_APP_KEY}}\"\n"
+    );
+    assert!(banner.contains(&dotenv), "{banner}");
+    for line in
+        ["    broadcaster: 'pusher',", "    forceTLS: false,", "    enabledTransports: ['ws', 'wss'],"]
+    {
+        assert!(banner.contains(line), "{banner}");
+    }
+    // What is printed to be pasted is a `.env` that pusherd itself understands.
+    let pasted = Place::new().file(".env", &banner).show("");
+    pasted.assert("id", "\"app-id\"", ".env: PUSHER_APP_ID");
+
+    let healthy = place.run(&format!("health --port {port}"));
+    assert_eq!((healthy.code, healthy.err.as_str()), (0, ""));
+    let second = place.run(&format!("serve --port {port}"));
+    assert_eq!(second.code, 1);
+    assert!(second.err.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{second:?}");
+    running.signal("TERM");
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    assert_eq!(place.run(&format!("health --port {port}")).code, 1);
+}
+
+#[test]
+fn serve_never_prints_a_secret_of_ones_own() {
+    let file = Place::new().file("config/pusherd.toml", APP).env("PUSHERD_HOST=127.0.0.1\nPUSHERD_PORT=0\n");
+    let (_running, banner, _) = Running::start(&file, "serve");
+    assert!(banner.contains("PUSHER_APP_SECRET=<the secret of app 1>"), "{banner}");
+    assert!(!banner.contains("file-secret"), "{banner}");
+    // An application that has its credentials needs no lesson.
+    let dotenv =
+        credentials("PUSHER_APP", "7") + "PUSHER_HOST=ws.test\nPUSHERD_HOST=127.0.0.1\nPUSHERD_PORT=0\n";
+    let (_running, banner, _) = Running::start(&Place::new().file(".env", dotenv), "serve");
+    assert!(banner.contains("connect to https://ws.test as .env says"), "{banner}");
+    assert!(!banner.contains("7-secret") && !banner.contains("BROADCAST"), "{banner}");
+}
+
+#[test]
+fn with_json_logs_the_address_is_told_in_json_however_little_is_logged() {
+    let place = Place::new();
+    let (mut running, log, port) =
+        Running::start(&place, "serve --port 0 --log-format json --log-level error");
+    let line = log.lines().last().unwrap();
+    assert!(line.starts_with('{') && line.contains(&format!("listening on 127.0.0.1:{port}\"")), "{log}");
+    running.signal("INT");
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+}

@@ -17,7 +17,7 @@
 //!
 //! ```text
 //! socket → pusher::connection → protocol::wire (frame, then message) → session.receive → Action
-//!        → hub.join, hub.leave, hub.start_publish → as above
+//!        → hub.join, hub.leave, hub.publish_from_client → as above
 //! ```
 //!
 //! # The map
@@ -43,7 +43,7 @@
 //!
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
-//! - Locks are taken in the order map shard, channel, outbox, and no shard stays locked while a channel is.
+//! - Locks are taken in the order channel (or user), outbox; no shard of a map stays locked meanwhile.
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
 //! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
 //!   only while the channel has more than 256 KiB undelivered.
@@ -57,15 +57,15 @@
 //! | acknowledge after joining loses messages | `registry::channel`, `Channel::join`: both under the channel's lock |
 //! | hyper wakes itself once a POST | `server::repoll` |
 //! | axum's WebSocket holds a 128 KiB buffer | `protocol::wire::websocket` and `pusher::connection` instead of it |
-//! | hyper's leftover buffer pins 4 KB | `pusher::upgrade`, `upgraded`: the bytes are copied, the buffer dropped |
+//! | hyper's leftover buffer pins 4 KB | `server::stream`, `take_apart`: the bytes are copied, the buffer dropped |
 //! | `try_read` pays a second `recv` | [`outbox::Outbox::poll_read`] |
 //! | a slow reader's FIN waits behind megabytes | [`outbox::Outbox::abandon`] |
 //! | socket options for every connection | [`server::bind`]: on the listener, inherited |
-//! | a small remainder pins a batch | the queue's limit is charged by what waits, and a batch ends at 64 KiB |
+//! | a small remainder pins a batch | `outbox`, `remainder`: copied when it is small |
 //! | leaving by linear search | `registry::channel`, `State::places` |
 //! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
-//! | publishers held up by their own fan-out | `registry::channel`, `Drive::on_the_spot`: up to 32 subscribers only |
+//! | publishers held up by their own fan-out | [`registry::Drive::on_the_spot`]: up to 32 subscribers only, 64 deliveries a turn |
 //! | closed-loop figures without deliveries, memory of a used process | the method, not the code |
 //!
 //! # Libraries that were asked for, and where they are not used

@@ -29,7 +29,7 @@ impl TokenBucket {
 
     /// Takes one token at `now` (time since any fixed moment), or answers `false` when none is left.
     pub fn take(&mut self, rate: Rate, now: Duration) -> bool {
-        // Wraps after 49 days; a bucket that rested as long is full either way or a token short.
+        // Wraps after 49 days: a bucket that rested just so long fills late, by its rate.
         let now_ms = now.as_millis() as u32;
         let elapsed_ms = now_ms.wrapping_sub(self.at_ms);
         self.at_ms = now_ms;

@@ -4,6 +4,7 @@
 //! of hyper down to its TCP stream, and the listener carries the socket options that delivery relies on.
 
 mod repoll;
+mod stream;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use crate::hub::Hub;
 use crate::protocol::CloseCode;
 use crate::pusher::{self, Door};
 use repoll::Repoll;
+use stream::PatientStream;
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
 /// is decided by its outbox. Without it, 3.8 MB.
@@ -128,14 +130,15 @@ pub async fn run(
     let apps = Arc::new(apps);
     let hub = Hub::new(options.debug);
     let tasks = TaskTracker::new();
-    let server = Server {
+    let server = Arc::new(Server {
         door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
         api: Api::new(hub.clone(), Arc::clone(&apps), options.http.clone()),
         router: http::router(Api::new(hub.clone(), apps, options.http.clone())),
         handshake_timeout: options.handshake_timeout,
+        write_timeout: options.http.read_timeout,
         stopping: CancellationToken::new(),
         tasks,
-    };
+    });
     let mut keeping_time = tokio::spawn({
         let hub = hub.clone();
         async move { hub.keep_time().await }
@@ -158,12 +161,12 @@ pub async fn run(
     Ok(())
 }
 
-#[derive(Clone)]
 struct Server {
     door: Door,
     api: Api,
     router: Router,
     handshake_timeout: Duration,
+    write_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
     stopping: CancellationToken,
     /// Connections, HTTP and WebSocket.
@@ -172,12 +175,12 @@ struct Server {
 
 impl Server {
     /// Accepts connections for ever.
-    async fn accept(&self, listener: &TcpListener) {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener) {
         let mut warned: Option<Instant> = None;
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let server = self.clone();
+                    let server = Arc::clone(self);
                     self.tasks.spawn(async move { server.serve(stream, peer).await });
                 }
                 // The client is gone already.
@@ -194,7 +197,7 @@ impl Server {
     }
 
     /// Serves the requests of one connection, until it ends or is upgraded.
-    async fn serve(self, stream: TcpStream, peer: SocketAddr) {
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         let begun = AtomicBool::new(false);
         let service = service_fn(|request: Request<Incoming>| {
             begun.store(true, Ordering::Relaxed);
@@ -204,7 +207,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(KEEP_ALIVE)
             .max_buf_size(HEAD_BYTES)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(PatientStream::new(stream, self.write_timeout)), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         let mut repoll = Repoll::default();
@@ -234,7 +237,7 @@ impl Server {
         peer: SocketAddr,
     ) -> Result<Response<Body>, std::convert::Infallible> {
         if pusher::is_upgrade(request.headers()) {
-            return Ok(self.door.upgrade(request, peer));
+            return Ok(self.door.upgrade(request, peer, stream::take_apart));
         }
         self.api.strip_prefix(&mut request);
         self.router.clone().oneshot(request.map(Body::new)).await
@@ -273,14 +276,17 @@ impl Server {
 
 /// Closes all connections over `window`, evenly, so that their clients do not all come back at once.
 async fn close_all(hub: &Hub, window: Duration) {
-    let (begin, all) = (Instant::now(), hub.connections().all());
-    let count = all.len().max(1) as u32;
+    // Not kept alive here: a connection ends when its task does, not when all have been closed.
+    let all: Vec<_> = hub.connections().all().iter().map(Arc::downgrade).collect();
+    let (begin, count) = (Instant::now(), all.len().max(1) as u32);
     for (at, outbox) in (0u32..).zip(&all) {
         let due = begin + window.mul_f64(f64::from(at) / f64::from(count));
         // A due time in the past costs no timer.
         if due > Instant::now() {
             sleep_until(due).await;
         }
-        outbox.close(CloseCode::Reconnect, GOING_AWAY);
+        if let Some(outbox) = outbox.upgrade() {
+            outbox.close(CloseCode::Reconnect, GOING_AWAY);
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod origin;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +22,12 @@ use crate::protocol::{CloseCode, NameRules};
 /// The id of an app, as in `/apps/{id}/…`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AppId(pub Arc<str>);
+
+impl Borrow<str> for AppId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 impl fmt::Display for AppId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,7 +157,8 @@ impl Default for AppLimits {
             watchlist_users_max: 100,
             channels_per_connection_max: 1000,
             message_bytes_max: Self::derived_message_bytes(client_event_data_bytes_max),
-            messages: Rate { per_second: 100, burst: 500 },
+            // A client that comes back subscribes to all its channels at once.
+            messages: Rate { per_second: 100, burst: 1500 },
             outbox_bytes_max: 1024 * 1024,
             cache_ttl: Duration::from_secs(1800),
             auth_window_secs: 600,
@@ -276,7 +284,7 @@ impl Apps {
     /// The app with this id.
     #[must_use]
     pub fn by_id(&self, id: &str) -> Option<&Arc<App>> {
-        self.by_id.get(&AppId(id.into()))
+        self.by_id.get(id)
     }
 
     /// The app with this key.

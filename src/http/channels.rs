@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 
 use super::info::{Attributes, Info};
@@ -39,12 +39,8 @@ pub(super) struct Channel {
 }
 
 /// `GET /apps/{app_id}/channels/{channel}`; one that nobody ever heard of is not occupied.
-pub(super) async fn channel(
-    State(api): State<Api>,
-    Path((_, channel)): Path<(String, String)>,
-    signed: Signed,
-) -> Result<Json<Channel>, ApiError> {
-    let channel = parse(&signed.app, &channel)?;
+pub(super) async fn channel(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
+    let channel = signed.channel()?;
     let allowed = Info { user_count: true, subscription_count: true, cache: true };
     let info = Info::parse_strictly(&signed.query.value("info").unwrap_or_default(), allowed)?;
     if info.user_count && !channel.is_presence() {
@@ -58,12 +54,8 @@ pub(super) async fn channel(
 }
 
 /// `GET /apps/{app_id}/channels/{channel}/stats`, of the API of 2012.
-pub(super) async fn stats(
-    State(api): State<Api>,
-    Path((_, channel)): Path<(String, String)>,
-    signed: Signed,
-) -> Result<Json<Channel>, ApiError> {
-    let channel = parse(&signed.app, &channel)?;
+pub(super) async fn stats(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
+    let channel = signed.channel()?;
     let found = api.0.hub.channel(&signed.app, &channel);
     let info = Info { user_count: true, subscription_count: false, cache: false };
     Ok(Json(Channel { occupied: found.subscriptions > 0, attributes: info.of(&channel, &found) }))
@@ -81,12 +73,8 @@ struct User {
 }
 
 /// `GET /apps/{app_id}/channels/{channel}/users`, of presence channels.
-pub(super) async fn users(
-    State(api): State<Api>,
-    Path((_, channel)): Path<(String, String)>,
-    signed: Signed,
-) -> Result<Json<Users>, ApiError> {
-    let channel = parse(&signed.app, &channel)?;
+pub(super) async fn users(State(api): State<Api>, signed: Signed) -> Result<Json<Users>, ApiError> {
+    let channel = signed.channel()?;
     if !channel.is_presence() {
         return Err(ApiError::bad("Only presence channels have users"));
     }

@@ -65,7 +65,12 @@ fn memory() -> Memory {
     });
     let number = |text: std::io::Result<String>| text.ok()?.trim().parse::<u64>().ok();
     let limit = number(read("/sys/fs/cgroup/memory.max"));
+    // What the kernel caches of files it gives back when memory is short.
+    let cached = read("/sys/fs/cgroup/memory.stat").ok().and_then(|text| {
+        text.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok())
+    });
     let used = number(read("/sys/fs/cgroup/memory.current"));
+    let used = used.map(|used| used.saturating_sub(cached.unwrap_or(0)));
     let (total, free) = match (machine, limit.zip(used)) {
         (Some((total, _)), Some((limit, used))) if limit < total => (limit, limit.saturating_sub(used)),
         (Some(machine), _) => machine,

@@ -97,6 +97,7 @@ pub fn router(api: Api) -> Router {
         .route("/apps/{app_id}/users/{*rest}", post(users::terminate))
         .route("/users/{*rest}", post(users::terminate))
         .route("/app/{key}", get(health::upgrade_required))
+        .route("/app/{key}/", get(health::upgrade_required))
         .route("/", get(health::ok))
         .route("/up", get(health::up))
         .route("/health", get(health::health))

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
+use axum::http::{Uri, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
+use tracing::debug;
 
+use super::channels::parse as parse_channel;
 use super::{Api, ApiError, StrippedPrefix, unix_now};
 use crate::apps::{App, Apps};
-use crate::protocol::request::{Auth, Query, SignatureError};
+use crate::protocol::ChannelName;
+use crate::protocol::request::{Query, SignatureError};
 
 /// A body that makes progress, but only just, is given up after so many read timeouts.
 const BODY_TIMEOUTS: u32 = 10;
@@ -23,6 +26,8 @@ const BODY_TIMEOUTS: u32 = 10;
 pub struct Signed {
     /// Whose.
     pub app: Arc<App>,
+    /// Where to: without a prefix, not decoded.
+    pub uri: Uri,
     /// Its parameters.
     pub query: Query,
     /// Its body, of the size that the app allows.
@@ -41,32 +46,50 @@ impl FromRequest<Api> for Signed {
             return Err(ApiError::Draining);
         }
         let (head, body) = request.into_parts();
-        let query = Query::parse(head.uri.query().unwrap_or_default())?;
         let path = head.uri.path();
         let prefix = head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0);
-        let app = Arc::clone(find(&api.apps, path, prefix, &query)?);
+        let raw_query = head.uri.query().unwrap_or_default();
+        let app = Arc::clone(find(&api.apps, path, prefix, raw_query)?);
         if !app.enabled {
             return Err(ApiError::AppDisabled);
         }
+        let query = Query::parse(raw_query)?;
         let auth = query.auth()?;
         let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
         auth.check_time(unix_now(), app.limits.auth_window_secs)?;
         let paths = signed_paths(path, prefix, &app.path_prefix);
-        query.verify(&auth, secret, head.method.as_str(), paths.iter().map(|path| &**path))?;
+        let method = head.method.as_str();
+        query.verify(&auth, secret, method, paths.iter().map(|path| &**path)).inspect_err(|error| {
+            debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
+        })?;
         let announced =
             head.headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
         let bytes_max = app.limits.request_body_bytes_max;
         if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
             return Err(too_large(bytes_max));
         }
-        let body = read_in_time(body, bytes_max, api.options.read_timeout).await?;
-        Auth::check_body(&auth, &body)?;
-        Ok(Self { app, query, body })
+        let body = read_in_time(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await?;
+        auth.check_body(&body)?;
+        Ok(Self { app, uri: head.uri, query, body })
+    }
+}
+
+impl Signed {
+    /// The channel that stands in the path, behind `/channels/`.
+    ///
+    /// # Errors
+    /// [`ApiError::BadRequest`] for a text that is no channel name of the app.
+    pub fn channel(&self) -> Result<ChannelName, ApiError> {
+        let (_, rest) = self.uri.path().split_once("/channels/").unwrap_or_default();
+        let name = rest.split('/').next().unwrap_or_default();
+        let name =
+            percent_decode_str(name).decode_utf8().map_err(|_| ApiError::bad("The path is not UTF-8"))?;
+        parse_channel(&self.app, &name)
     }
 }
 
 /// The app of a request: by the id in its path, or, for the one path without an id, by its key.
-fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, query: &Query) -> Result<&'a Arc<App>, ApiError> {
+fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
         ApiError::NotFound(format!("There is no app with the id {shown}"))
@@ -77,7 +100,7 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, query: &Query) -> Result<&
             let id = percent_decode_str(id).decode_utf8_lossy();
             apps.by_id(&id).ok_or_else(|| unknown(&id))?
         }
-        None => apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?,
+        None => apps.by_key(Query::parse(raw_query)?.auth()?.key).ok_or(SignatureError::UnknownKey)?,
     };
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
@@ -107,12 +130,22 @@ fn too_large(bytes_max: usize) -> ApiError {
     ))
 }
 
-async fn read_in_time(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
-    let read = tokio::time::timeout(timeout * BODY_TIMEOUTS, read(body, bytes_max, timeout));
+async fn read_in_time(
+    body: Body,
+    announced: usize,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Bytes, ApiError> {
+    let read = tokio::time::timeout(timeout * BODY_TIMEOUTS, read(body, announced, bytes_max, timeout));
     read.await.map_err(|_| ApiError::Timeout)?
 }
 
-async fn read(mut body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+async fn read(
+    mut body: Body,
+    announced: usize,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Bytes, ApiError> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     loop {
@@ -127,6 +160,9 @@ async fn read(mut body: Body, bytes_max: usize, timeout: Duration) -> Result<Byt
         if first.is_empty() && all.is_empty() {
             first = data;
             continue;
+        }
+        if all.is_empty() {
+            all.reserve(announced);
         }
         all.extend_from_slice(&std::mem::take(&mut first));
         all.extend_from_slice(&data);

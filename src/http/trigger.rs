@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -40,7 +40,7 @@ pub(super) struct Triggered {
 pub(super) async fn trigger(State(api): State<Api>, signed: Signed) -> Result<Json<Triggered>, ApiError> {
     let fields = Fields::of_body(&signed.body, Some(&signed.query))?;
     let trigger = Trigger::parse(&signed.app, &fields)?;
-    trigger.publish(&api, &signed.app).await;
+    api.0.hub.publish(&signed.app, trigger.events()).await;
     let attributes = |channel: &ChannelName| {
         let found = api.0.hub.channel(&signed.app, channel);
         (channel.as_str().into(), trigger.info.of(channel, &found))
@@ -63,23 +63,22 @@ pub(super) async fn trigger_batch(
 ) -> Result<Json<BatchTriggered>, ApiError> {
     let [batch] = pick(text(&signed.body)?, ["batch"])?;
     let batch = batch.ok_or_else(|| ApiError::bad("batch is missing"))?;
-    let items = json::items(batch.get(), usize::MAX).map_err(|_| ApiError::bad("batch is not a list"))?;
     let events_max = signed.app.limits.events_per_batch_max;
+    let items = json::items(batch.get(), events_max).map_err(|_| ApiError::bad("batch is not a list"))?;
     if items.len() > events_max {
-        let count = items.len();
         return Err(ApiError::bad(format_args!(
-            "batch has {count} events, more than {events_max} (limits.events_per_batch of the app)"
+            "batch has more than {events_max} events (limits.events_per_batch of the app)"
         )));
     }
     let mut triggers = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate() {
-        let fields = Fields::of_text(item.get(), None);
+        // An event of a batch goes to one channel, so its `channels` are not looked at.
+        let fields = Fields::of_text(item.get(), None).map(|fields| Fields { channels: None, ..fields });
         let trigger = fields.and_then(|fields| Trigger::parse(&signed.app, &fields));
         triggers.push(trigger.map_err(|error| in_batch(error, at))?);
     }
-    for trigger in &triggers {
-        trigger.publish(&api, &signed.app).await;
-    }
+    let events: Vec<Event<'_>> = triggers.iter().flat_map(|trigger| trigger.events()).collect();
+    api.0.hub.publish(&signed.app, events).await;
     let attributes = |trigger: &Trigger<'_>| match &trigger.channels[..] {
         [channel, ..] => trigger.info.of(channel, &api.0.hub.channel(&signed.app, channel)),
         [] => Attributes::default(),
@@ -105,7 +104,6 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
 /// `POST /apps/{app_id}/channels/{channel}/events`, of the API of 2012: the body is the data. Answers 202.
 pub(super) async fn trigger_legacy(
     State(api): State<Api>,
-    Path((_, channel)): Path<(String, String)>,
     signed: Signed,
 ) -> Result<(StatusCode, Json<Triggered>), ApiError> {
     let app = &signed.app;
@@ -116,11 +114,11 @@ pub(super) async fn trigger_legacy(
     let trigger = Trigger {
         name: EventName::parse(&name, app.limits.event_name_chars_max).map_err(ApiError::bad)?,
         data: Cow::Owned(literal(data)),
-        channels: vec![parse_channel(app, &channel)?],
+        channels: vec![signed.channel()?],
         except: parse_socket_id(signed.query.value("socket_id").as_deref())?,
         info: Info::default(),
     };
-    trigger.publish(&api, app).await;
+    api.0.hub.publish(app, trigger.events()).await;
     Ok((StatusCode::ACCEPTED, Json(Triggered::default())))
 }
 
@@ -153,12 +151,15 @@ impl<'a> Trigger<'a> {
         Ok(Self { name, data, channels, except, info })
     }
 
-    async fn publish(&self, api: &Api, app: &App) {
-        for channel in &self.channels {
-            let (name, data) = (self.name.as_str(), &*self.data);
-            let event = Event { channel, name, data, except: self.except, source: Source::App };
-            api.0.hub.publish(app, &event).await;
-        }
+    /// The event on each of its channels.
+    fn events(&self) -> impl Iterator<Item = Event<'_>> {
+        self.channels.iter().map(|channel| Event {
+            channel,
+            name: self.name.as_str(),
+            data: &self.data,
+            except: self.except,
+            source: Source::App,
+        })
     }
 }
 
@@ -240,9 +241,8 @@ fn at_most<T>(names_max: usize, names: Vec<T>) -> Result<Vec<T>, ApiError> {
     if names.len() <= names_max {
         return Ok(names);
     }
-    let count = names.len();
     Err(ApiError::bad(format_args!(
-        "channels has {count} names, more than {names_max} (limits.channels_per_publish of the app)"
+        "channels has more than {names_max} names (limits.channels_per_publish of the app)"
     )))
 }
 
@@ -347,7 +347,7 @@ mod tests {
             (r#"{"name":"e","data":"","channels":{}}"#.to_owned(), "not a list of strings"),
             (r#"{"name":"e","data":"","channel":["a"]}"#.to_owned(), "channel is not a string"),
             (r#"{"name":"e","data":"","channels":["a","b c"]}"#.to_owned(), "Invalid channel name b c"),
-            (format!(r#"{{"name":"e","data":"","channels":[{}]}}"#, many.join(",")), "101 names"),
+            (format!(r#"{{"name":"e","data":"","channels":[{}]}}"#, many.join(",")), "more than 100 names"),
             (r#"{"name":"e","data":"","channels":["a","private-encrypted-b"]}"#.to_owned(), "encrypted"),
             (r#"{"name":"e","data":"","channel":"a","socket_id":"x"}"#.to_owned(), "Invalid socket_id"),
             (r#"{"name":"e","data":"","channel":"a","socket_id":7}"#.to_owned(), "socket_id is not a string"),

@@ -19,7 +19,10 @@ use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
-use crate::registry::{ChannelKey, Drive, Join, Registry, Users};
+use crate::registry::{ChannelKey, Drive, Join, Left, Published, Registry, Users};
+
+/// Deliveries on the spot before other work gets its turn.
+const AT_A_TURN: usize = 64;
 
 /// Expired cache entries are looked for this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
@@ -84,7 +87,7 @@ impl Hub {
         self.0.debug
     }
 
-    /// Subscribes a connection to a channel and tells it so.
+    /// Subscribes a connection to a channel and tells it so. A backlog says when the connection may go on.
     ///
     /// # Errors
     /// [`JoinError::Full`]; the operator is told once a minute.
@@ -94,17 +97,17 @@ impl Hub {
         outbox: &Arc<Outbox>,
         channel: &ChannelName,
         member: Option<Member>,
-    ) -> Result<(), JoinError> {
+    ) -> Result<Option<Backlog>, JoinError> {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
         let join = Join { member, members_max, counts: app.subscription_counts };
         match self.0.registry.join(&key, outbox, &join, self.now()) {
             Ok(joined) => {
-                self.drive(joined.drive);
+                self.deliver(joined.drive);
                 if self.0.debug {
                     debug!(app = %app.id, %channel, socket = %outbox.socket(), again = joined.again, "subscribed");
                 }
-                Ok(())
+                Ok(joined.backlog)
             }
             Err(JoinError::Full { first_in_a_minute }) => {
                 if first_in_a_minute {
@@ -118,27 +121,59 @@ impl Hub {
         }
     }
 
-    /// Ends a subscription.
-    pub fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) {
-        let key = key(app, channel);
-        if let Some(left) = self.0.registry.leave(&key, socket, app.subscription_counts, self.now()) {
-            self.drive(left.drive);
-            if self.0.debug {
-                debug!(app = %app.id, %channel, %socket, "unsubscribed");
+    /// Ends a subscription. A backlog says when the connection may go on.
+    pub fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Backlog> {
+        let left = self.left(app, channel, socket)?;
+        self.deliver(left.drive);
+        left.backlog
+    }
+
+    /// Ends the subscriptions of a connection that is gone. What the others are told of it is delivered in turns
+    /// once it is much.
+    pub fn leave_all(&self, app: &App, channels: &[ChannelName], socket: SocketId) {
+        let mut delivered = 0;
+        for channel in channels {
+            let Some(left) = self.left(app, channel, socket) else { continue };
+            if delivered < AT_A_TURN {
+                delivered += self.deliver(left.drive);
+            } else {
+                self.drive(left.drive);
             }
         }
     }
 
-    /// Publishes an event: on return it is delivered or queued, and the channel has room for the next.
-    pub async fn publish(&self, app: &App, event: &Event<'_>) {
-        if let Some(backlog) = self.start_publish(app, event) {
-            std::future::poll_fn(|cx| backlog.poll_room(cx)).await;
+    fn left(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
+        let left = self.0.registry.leave(&key(app, channel), socket, app.subscription_counts, self.now())?;
+        if self.0.debug {
+            debug!(app = %app.id, %channel, %socket, "unsubscribed");
+        }
+        Some(left)
+    }
+
+    /// Publishes events, one after the other: on return they are delivered or queued, and there is room for more.
+    pub async fn publish<'e>(&self, app: &App, events: impl IntoIterator<Item = Event<'e>>) {
+        let mut delivered = 0;
+        for event in events {
+            let published = self.start(app, &event);
+            delivered += self.deliver(published.drive);
+            if let Some(mut backlog) = published.backlog {
+                std::future::poll_fn(|cx| backlog.poll_room(cx)).await;
+            }
+            if delivered >= AT_A_TURN {
+                delivered = 0;
+                tokio::task::yield_now().await;
+            }
         }
     }
 
-    /// As [`Hub::publish`], but what to wait for before the next publish comes back instead.
-    #[must_use = "the backlog says when to go on"]
-    pub fn start_publish(&self, app: &App, event: &Event<'_>) -> Option<Backlog> {
+    /// Publishes an event of a client. A backlog says when the connection may go on.
+    pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Option<Backlog> {
+        let published = self.start(app, event);
+        self.deliver(published.drive);
+        published.backlog
+    }
+
+    fn start(&self, app: &App, event: &Event<'_>) -> Published {
         if self.0.debug {
             let source = match event.source {
                 Source::App => "app",
@@ -146,12 +181,22 @@ impl Hub {
             };
             debug!(app = %app.id, channel = %event.channel, event = event.name, data = event.data, source, "event");
         }
-        let published = self.0.registry.publish(&app.id.0, event, app.limits.cache_ttl, self.now());
-        self.drive(published.drive);
-        published.backlog
+        self.0.registry.publish(&app.id.0, event, app.limits.cache_ttl, self.now())
     }
 
-    /// Delivers what is pending in a large channel, in turns with everything else.
+    /// Delivers what is pending in a small channel here and now, and says to how many; a large one is driven.
+    fn deliver(&self, drive: Option<Drive>) -> usize {
+        match drive.map(Drive::on_the_spot) {
+            Some(Ok(delivered)) => delivered,
+            Some(Err(drive)) => {
+                self.drive(Some(drive));
+                0
+            }
+            None => 0,
+        }
+    }
+
+    /// Delivers what is pending in a channel, in turns with everything else.
     fn drive(&self, drive: Option<Drive>) {
         let Some(mut drive) = drive else { return };
         self.0.runtime.spawn(async move {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The values of the named keys of a JSON object, as the text they came in; where a key stands twice, the last
@@ -66,10 +66,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-/// The items of a JSON array, as the text they came in.
+/// The items of a JSON array, as the text they came in; of a longer one, `items_max` and one more, so that a list
+/// that is too long can be told without keeping all of it.
 ///
 /// # Errors
-/// `text` is not a JSON array, or has more than `items_max` items.
+/// `text` is not a JSON array.
 pub fn items(text: &str, items_max: usize) -> Result<Vec<&RawValue>, serde_json::Error> {
     struct Items(usize);
     impl<'de> Visitor<'de> for Items {
@@ -77,14 +78,14 @@ pub fn items(text: &str, items_max: usize) -> Result<Vec<&RawValue>, serde_json:
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a JSON array")
         }
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
             let mut items = Vec::new();
-            while let Some(item) = seq.next_element::<&'de RawValue>()? {
-                if items.len() == self.0 {
-                    return Err(A::Error::custom(format_args!("more than {} items", self.0)));
-                }
+            while items.len() <= self.0
+                && let Some(item) = seq.next_element::<&'de RawValue>()?
+            {
                 items.push(item);
             }
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
             Ok(items)
         }
     }
@@ -212,7 +213,8 @@ mod tests {
     #[test]
     fn lists_have_a_bound() {
         assert_eq!(items("[1,\"a\",{}]", 3).unwrap().len(), 3);
-        assert!(items("[1,2,3,4]", 3).is_err());
+        assert_eq!(items("[1,2,3,4,5,6]", 3).unwrap().len(), 4);
+        assert!(items("[1,2,3,4,5,]", 3).is_err());
         assert!(items("{}", 3).is_err());
     }
 

@@ -168,6 +168,8 @@ pub struct Refusal {
     pub code: Option<CloseCode>,
     /// The reason, for people.
     pub reason: String,
+    /// What should have been signed, where a signature does not match: for the operator, never for the client.
+    pub string_to_sign: Option<String>,
 }
 
 /// The names of refusals; the set is Soketi's and pusher-js's.

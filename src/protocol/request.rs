@@ -80,6 +80,9 @@ impl Query {
     /// [`QueryError::NotUtf8`].
     pub fn parse(raw: &str) -> Result<Self, QueryError> {
         let decode = |text: &str| {
+            if !text.contains(['%', '+']) {
+                return Ok(text.to_owned());
+            }
             let spaced = text.replace('+', " ");
             match percent_decode_str(&spaced).decode_utf8() {
                 Ok(text) => Ok(text.into_owned()),
@@ -139,30 +142,35 @@ impl Query {
     /// The text that is signed for the query: everything but the signature, PHP's lists folded, sorted by key
     /// (stable, so that Ruby's `k[]` keep their order), values as decoded.
     fn canonical(&self) -> String {
-        let mut folded: Vec<(&str, String)> = Vec::with_capacity(self.pairs.len());
-        for (key, value) in self.pairs.iter().filter(|(key, _)| key != "auth_signature") {
-            match indexed(key) {
-                None => folded.push((key, value.clone())),
-                Some(name) => match folded.iter_mut().find(|(key, _)| *key == name) {
-                    None => folded.push((name, value.clone())),
-                    Some((_, list)) => {
-                        list.push(',');
-                        list.push_str(value);
-                    }
-                },
-            }
-        }
-        folded.sort_by_key(|(key, _)| *key);
+        let unsigned = self.pairs.iter().filter(|(key, _)| key != "auth_signature");
+        let named = unsigned.map(|(key, value)| match indexed(key) {
+            Some(name) => (name, value, true),
+            None => (key.as_str(), value, false),
+        });
+        let mut pairs: Vec<(&str, &String, bool)> = named.collect();
+        pairs.sort_by_key(|(name, ..)| *name);
         let mut canonical = String::with_capacity(256);
-        for (key, value) in &folded {
-            if !canonical.is_empty() {
-                canonical.push('&');
+        let mut before = None;
+        for (name, value, is_indexed) in pairs {
+            if is_indexed && before == Some((name, true)) {
+                canonical.push(',');
+            } else {
+                if before.is_some() {
+                    canonical.push('&');
+                }
+                canonical.push_str(name);
+                canonical.push('=');
             }
-            canonical.push_str(key);
-            canonical.push('=');
             canonical.push_str(value);
+            before = Some((name, is_indexed));
         }
         canonical
+    }
+
+    /// What is signed of a request to `path`, for the operator of an app whose signatures do not match.
+    #[must_use]
+    pub fn string_to_sign(&self, method: &str, path: &str) -> String {
+        format!("{method}\n{path}\n{}", self.canonical())
     }
 
     /// Whether the request was signed with `key`, for any of the `paths` that the client may have signed: proxies

@@ -78,7 +78,11 @@ impl Door {
     fn came_over_tls(&self, headers: &HeaderMap, peer: IpAddr) -> bool {
         let trusted = self.0.options.trusted_proxies.iter().any(|proxy| proxy.contains(&peer.to_canonical()));
         let forwarded = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
-        trusted && forwarded.is_some_and(|proto| matches!(proto.trim(), "https" | "wss"))
+        // Several proxies may each have added theirs; the first one spoke to the client.
+        let first = forwarded
+            .and_then(|proto| proto.split(',').next())
+            .map(|proto| proto.trim().to_ascii_lowercase());
+        trusted && first.is_some_and(|proto| matches!(&*proto, "https" | "wss"))
     }
 }
 
@@ -200,6 +204,8 @@ mod tests {
         assert_eq!(code(&trusting, "/app/k", &[]), Some(4000));
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]), Some(4000));
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]), None);
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "HTTPS, http")]), None);
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, https")]), Some(4000));
         let wary = door(|app, options| {
             app.tls_only = true;
             options.trusted_proxies.clear();

@@ -33,9 +33,6 @@ const READ_BYTES: usize = 64 * 1024;
 /// How long a client has to answer a Close before its connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What may wait for a client that is refused.
-const REFUSED_OUTBOX_BYTES: usize = 1024;
-
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
@@ -50,6 +47,8 @@ pub(super) struct Connection {
     decoder: Decoder,
     /// What an established connection has, and a refused or closing one has not.
     established: Option<Box<Established>>,
+    /// The client broke the framing: what it sends has no beginning and no end any more.
+    deaf: bool,
     /// A channel that must catch up before more is read.
     backlog: Option<Box<Backlog>>,
     /// Set while the connection is closing: when it is dropped, whatever the client does.
@@ -82,25 +81,24 @@ impl Connection {
         let now = hub.now();
         let app = admitted.as_ref().ok().map(|places| Arc::clone(places.app_place.app()));
         let authorize_by = app.as_ref().and_then(|app| app.authorized_connections_timeout).map(|by| now + by);
-        let bytes_max = app.as_ref().map_or(REFUSED_OUTBOX_BYTES, |app| app.limits.outbox_bytes_max);
-        let outbox = Arc::new(Outbox::new(socket, stream, bytes_max, Pulse::new(now, authorize_by)));
+        let bytes_max = app.as_ref().map_or(0, |app| app.limits.outbox_bytes_max);
         let mut connection = Self {
             door: door.clone(),
-            outbox,
+            outbox: Arc::new(Outbox::new(socket, stream, bytes_max, Pulse::new(now, authorize_by))),
             decoder: Decoder::default(),
             established: None,
+            deaf: false,
             backlog: None,
             deadline: None,
         };
-        match (admitted, app) {
-            (Ok(places), Some(app)) => {
-                let session = Session::new(socket, app);
+        match admitted {
+            Ok(places) => {
+                let session = Session::new(socket, Arc::clone(places.app_place.app()));
                 connection.established = Some(Box::new(Established { session, _places: places }));
                 connection.establish();
                 connection.take(&mut early.to_vec());
             }
-            (Err(Refused { code, message }), _) => connection.outbox.close(code, &message),
-            (Ok(_), None) => {}
+            Err(Refused { code, message }) => connection.outbox.close(code, &message),
         }
         connection
     }
@@ -122,24 +120,33 @@ impl Connection {
 
     /// Decodes and obeys what the client sent.
     fn take(&mut self, bytes: &mut [u8]) {
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.deaf {
             return;
         }
         let now = self.door.0.hub.now();
-        self.outbox.pulse.beat(now);
         let limit = |established: &Established| established.session.app().limits.message_bytes_max;
-        // A refused client can say nothing that counts; control frames have their own limit.
+        // A client that is refused or closed can say nothing that counts.
         let message_bytes_max = self.established.as_deref().map_or(READ_BYTES, limit);
         let mut decoder = std::mem::take(&mut self.decoder);
-        let fed = decoder.feed(bytes, message_bytes_max, |incoming| self.obey(incoming, now));
+        // Of several pings only the last is answered, as RFC 6455 §5.5.3 allows: a flood of them costs one answer
+        // a read.
+        let mut pong = None;
+        let fed = decoder.feed(bytes, message_bytes_max, |incoming| {
+            self.outbox.pulse.beat(now);
+            self.obey(incoming, &mut pong, now)
+        });
         self.decoder = decoder;
+        if let Some(pong) = pong {
+            self.outbox.send_first(&pong);
+        }
         if let Err(violation) = fed {
+            self.deaf = true;
             self.outbox.close(violation.code(), &violation.to_string());
         }
     }
 
     /// Acts upon one message; whether to go on with the next.
-    fn obey(&mut self, incoming: Incoming<'_>, now: Duration) -> bool {
+    fn obey(&mut self, incoming: Incoming<'_>, pong: &mut Option<Bytes>, now: Duration) -> bool {
         match incoming {
             Incoming::Text(text) => {
                 let Some(established) = &mut self.established else { return true };
@@ -152,17 +159,12 @@ impl Connection {
                     Err(error) => session.malformed(error, now),
                 });
                 self.perform(action);
-                self.outbox.closing().is_none()
             }
             Incoming::Binary => {
-                self.outbox.close(CloseCode::Unsupported, "binary frames are not part of the protocol");
-                false
+                self.close(CloseCode::Unsupported, "binary frames are not part of the protocol")
             }
-            Incoming::Ping(payload) => {
-                self.outbox.send_first(&websocket::pong(payload));
-                true
-            }
-            Incoming::Pong => true,
+            Incoming::Ping(payload) => *pong = Some(websocket::pong(payload)),
+            Incoming::Pong => {}
             Incoming::Close(code) => {
                 if self.outbox.closing().is_some() {
                     // The answer to our own Close: nothing is left to wait for.
@@ -170,13 +172,25 @@ impl Connection {
                 } else {
                     self.outbox.answer_close(code);
                 }
-                false
+                return false;
             }
         }
+        true
+    }
+
+    /// Closes the connection: it has left everything when this returns, so what the client still says is not obeyed.
+    fn close(&mut self, code: CloseCode, reason: &str) {
+        self.outbox.close(code, reason);
+        self.depart();
     }
 
     fn perform(&mut self, action: Action<'_>) {
         let (hub, outbox) = (&self.door.0.hub, &self.outbox);
+        let mut wait_for = |full: Option<Backlog>| {
+            if let Some(full) = full {
+                self.backlog = Some(Box::new(full));
+            }
+        };
         let Some(Established { session, .. }) = self.established.as_deref_mut() else { return };
         let app = Arc::clone(session.app());
         match action {
@@ -185,7 +199,8 @@ impl Connection {
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
                 match hub.join(&app, outbox, &channel, member) {
-                    Ok(()) => {
+                    Ok(full) => {
+                        wait_for(full);
                         if channel.access() != Access::Public {
                             outbox.pulse.authorize();
                         }
@@ -199,16 +214,17 @@ impl Connection {
             }
             Action::Refuse { channel, refusal } => {
                 if hub.debugs() {
-                    debug!(socket = %outbox.socket(), %channel, reason = refusal.reason, "subscription refused");
+                    let Refusal { reason, string_to_sign, .. } = &refusal;
+                    debug!(socket = %outbox.socket(), %channel, reason, string_to_sign, "subscription refused");
                 }
                 refuse(outbox, app.subscription_error_frames, &channel, &refusal);
             }
-            Action::Leave { channel } => hub.leave(&app, &channel, outbox.socket()),
+            Action::Leave { channel } => wait_for(hub.leave(&app, &channel, outbox.socket())),
             Action::Publish { channel, name, data, user } => {
                 let source = Source::Client(user.as_ref());
                 let event =
                     Event { channel: &channel, name: &name, data, except: Some(outbox.socket()), source };
-                self.backlog = hub.start_publish(&app, &event).map(Box::new);
+                wait_for(hub.publish_from_client(&app, &event));
             }
             Action::SignIn { user_data, signed_in, watched, cut_to } => {
                 outbox.pulse.authorize();
@@ -225,7 +241,7 @@ impl Connection {
                 }
                 outbox.say(&ServerMessage::Error { code, message: &message });
             }
-            Action::Close { code, reason } => outbox.close(code, reason),
+            Action::Close { code, reason } => self.close(code, reason),
         }
     }
 
@@ -235,9 +251,7 @@ impl Connection {
         let (hub, session) = (&self.door.0.hub, &mut established.session);
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
-        for channel in session.leave_all() {
-            hub.leave(&app, &channel, self.outbox.socket());
-        }
+        hub.leave_all(&app, &session.leave_all(), self.outbox.socket());
         if let Some(user) = session.signed_in() {
             hub.sign_out(&app, self.outbox.socket(), &user.member.id, &user.watchlist);
         }
@@ -277,7 +291,7 @@ impl Future for Connection {
             if self.poll_end(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if let Some(backlog) = &self.backlog {
+            if let Some(backlog) = &mut self.backlog {
                 ready!(backlog.poll_room(cx));
                 self.backlog = None;
             }

@@ -26,6 +26,9 @@ use crate::outbox::Outbox;
 use crate::protocol::wire::websocket;
 use crate::session::liveness::{Signs, Timers, Verdict};
 
+/// Pings sent before other work gets its turn.
+const SENDS_A_TURN: usize = 64;
+
 /// How this door serves, whatever the app.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -98,7 +101,10 @@ impl Door {
                     due.push((Arc::clone(outbox), verdict));
                 }
             });
-            for (outbox, verdict) in due {
+            for (at, (outbox, verdict)) in due.into_iter().enumerate() {
+                if at % SENDS_A_TURN == SENDS_A_TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
                 match verdict {
                     Verdict::Alive => {}
                     Verdict::Ping => {

@@ -6,8 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::Upgraded;
 use tokio::net::TcpStream;
 use tracing::debug;
 use tungstenite::handshake::server::create_response_with_body;
@@ -25,9 +24,15 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
 
 impl Door {
     /// Answers a request for a WebSocket. The upgrade is completed first and refused afterwards, with a frame and
-    /// a close code; only a request that is no valid upgrade gets an HTTP error.
+    /// a close code; only a request that is no valid upgrade gets an HTTP error. `take_apart` is the caller's
+    /// knowledge of the transport below its HTTP.
     #[must_use]
-    pub fn upgrade(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub fn upgrade(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        take_apart: fn(Upgraded) -> Option<(TcpStream, Bytes)>,
+    ) -> Response<Body> {
         let mut response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
             Err(error) => return not_an_upgrade(&error.to_string()),
@@ -39,7 +44,8 @@ impl Door {
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
         self.0.tasks.spawn(async move {
-            let Some((stream, early)) = upgraded(upgrade).await else { return };
+            // An error is a client that went away before the answer was written.
+            let Some((stream, early)) = upgrade.await.ok().and_then(take_apart) else { return };
             let admitted = found.and_then(|app| door.admit(&app));
             if let Err(Refused { code, message }) = &admitted {
                 debug!(%peer, code = code.number(), message, "connection refused");
@@ -49,15 +55,6 @@ impl Door {
         });
         response
     }
-}
-
-/// The TCP stream below an upgraded connection, and what the client sent before it saw the answer.
-async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
-    // A client that goes away before the answer is written.
-    let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    // hyper's buffer is as large as the largest head; only what is in it is kept.
-    Some((parts.io.into_inner(), Bytes::copy_from_slice(&parts.read_buf)))
 }
 
 /// One of the subprotocols that the client offers: Pusher's, else the first. A browser fails a connection that

@@ -82,6 +82,8 @@ struct Queue {
     driven: bool,
     /// Publishers that wait for the backlog to shrink.
     waiting: Vec<Waker>,
+    /// How often those that wait have been woken.
+    woken: u64,
 }
 
 #[derive(Debug)]
@@ -111,7 +113,10 @@ struct Cached {
 #[derive(Debug, Default)]
 struct Counts {
     told: Option<Duration>,
+    /// Subscribers have not been told of the last change.
     due: bool,
+    /// The channel stands among those that are looked at when time has passed.
+    listed: bool,
 }
 
 impl State {
@@ -163,6 +168,12 @@ impl State {
     }
 }
 
+impl Counts {
+    fn told_lately(&self, now: Duration) -> bool {
+        self.told.is_some_and(|told| now.saturating_sub(told) < COUNT_INTERVAL)
+    }
+}
+
 impl Queue {
     fn push(&mut self, frame: Frame, except: Option<SocketId>) {
         self.bytes += frame.bytes().len();
@@ -182,7 +193,6 @@ impl Queue {
 
     /// The next batch; with none left, the channel is no longer driven.
     fn take(&mut self) -> Option<Batch> {
-        self.waiting.drain(..).for_each(Waker::wake);
         if self.rest() {
             return None;
         }
@@ -196,6 +206,11 @@ impl Queue {
             }
         }
         self.bytes -= bytes;
+        if self.bytes <= BACKLOG_BYTES && !self.waiting.is_empty() {
+            self.woken += 1;
+            self.waiting.drain(..).for_each(Waker::wake);
+            self.waiting = Vec::new();
+        }
         Some(Batch::new(first, self.pending.drain(..count).collect(), bytes))
     }
 }
@@ -231,10 +246,8 @@ impl Channel {
             return None;
         }
         if state.place(outbox.socket()).is_some() {
-            self.acknowledge(&state, outbox);
-            let again =
-                Joined { occupied: false, member_added: false, cache_miss: false, again: true, drive: None };
-            return Some(Ok(again));
+            self.acknowledge(&mut state, outbox);
+            return Some(Ok(Joined { again: true, ..Joined::default() }));
         }
         if let Some(member) = &join.member {
             let presence = state.presence.get_or_insert_default();
@@ -253,7 +266,7 @@ impl Channel {
         let member = join.member.as_ref().map(|member| member.id.clone());
         let since = state.queue.next;
         state.add(Subscriber { outbox: Arc::clone(outbox), since, gone: AtomicBool::new(false), member });
-        self.acknowledge(&state, outbox);
+        self.acknowledge(&mut state, outbox);
         let caches = self.name().is_cached();
         let cache_miss = caches && state.cached(now).is_none();
         if let Some(cached) = state.cached(now) {
@@ -264,10 +277,9 @@ impl Channel {
         if join.counts {
             self.count_changed(&mut state, registry, now);
         }
+        let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        drop(state);
-        let drive = drive.and_then(Drive::on_the_spot);
-        Some(Ok(Joined { occupied, member_added, cache_miss, again: false, drive }))
+        Some(Ok(Joined { occupied, member_added, cache_miss, again: false, drive, backlog }))
     }
 
     fn add_member(&self, state: &mut State, member: &Member) -> bool {
@@ -278,12 +290,13 @@ impl Channel {
         added
     }
 
-    fn acknowledge(&self, state: &State, outbox: &Outbox) {
-        let members = match &state.presence {
-            Some(presence) => Some(presence.members()),
-            None => self.name().is_presence().then(Vec::new),
-        };
-        outbox.say(&ServerMessage::Subscribed { channel: self.name(), members });
+    fn acknowledge(&self, state: &mut State, outbox: &Outbox) {
+        let acknowledgement =
+            |members| pusher::encode(&ServerMessage::Subscribed { channel: self.name(), members });
+        match &mut state.presence {
+            Some(presence) => outbox.send(presence.roster(acknowledgement).bytes()),
+            None => outbox.send(acknowledgement(None).bytes()),
+        }
     }
 
     /// See [`Registry::leave`].
@@ -303,15 +316,17 @@ impl Channel {
         if let (Some(user), Some(presence)) = (&left.member, &mut state.presence)
             && presence.remove(user)
         {
-            state.say(&ServerMessage::MemberRemoved { channel: self.name(), user });
+            if !vacated {
+                state.say(&ServerMessage::MemberRemoved { channel: self.name(), user });
+            }
             member_removed = Some(user.clone());
         }
         if counts {
             self.count_changed(&mut state, registry, now);
         }
+        let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        drop(state);
-        Some(Left { vacated, member_removed, drive: drive.and_then(Drive::on_the_spot) })
+        Some(Left { vacated, member_removed, drive, backlog })
     }
 
     /// See [`Registry::publish`]; `None` when the channel was given up.
@@ -323,29 +338,29 @@ impl Channel {
         now: Duration,
     ) -> Option<Published> {
         let frame = pusher::encode(&event.message());
+        let cached = Self::caches(event).then(|| {
+            Box::new(Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache_ttl })
+        });
         let mut state = self.state.lock();
         if state.given_up {
             return None;
         }
-        if Self::caches(event) {
-            let cached = Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache_ttl };
-            if state.cached.replace(Box::new(cached)).is_none() {
-                registry.0.cached.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(cached) = cached
+            && state.cached.replace(cached).is_none()
+        {
+            registry.0.cached.fetch_add(1, Ordering::Relaxed);
         }
         if state.subscribers.is_empty() {
             return Some(Published::default());
         }
         state.queue.push(frame, event.except);
+        let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        drop(state);
-        let drive = drive.and_then(Drive::on_the_spot);
-        let backlog = self.is_backlogged().then(|| Backlog(Arc::clone(self)));
         Some(Published { drive, backlog })
     }
 
-    fn is_backlogged(&self) -> bool {
-        self.state.lock().queue.bytes > BACKLOG_BYTES
+    fn backlog(self: &Arc<Self>, state: &State) -> Option<Backlog> {
+        (state.queue.bytes > BACKLOG_BYTES).then(|| Backlog { channel: Arc::clone(self), place: None })
     }
 
     /// Takes the driver's place, if something is pending and nobody has it.
@@ -358,20 +373,22 @@ impl Channel {
     }
 
     fn count_changed(self: &Arc<Self>, state: &mut State, registry: &Registry, now: Duration) {
-        if !self.name().has_subscription_count() || state.subscribers.is_empty() || state.counts.due {
+        if !self.name().has_subscription_count() || state.subscribers.is_empty() {
             return;
         }
-        let told_lately = state.counts.told.is_some_and(|told| now.saturating_sub(told) < COUNT_INTERVAL);
-        if state.subscribers.len() > COUNT_AT_ONCE && told_lately {
-            state.counts.due = true;
+        if state.subscribers.len() <= COUNT_AT_ONCE || !state.counts.told_lately(now) {
+            return self.say_count(state, now);
+        }
+        state.counts.due = true;
+        if !state.counts.listed {
+            state.counts.listed = true;
             registry.0.counts_due.lock().push(Arc::clone(self));
-        } else {
-            self.say_count(state, now);
         }
     }
 
     fn say_count(&self, state: &mut State, now: Duration) {
-        state.counts = Counts { told: Some(now), due: false };
+        state.counts.told = Some(now);
+        state.counts.due = false;
         let count = state.subscribers.len();
         state.say(&ServerMessage::SubscriptionCount { channel: self.name(), count });
     }
@@ -379,15 +396,15 @@ impl Channel {
     /// Tells a count that is due, or notes again that it will be.
     pub(super) fn tell_count(self: &Arc<Self>, registry: &Registry, now: Duration) -> Option<Drive> {
         let mut state = self.state.lock();
-        if state.subscribers.is_empty() {
-            state.counts = Counts::default();
-            return None;
+        if state.counts.due && !state.subscribers.is_empty() {
+            if state.counts.told_lately(now) {
+                registry.0.counts_due.lock().push(Arc::clone(self));
+                return None;
+            }
+            self.say_count(&mut state, now);
         }
-        if state.counts.told.is_some_and(|told| now.saturating_sub(told) < COUNT_INTERVAL) {
-            registry.0.counts_due.lock().push(Arc::clone(self));
-            return None;
-        }
-        self.say_count(&mut state, now);
+        state.counts.due = false;
+        state.counts.listed = false;
         self.start(registry, &mut state)
     }
 
@@ -443,18 +460,21 @@ impl Drive {
         None
     }
 
-    /// Delivers one pass to a small channel here and now. What has come meanwhile, if anything, is left to do.
-    fn on_the_spot(mut self) -> Option<Self> {
+    /// Delivers one pass to a small channel here and now, and says to how many.
+    ///
+    /// # Errors
+    /// The drive comes back when the channel is large, or when more has come meanwhile.
+    pub fn on_the_spot(mut self) -> Result<usize, Self> {
         if self.channel.state.lock().subscribers.len() > SMALL {
-            return Some(self);
+            return Err(self);
         }
-        let mut pass = self.next_pass()?;
+        let Some(mut pass) = self.next_pass() else { return Ok(0) };
         while pass.serve() {}
         if self.channel.state.lock().queue.rest() {
             self.registry.give_up_if_unused(&self.channel);
-            return None;
+            return Ok(pass.served);
         }
-        Some(self)
+        Err(self)
     }
 }
 
@@ -511,7 +531,7 @@ impl Batch {
         if subscriber.since <= self.first && !self.excepted.contains(&socket) {
             return Some(Cow::Borrowed(&self.joined));
         }
-        let mut own = Vec::new();
+        let mut own = Vec::with_capacity(self.joined.len());
         for (number, message) in (self.first..).zip(&self.messages) {
             if number >= subscriber.since && message.except != Some(socket) {
                 own.extend_from_slice(message.frame.bytes());
@@ -523,17 +543,25 @@ impl Batch {
 
 /// A channel that has more waiting than it should.
 #[derive(Debug)]
-pub struct Backlog(Arc<Channel>);
+pub struct Backlog {
+    channel: Arc<Channel>,
+    /// The place among those that wait, and after how many wake-ups it was taken.
+    place: Option<(u64, usize)>,
+}
 
 impl Backlog {
     /// Ready when the channel has caught up enough to be published to again.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.0.state.lock();
-        if state.queue.bytes <= BACKLOG_BYTES {
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let queue = &mut self.channel.state.lock().queue;
+        if queue.bytes <= BACKLOG_BYTES {
             return Poll::Ready(());
         }
-        if !state.queue.waiting.iter().any(|waiting| waiting.will_wake(cx.waker())) {
-            state.queue.waiting.push(cx.waker().clone());
+        match self.place {
+            Some((woken, place)) if woken == queue.woken => queue.waiting[place].clone_from(cx.waker()),
+            Some(_) | None => {
+                self.place = Some((queue.woken, queue.waiting.len()));
+                queue.waiting.push(cx.waker().clone());
+            }
         }
         Poll::Pending
     }

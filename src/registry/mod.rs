@@ -8,7 +8,7 @@
 //!
 //! One map leads from a name to a channel. It is a dashmap, sharded, and no guard of it is ever held while a
 //! channel's lock is taken: a channel that is given up is marked before it leaves the map, and who finds a marked
-//! one looks again. Locks are taken in the order channel, outbox.
+//! one looks again. Locks are taken in the order channel, list of counts that are due, outbox; and user, outbox.
 
 pub mod channel;
 mod connections;
@@ -69,7 +69,7 @@ pub struct Join {
 }
 
 /// What a join changed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Joined {
     /// The channel had no subscriber before.
     pub occupied: bool,
@@ -81,6 +81,8 @@ pub struct Joined {
     pub again: bool,
     /// Messages to deliver.
     pub drive: Option<Drive>,
+    /// The channel has more waiting than it should.
+    pub backlog: Option<Backlog>,
 }
 
 /// Why a join was refused.
@@ -102,12 +104,14 @@ pub struct Left {
     pub member_removed: Option<UserId>,
     /// Messages to deliver.
     pub drive: Option<Drive>,
+    /// The channel has more waiting than it should.
+    pub backlog: Option<Backlog>,
 }
 
 /// What a publish has begun.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// Messages to deliver, where the channel is too large to be served on the spot.
+    /// Messages to deliver.
     pub drive: Option<Drive>,
     /// The channel has more waiting than it should: wait for it before publishing more.
     pub backlog: Option<Backlog>,
@@ -173,7 +177,8 @@ impl Registry {
         self.with(key, |channel| channel.join(self, outbox, join, now))
     }
 
-    /// Ends a subscription. When this returns, no frame of the channel reaches the connection any more.
+    /// Ends a subscription. When this returns, nothing of the channel is written or queued for the connection any
+    /// more; what was queued before is already on its way, as what the network holds.
     pub fn leave(&self, key: &ChannelKey, socket: SocketId, counts: bool, now: Duration) -> Option<Left> {
         let channel = self.find(key)?;
         let left = channel.leave(self, socket, counts, now);
@@ -181,7 +186,7 @@ impl Registry {
         left
     }
 
-    /// Queues `event` for every subscriber; a small idle channel is delivered on the spot. What the application
+    /// Queues `event` for every subscriber. What the application
     /// publishes on a cache channel is kept for `cache_ttl`, subscribers or not.
     pub fn publish(
         &self,

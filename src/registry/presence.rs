@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::protocol::wire::Frame;
 use crate::protocol::{Member, UserId};
 
 /// The users of one channel, each once however many connections they have. What is said of a user is what their
@@ -15,6 +16,8 @@ pub(super) struct Presence {
     /// By time of joining.
     order: BTreeMap<u64, UserId>,
     joins: u64,
+    /// The acknowledgement with everyone in it, until somebody comes or goes.
+    roster: Option<Frame>,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl Presence {
             return false;
         }
         self.joins += 1;
+        self.roster = None;
         let user = User { info: Arc::clone(&member.info), connections: 1, joined: self.joins };
         self.order.insert(user.joined, member.id.clone());
         self.users.insert(member.id.clone(), user);
@@ -55,13 +59,24 @@ impl Presence {
         if user.connections > 0 {
             return false;
         }
+        self.roster = None;
         self.order.remove(&user.joined);
         self.users.remove(id);
         true
     }
 
+    /// What `acknowledgement` makes of everyone, made once.
+    pub(super) fn roster(&mut self, acknowledgement: impl FnOnce(Option<Vec<Member>>) -> Frame) -> Frame {
+        if let Some(roster) = &self.roster {
+            return roster.clone();
+        }
+        let roster = acknowledgement(Some(self.members()));
+        self.roster = Some(roster.clone());
+        roster
+    }
+
     /// Everyone, by time of joining.
-    pub(super) fn members(&self) -> Vec<Member> {
+    fn members(&self) -> Vec<Member> {
         let member =
             |id: &UserId| Some(Member { id: id.clone(), info: Arc::clone(&self.users.get(id)?.info) });
         self.order.values().filter_map(member).collect()

@@ -190,7 +190,7 @@ fn a_channel_with_too_much_waiting_asks_its_publishers_to_wait() {
     let mut drive = first.drive.unwrap();
     assert!(first.backlog.is_none());
     assert!(publish().backlog.is_none());
-    let backlog = publish().backlog.expect("300 kB wait");
+    let mut backlog = publish().backlog.expect("300 kB wait");
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(backlog.poll_room(&mut cx).is_pending());
     let mut passes = 0;
@@ -252,7 +252,7 @@ fn a_cache_channel_replays_the_last_event_and_outlives_its_subscribers() {
     assert!(join(&registry, "cache-x", &a, &plain()).cache_miss);
     publish(&registry, "cache-x", "1", None);
     publish(&registry, "cache-x", "2", Some(2));
-    assert!(!leave(&registry, "cache-x", &a).unwrap().drive.is_some());
+    assert!(leave(&registry, "cache-x", &a).unwrap().vacated);
     assert!(!join(&registry, "cache-x", &b, &plain()).cache_miss);
     assert_eq!(heard(&a), ["ok", "cache_miss {}", "1", "2"]);
     assert_eq!(heard(&b), ["ok", "2"], "also to the connection that was excepted");
@@ -301,6 +301,24 @@ fn counts_are_told_at_once_to_a_hundred_and_every_five_seconds_to_more() {
     }
     assert_eq!(heard(&a), [r#"subscription_count {"subscription_count":150}"#]);
     assert!(registry.tell_counts(NOW + Duration::from_secs(60)).is_empty());
+}
+
+#[test]
+fn a_channel_that_shrinks_to_a_hundred_is_told_at_once_again() {
+    let (registry, a) = (Registry::default(), outbox(0));
+    let counted = Join { counts: true, ..plain() };
+    join(&registry, "x", &a, &counted);
+    let others: Vec<_> = (1..102).map(outbox).collect();
+    others.iter().for_each(|other| drop(join(&registry, "x", other, &counted)));
+    heard(&a);
+    for other in &others[..2] {
+        drive(registry.leave(&key("x"), other.socket(), true, NOW).unwrap().drive);
+    }
+    assert_eq!(
+        heard(&a),
+        [100].map(|count| format!("subscription_count {{\"subscription_count\":{count}}}"))
+    );
+    assert!(registry.tell_counts(NOW + Duration::from_secs(60)).is_empty(), "nothing is due");
 }
 
 /// One thing that somebody does.

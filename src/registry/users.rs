@@ -1,11 +1,12 @@
 //! Who is signed in on this node, and who wants to know.
 //!
 //! A user is online while at least one connection is signed in, and for two seconds after the last one ended, so
-//! that a page reload does not flap. Whatever changes a user's state tells the watchers under the same lock, so
-//! the last thing a watcher hears is true.
+//! that a page reload does not flap. Whatever changes a user's state tells the watchers under the user's own lock,
+//! so the last thing a watcher hears is true.
 //!
 //! Source: protocol.md §6.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 
 use crate::outbox::Outbox;
 use crate::protocol::message::ServerMessage;
+use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{SocketId, UserId};
 
 /// How long a user counts as online after their last connection ended.
@@ -28,123 +30,142 @@ pub struct Users(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    users: DashMap<UserKey, User>,
-    /// Users whose last connection ended, with when they count as offline, by that time.
+    users: DashMap<UserKey, Arc<Mutex<User>>>,
+    /// Users whose last connection ended, with when they may count as offline, by that time.
     leaving: Mutex<Vec<(Duration, UserKey)>>,
 }
 
 #[derive(Debug, Default)]
 struct User {
     /// Their signed-in connections.
-    connections: Vec<Arc<Outbox>>,
+    connections: HashMap<SocketId, Arc<Outbox>>,
     /// Connections whose watchlist names them.
-    watchers: Vec<Arc<Outbox>>,
+    watchers: HashMap<SocketId, Arc<Outbox>>,
     online: bool,
+    /// When the last connection ended.
+    left: Duration,
+    /// Out of the map, or about to be: of no use any more.
+    forgotten: bool,
 }
 
 impl User {
-    fn tell(&self, watcher: &Outbox, user: &UserId) {
-        let user = std::slice::from_ref(user);
-        let (online, offline) = if self.online { (user, &[][..]) } else { (&[][..], user) };
-        watcher.say(&ServerMessage::Watchlist { online, offline });
-    }
-
-    fn turn(&mut self, online: bool, user: &UserId) {
+    fn turn(&mut self, online: bool, id: &UserId) {
         if self.online != online {
             self.online = online;
-            self.watchers.iter().for_each(|watcher| self.tell(watcher, user));
+            let news = news(online, id);
+            self.watchers.values().for_each(|watcher| watcher.send(news.bytes()));
         }
     }
 }
 
-fn without(outboxes: &mut Vec<Arc<Outbox>>, socket: SocketId) {
-    outboxes.retain(|outbox| outbox.socket() != socket);
+/// What watchers hear of one user.
+fn news(online: bool, id: &UserId) -> Frame {
+    let id = std::slice::from_ref(id);
+    let (online, offline) = if online { (id, &[][..]) } else { (&[][..], id) };
+    pusher::encode(&ServerMessage::Watchlist { online, offline })
 }
 
 impl Users {
+    /// Runs `act` on a user, who is known from then on.
+    fn with<T>(&self, key: &UserKey, act: impl FnOnce(&mut User) -> T) -> T {
+        loop {
+            let found = Arc::clone(&self.0.users.entry(key.clone()).or_default());
+            let mut user = found.lock();
+            if !user.forgotten {
+                return act(&mut user);
+            }
+            drop(user);
+            self.0.users.remove_if(key, |_, other| Arc::ptr_eq(other, &found));
+        }
+    }
+
+    /// Runs `act` on a user, if known, and forgets them if nothing is left to know.
+    fn with_known<T>(&self, key: &UserKey, act: impl FnOnce(&mut User) -> T) -> Option<T> {
+        let found = Arc::clone(&*self.0.users.get(key)?);
+        let mut user = found.lock();
+        let done = act(&mut user);
+        user.forgotten = !user.online && user.connections.is_empty() && user.watchers.is_empty();
+        let forgotten = user.forgotten;
+        drop(user);
+        if forgotten {
+            self.0.users.remove_if(key, |_, other| Arc::ptr_eq(other, &found));
+        }
+        Some(done)
+    }
+
     /// Counts a connection as signed in.
-    pub fn sign_in(&self, app: &Arc<str>, user: &UserId, outbox: &Arc<Outbox>) {
-        let mut found = self.0.users.entry((Arc::clone(app), user.clone())).or_default();
-        without(&mut found.connections, outbox.socket());
-        found.connections.push(Arc::clone(outbox));
-        found.turn(true, user);
+    pub fn sign_in(&self, app: &Arc<str>, id: &UserId, outbox: &Arc<Outbox>) {
+        self.with(&(Arc::clone(app), id.clone()), |user| {
+            user.connections.insert(outbox.socket(), Arc::clone(outbox));
+            user.turn(true, id);
+        });
     }
 
     /// Counts a connection as no longer signed in.
-    pub fn sign_out(&self, app: &Arc<str>, user: &UserId, socket: SocketId, now: Duration) {
-        let key = (Arc::clone(app), user.clone());
-        let Some(mut found) = self.0.users.get_mut(&key) else { return };
-        without(&mut found.connections, socket);
-        let last = found.connections.is_empty();
-        drop(found);
-        if last {
+    pub fn sign_out(&self, app: &Arc<str>, id: &UserId, socket: SocketId, now: Duration) {
+        let key = (Arc::clone(app), id.clone());
+        let last = self.with_known(&key, |user| {
+            user.left = now;
+            user.connections.remove(&socket).is_some() && user.connections.is_empty()
+        });
+        if last == Some(true) {
             self.0.leaving.lock().push((now + LINGER, key));
         }
     }
 
-    /// Counts as offline whoever left long enough ago; call about once a second.
+    /// Counts as offline whoever left long enough ago and has not come back since; call about once a second.
     pub fn settle(&self, now: Duration) {
         let mut leaving = self.0.leaving.lock();
         let due = leaving.partition_point(|(due, _)| *due <= now);
         let due: Vec<_> = leaving.drain(..due).collect();
         drop(leaving);
         for (_, key) in due {
-            if let Some(mut user) = self.0.users.get_mut(&key)
-                && user.connections.is_empty()
-            {
-                user.turn(false, &key.1);
-            }
-            self.forget_if_unused(&key);
+            self.with_known(&key, |user| {
+                if user.connections.is_empty() && user.left + LINGER <= now {
+                    user.turn(false, &key.1);
+                }
+            });
         }
-    }
-
-    fn forget_if_unused(&self, key: &UserKey) {
-        let unused =
-            |_: &_, user: &User| !user.online && user.connections.is_empty() && user.watchers.is_empty();
-        self.0.users.remove_if(key, unused);
     }
 
     /// Tells `outbox` who of `watched` is online, now and from now on.
     pub fn watch(&self, app: &Arc<str>, watched: &[UserId], outbox: &Arc<Outbox>) {
-        let key = |user: &UserId| (Arc::clone(app), user.clone());
-        let (mut online, mut offline) = (Vec::new(), Vec::new());
-        for user in watched {
-            let mut found = self.0.users.entry(key(user)).or_default();
-            without(&mut found.watchers, outbox.socket());
-            found.watchers.push(Arc::clone(outbox));
-            if found.online { online.push(user.clone()) } else { offline.push(user.clone()) }
-        }
         if watched.is_empty() {
             return;
         }
+        let key = |id: &UserId| (Arc::clone(app), id.clone());
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for id in watched {
+            let is_online = self.with(&key(id), |user| {
+                user.watchers.insert(outbox.socket(), Arc::clone(outbox));
+                user.online
+            });
+            if is_online { online.push(id.clone()) } else { offline.push(id.clone()) }
+        }
         outbox.say(&ServerMessage::Watchlist { online: &online, offline: &offline });
         // Whoever changed since they were looked at was told of before the list was: say it again.
-        let states = online.iter().map(|user| (user, true)).chain(offline.iter().map(|user| (user, false)));
-        for (user, told) in states {
-            if let Some(found) = self.0.users.get_mut(&key(user))
-                && found.online != told
-            {
-                found.tell(outbox, user);
-            }
+        let told = online.iter().map(|id| (id, true)).chain(offline.iter().map(|id| (id, false)));
+        for (id, told) in told {
+            self.with_known(&key(id), |user| {
+                if user.online != told {
+                    outbox.send(news(user.online, id).bytes());
+                }
+            });
         }
     }
 
     /// No longer tells the connection about `watched`.
     pub fn unwatch(&self, app: &Arc<str>, watched: &[UserId], socket: SocketId) {
-        for user in watched {
-            let key = (Arc::clone(app), user.clone());
-            if let Some(mut found) = self.0.users.get_mut(&key) {
-                without(&mut found.watchers, socket);
-            }
-            self.forget_if_unused(&key);
+        for id in watched {
+            self.with_known(&(Arc::clone(app), id.clone()), |user| user.watchers.remove(&socket));
         }
     }
 
-    /// The connections that are signed in as `user`.
+    /// The connections that are signed in as `id`.
     #[must_use]
-    pub fn connections(&self, app: &Arc<str>, user: &UserId) -> Vec<Arc<Outbox>> {
-        let found = self.0.users.get(&(Arc::clone(app), user.clone()));
-        found.map(|user| user.connections.clone()).unwrap_or_default()
+    pub fn connections(&self, app: &Arc<str>, id: &UserId) -> Vec<Arc<Outbox>> {
+        let connections = |user: &mut User| user.connections.values().cloned().collect();
+        self.with_known(&(Arc::clone(app), id.clone()), connections).unwrap_or_default()
     }
 
     /// Users that are known: online, leaving or watched.
@@ -218,6 +239,22 @@ mod tests {
         users.sign_in(&app, &user("8"), &outbox(3));
         users.settle(Duration::from_secs(60));
         assert!(heard(&watcher).is_empty());
+    }
+
+    #[test]
+    fn each_time_the_last_connection_ends_the_user_lingers_anew() {
+        let (users, app, watcher) = (Users::default(), Arc::from("app"), outbox(1));
+        let at = Duration::from_millis;
+        users.sign_in(&app, &user("8"), &outbox(2));
+        users.watch(&app, &[user("8")], &watcher);
+        assert_eq!(heard(&watcher), [ONLINE]);
+        users.sign_out(&app, &user("8"), SocketId::new(2, 0), at(0));
+        users.sign_in(&app, &user("8"), &outbox(3));
+        users.sign_out(&app, &user("8"), SocketId::new(3, 0), at(1900));
+        users.settle(at(2000));
+        assert!(heard(&watcher).is_empty(), "gone for a tenth of a second");
+        users.settle(at(3900));
+        assert_eq!(heard(&watcher), [OFFLINE]);
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl Repoll {
         echo.polling.store(true, Ordering::SeqCst);
         let mut polled = Poll::Pending;
         for _ in 0..ROUNDS {
-            echo.woken.store(false, Ordering::SeqCst);
+            // A swap, not a store: what the waker wrote before it woke is seen by the poll that follows.
+            echo.woken.swap(false, Ordering::SeqCst);
             polled = future.as_mut().poll(&mut own);
             if polled.is_ready() || !echo.woken.load(Ordering::SeqCst) {
                 break;

@@ -29,6 +29,8 @@ const ERRORS: Rate = Rate { per_second: 10, burst: 100 };
 /// Error frames that answer refused client events. Source: protocol.md §5.
 const EVENT_ERRORS: Rate = Rate { per_second: 1, burst: 1 };
 
+const WRONG_KIND: &str = "only supported on private and presence channels that are not encrypted";
+
 /// The state of one established connection. See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -199,6 +201,10 @@ impl Session {
     /// Notes that the join of `channel`, as `user` on presence channels, was carried out.
     pub fn joined(&mut self, channel: ChannelName, user: Option<UserId>) {
         if let Err(place) = self.place(channel.as_str()) {
+            // Most connections have few: room is made for one at a time until there are more.
+            if self.subscriptions.len() < 4 {
+                self.subscriptions.reserve_exact(1);
+            }
             self.subscriptions.insert(place, Subscription { channel, user });
         }
     }
@@ -257,10 +263,12 @@ impl Session {
         let Some(secret) = self.app.secret(key) else {
             return refused("auth was signed with a key that is not of this app");
         };
-        if !secret.verifies_subscription(signature, self.socket, channel.as_str(), channel_data) {
-            return refused("invalid signature");
+        if secret.verifies_subscription(signature, self.socket, channel.as_str(), channel_data) {
+            return Ok(());
         }
-        Ok(())
+        let data = channel_data.map(|data| format!(":{data}")).unwrap_or_default();
+        let string_to_sign = Some(format!("{}:{channel}{data}", self.socket));
+        Err(Refusal { string_to_sign, ..refusal::not_authorised(channel, "invalid signature") })
     }
 
     fn check_channel_data(&self, data: &str) -> Result<(), Refusal> {
@@ -373,13 +381,17 @@ impl Session {
             return Err("client events are switched off for this app".into());
         }
         let Some(channel) = &event.channel else { return Err("the channel is missing".into()) };
-        let channel = ChannelName::parse(channel, &self.app.names).map_err(|why| why.to_string())?;
-        if !channel.takes_client_events() {
-            return Err("only supported on private and presence channels that are not encrypted".into());
-        }
-        let Some(subscription) = self.subscription(channel.as_str()) else {
-            return Err(format!("not subscribed to {channel}"));
+        // The name of a subscription has been checked; another one is, to say what is wrong with it.
+        let Some(subscription) = self.subscription(channel) else {
+            let channel = ChannelName::parse(channel, &self.app.names).map_err(|why| why.to_string())?;
+            return Err(match channel.takes_client_events() {
+                true => format!("not subscribed to {channel}"),
+                false => WRONG_KIND.into(),
+            });
         };
+        if !subscription.channel.takes_client_events() {
+            return Err(WRONG_KIND.into());
+        }
         let chars_max = self.app.limits.event_name_chars_max;
         if event.event.len() == "client-".len() {
             return Err("the name is only a prefix".into());
@@ -401,7 +413,7 @@ impl Session {
 /// The ids of a watchlist, each once, cut to `users_max`; and that limit, where it cut. What is no id is dropped.
 fn watchlist_of(list: &str, users_max: usize, chars_max: usize) -> (Vec<UserId>, Option<usize>) {
     let mut users: Vec<UserId> = Vec::new();
-    for item in json::items(list, usize::MAX).unwrap_or_default() {
+    for item in json::items(list, usize::MAX - 1).unwrap_or_default() {
         let Ok(user) = UserId::from_json(item, chars_max) else { continue };
         if users.contains(&user) {
             continue;

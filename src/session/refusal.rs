@@ -12,15 +12,25 @@ pub fn presence_full(members_max: usize) -> Refusal {
 pub(super) fn name(error: ChannelNameError) -> Refusal {
     match error {
         ChannelNameError::TooLong { .. } => limit(413, error.to_string()),
-        ChannelNameError::Empty | ChannelNameError::Alphabet => {
-            Refusal { kind: RefusalKind::InvalidChannel, status: 400, code: None, reason: error.to_string() }
-        }
+        ChannelNameError::Empty | ChannelNameError::Alphabet => Refusal {
+            kind: RefusalKind::InvalidChannel,
+            status: 400,
+            code: None,
+            reason: error.to_string(),
+            string_to_sign: None,
+        },
     }
 }
 
 pub(super) fn not_authorised(channel: &ChannelName, reason: &str) -> Refusal {
     let reason = format!("Subscription to {channel} refused: {reason}");
-    Refusal { kind: RefusalKind::Auth, status: 401, code: Some(CloseCode::Unauthorized), reason }
+    Refusal {
+        kind: RefusalKind::Auth,
+        status: 401,
+        code: Some(CloseCode::Unauthorized),
+        reason,
+        string_to_sign: None,
+    }
 }
 
 pub(super) fn not_the_users_channel(channel: &ChannelName) -> Refusal {
@@ -36,7 +46,7 @@ pub(super) fn user_id(channel: &ChannelName, error: UserIdError) -> Refusal {
 
 pub(super) fn other_user(channel: &ChannelName) -> Refusal {
     let reason = format!("Existing subscription to {channel} as another user");
-    Refusal { kind: RefusalKind::Auth, status: 409, code: None, reason }
+    Refusal { kind: RefusalKind::Auth, status: 409, code: None, reason, string_to_sign: None }
 }
 
 pub(super) fn too_many_channels(channels_max: usize) -> Refusal {
@@ -52,5 +62,5 @@ pub(super) fn user_info_too_large(bytes_max: usize) -> Refusal {
 }
 
 fn limit(status: u16, reason: String) -> Refusal {
-    Refusal { kind: RefusalKind::Limit, status, code: None, reason }
+    Refusal { kind: RefusalKind::Limit, status, code: None, reason, string_to_sign: None }
 }

@@ -446,11 +446,12 @@ fn what_is_not_the_protocol_is_named_and_never_relayed() {
 
 #[test]
 fn a_flood_ends_the_connection_and_a_reconnecting_client_is_no_flood() {
-    let subscribes: String = (0..500)
+    let subscribes: String = (0..1000)
         .map(|id| {
             format!("> {{\"event\":\"pusher:subscribe\",\"data\":{{\"channel\":\"c{id}\"}}}}\n= join c{id}\n")
         })
         .collect();
-    transcript(&format!("{subscribes}\n> {{\"event\":\"pusher:ping\"}}\n= close 4100"));
-    transcript(&format!("{subscribes}\n+ 1000ms\n> {{\"event\":\"pusher:ping\"}}\n= pong"));
+    let pings = "> {\"event\":\"pusher:ping\"}\n= pong\n".repeat(500);
+    transcript(&format!("{subscribes}{pings}> {{\"event\":\"pusher:ping\"}}\n= close 4100"));
+    transcript(&format!("{subscribes}{pings}+ 1000ms\n> {{\"event\":\"pusher:ping\"}}\n= pong"));
 }

@@ -277,6 +277,7 @@ mod tests {
             status: 401,
             code: Some(CloseCode::Unauthorized),
             reason: "The subscription is not authorised".into(),
+            string_to_sign: None,
         };
         let table = [
             (

@@ -251,15 +251,10 @@ impl Decoder {
             },
             len => (u64::from(len), 2),
         };
-        let before =
-            if is_control { 0 } else { self.message.as_ref().map_or(0, |message| message.payload.len()) };
-        let len =
-            usize::try_from(len).ok().filter(|len| len.checked_add(before).is_some_and(|sum| sum <= max));
-        // A control frame is at most 125 bytes, whatever the limit of messages.
-        let len = match len {
-            Some(len) => len,
-            None if is_control => usize::from(second & 0x7f),
-            None => return Err(Violation::TooBig { bytes_max: max }),
+        let before = self.message.as_ref().map_or(0, |message| message.payload.len());
+        let room = if is_control { CONTROL_MAX } else { max.saturating_sub(before) };
+        let Some(len) = usize::try_from(len).ok().filter(|len| *len <= room) else {
+            return Err(Violation::TooBig { bytes_max: max });
         };
         let Some(mask) = bytes.get(mask_at..mask_at + 4).and_then(|mask| mask.try_into().ok()) else {
             return Ok(None);

@@ -1,0 +1,107 @@
+//! The transport of an HTTP connection: a TCP stream that neither waits for ever nor ends too abruptly.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// How long what a client still sends is taken from it, after it was told no and before its connection ends.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A TCP stream with two manners of its own.
+///
+/// - A client that does not take its answers is given up after a while.
+/// - On shutdown, what the client still sends is read and thrown away for a moment: ending a connection with
+///   unread bytes resets it, and a client in the middle of its body would lose the answer that refuses it.
+#[derive(Debug)]
+pub(super) struct PatientStream {
+    stream: TcpStream,
+    write_timeout: Duration,
+    /// Set while a write waits: when it is given up.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Set once the stream is shut down: until when it is read.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl PatientStream {
+    pub(super) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+        Self { stream, write_timeout, stalled: None, lingering: None }
+    }
+
+    /// Passes on how a write went, unless it has waited too long.
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// The TCP stream below an upgraded connection, and what the client sent before it saw the answer.
+pub(super) fn take_apart(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<PatientStream>>().ok()?;
+    // hyper's buffer is as large as the largest head; only what is in it is kept.
+    Some((parts.io.into_inner().stream, Bytes::copy_from_slice(&parts.read_buf)))
+}
+
+impl AsyncRead for PatientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PatientStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.in_time(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.in_time(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        let Self { stream, lingering, .. } = &mut *self;
+        let until = lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut waste = [0; 4096];
+        loop {
+            if until.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut waste = ReadBuf::new(&mut waste);
+            if ready!(Pin::new(&mut *stream).poll_read(cx, &mut waste)).is_err() || waste.filled().is_empty()
+            {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}

@@ -159,7 +159,9 @@ impl Default for AppLimits {
             message_bytes_max: Self::derived_message_bytes(client_event_data_bytes_max),
             // A client that comes back subscribes to all its channels at once.
             messages: Rate { per_second: 100, burst: 1500 },
-            outbox_bytes_max: 1024 * 1024,
+            // More than the largest batch, which even a client that reads gets faster than it can. Shared by all
+            // that wait for the same.
+            outbox_bytes_max: 8 * 1024 * 1024,
             cache_ttl: Duration::from_secs(1800),
             auth_window_secs: 600,
         }

@@ -1,0 +1,207 @@
+//! What every test starts from: a server of its own in this process, on a free port, and clients that speak to it
+//! over real sockets.
+//!
+//! Nothing here waits for time to pass. A test waits for an event, and fails with a sentence when it does not come.
+//! That nothing arrives is shown with a fence: something is asked for, and its answer must be the next thing to come.
+
+mod http;
+mod raw;
+mod signing;
+mod websocket;
+
+use std::fmt::Display;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use pusherd::apps::{App, Apps};
+use pusherd::server::{self, Options, Shutdown};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use http::{Answer, Http, Request};
+pub use raw::{Frame, RawSocket, frame, frame_head, text_frame, unmasked_frame};
+pub use signing::{DEMO, Key, OTHER, channel_auth, md5_hex, unix_now, user_auth};
+pub use websocket::{Client, Upgrade};
+
+/// How long a test waits for something that must happen. Far more than it takes, so that only a failure is slow.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A channel name for tests that need any public channel.
+pub const NEWS: &str = "news";
+
+/// Waits for `future`, and fails the test when it takes too long.
+pub async fn in_time<T>(what: impl Display, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
+/// Asks again and again until the answer is `true`: for facts that the server tells only when asked.
+pub async fn eventually<F: Future<Output = bool>>(what: impl Display, mut is_so: impl FnMut() -> F) {
+    in_time(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// How a server is to be, before it starts.
+pub struct Setup {
+    /// The app that tests use: id `1001`, key `demo-key`, secret `demo-secret`.
+    pub app: App,
+    /// A second one, to show that apps are apart: id `1002`, key `other-key`, secret `other-secret`.
+    pub other: App,
+    /// The rest. Unlike the defaults, connections are not closed slowly at the end.
+    pub options: Options,
+}
+
+/// A running server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: mpsc::Sender<Shutdown>,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Starts a server with the defaults.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Starts a server that `change` has adjusted.
+    pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
+        let app = |key: &Key| App::new(key.app_id, key.key, key.secret);
+        let options = Options { drain: Duration::ZERO, ..Options::default() };
+        let mut setup = Setup { app: app(&DEMO), other: app(&OTHER), options };
+        change(&mut setup);
+        let listener = server::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = mpsc::channel(4);
+        let apps = Apps::new([setup.app, setup.other]);
+        let running = tokio::spawn(server::run(listener, apps, setup.options, stopped));
+        Self { address, stop, running }
+    }
+
+    /// Starts a server whose demo app `change` has adjusted.
+    pub async fn with_app(change: impl FnOnce(&mut App)) -> Self {
+        Self::with(|setup| change(&mut setup.app)).await
+    }
+
+    /// Tells the server to stop.
+    pub async fn signal(&self, how: Shutdown) {
+        in_time("the server takes a signal", self.stop.send(how)).await.unwrap();
+    }
+
+    /// Waits until the server has ended, and checks that it ended well.
+    pub async fn ended(self) {
+        in_time("the server ends", self.running).await.unwrap().unwrap();
+    }
+
+    /// Stops the server in good order.
+    pub async fn stop(self) {
+        self.signal(Shutdown::Graceful).await;
+        self.ended().await;
+    }
+
+    /// A TCP connection.
+    pub async fn tcp(&self) -> TcpStream {
+        let stream = in_time("a TCP connection", TcpStream::connect(self.address)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    /// An established connection of the demo app, as pusher-js opens it.
+    pub async fn connect(&self) -> Client {
+        self.connect_to("/app/demo-key?protocol=7&client=js&version=8.6.0&flash=false").await
+    }
+
+    /// An established connection to `target`.
+    pub async fn connect_to(&self, target: &str) -> Client {
+        self.upgrade(target, &[]).await.established().await
+    }
+
+    /// As many established connections.
+    pub async fn connect_many<const N: usize>(&self) -> [Client; N] {
+        let mut clients = Vec::with_capacity(N);
+        for _ in 0..N {
+            clients.push(self.connect().await);
+        }
+        clients.try_into().ok().unwrap()
+    }
+
+    /// Upgrades to a WebSocket, whatever comes of it.
+    pub async fn upgrade(&self, target: &str, headers: &[(&str, &str)]) -> Upgrade {
+        Upgrade::of(self.tcp().await, target, headers).await
+    }
+
+    /// An established connection that is a bare TCP stream.
+    pub async fn connect_raw(&self) -> RawSocket {
+        let mut raw = RawSocket::over(self.tcp().await);
+        raw.upgrade("/app/demo-key").await;
+        raw
+    }
+
+    /// Sends one request over a connection of its own.
+    pub async fn send(&self, request: Request) -> Answer {
+        self.http().await.send(request).await
+    }
+
+    /// A connection for several requests.
+    pub async fn http(&self) -> Http {
+        Http::over(self.tcp().await)
+    }
+
+    /// A signed `POST`.
+    pub async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> Answer {
+        self.send(Request::post(path, body).signed()).await
+    }
+
+    /// A signed `POST` of a JSON value.
+    pub async fn post_json(&self, path: &str, body: Value) -> Answer {
+        self.post(path, body.to_string()).await
+    }
+
+    /// A signed `GET`.
+    pub async fn get(&self, target: &str) -> Answer {
+        self.send(Request::get(target).signed()).await
+    }
+
+    /// The JSON that a signed `GET` is answered with.
+    pub async fn get_json(&self, target: &str) -> Value {
+        self.get(target).await.ok()
+    }
+
+    /// Publishes an event over HTTP.
+    pub async fn publish(&self, channel: &str, name: &str, data: &str) {
+        self.publish_json(json!({ "channel": channel, "name": name, "data": data })).await;
+    }
+
+    /// Publishes what `body` says over HTTP.
+    pub async fn publish_json(&self, body: Value) {
+        assert_eq!(self.post_json("/apps/1001/events", body).await.ok(), json!({}));
+    }
+
+    /// Waits until the demo app has so many connections.
+    pub async fn has_connections(&self, count: usize) {
+        eventually(format_args!("{count} connections"), || async {
+            self.get_json("/apps/1001/connections").await == json!({ "connections": count })
+        })
+        .await;
+    }
+
+    /// Waits until a channel of the demo app has so many subscriptions.
+    pub async fn has_subscriptions(&self, channel: &str, count: usize) {
+        let target = format!("/apps/1001/channels/{channel}?info=subscription_count");
+        eventually(format_args!("{count} subscriptions of {channel}"), || async {
+            self.get_json(&target).await["subscription_count"] == json!(count)
+        })
+        .await;
+    }
+}

@@ -1,0 +1,30 @@
+//! The conformance suite: what the protocol says, shown over real sockets against a server in this process.
+//!
+//! The tests are written from the wire specification, not from the code; `tests/CONFORMANCE.md` says which test
+//! shows what. A test's name is the sentence of the rule that it shows.
+
+#![allow(unreachable_pub, reason = "a test binary has no public interface")]
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the answer")]
+
+mod auth;
+mod cache_channels;
+mod client_events;
+mod conformance;
+mod counts;
+mod exclusion;
+mod fidelity;
+mod handshake;
+mod harness;
+mod hostile;
+mod http_api;
+mod limits;
+mod liveness;
+mod messages;
+mod ordering;
+mod presence;
+mod shutdown;
+mod sign_in;
+mod slow_reader;
+mod tidy;
+mod watchlist;
+mod websocket;

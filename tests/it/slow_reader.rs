@@ -1,0 +1,121 @@
+//! A client that does not read costs a bounded amount, and is closed; nobody waits for it. Source: protocol.md §2.4.
+
+use pusherd::limits::Rate;
+use serde_json::{Value, json};
+use socket2::SockRef;
+
+use crate::harness::{NEWS, RawSocket, Request, Server, channel_auth, text_frame};
+
+/// An established connection on `news` whose system takes in no more than so many bytes ahead of it.
+async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
+    let mut raw = server.connect_raw().await;
+    SockRef::from(raw.stream()).set_recv_buffer_size(ahead_bytes).unwrap();
+    raw.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;
+    assert!(raw.next().await.text().contains("subscription_succeeded"));
+    raw
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off_and_the_others_get_everything() {
+    let server = Server::start().await;
+    let stuck =
+        [subscribe_without_reading(&server, 4096).await, subscribe_without_reading(&server, 4096).await];
+    let mut reading = server.connect().await;
+    reading.subscribe(NEWS).await;
+    server.has_subscriptions(NEWS, 3).await;
+    let data = "x".repeat(100_000);
+    let mut http = server.http().await;
+    // 10 MB: far more than the outbox and all that the systems take in between.
+    for at in 0..100 {
+        let body = json!({ "name": at.to_string(), "channel": NEWS, "data": data }).to_string();
+        http.send(Request::post("/apps/1001/events", body).signed()).await.ok();
+        assert_eq!(reading.next().await["event"], at.to_string());
+    }
+    server.has_subscriptions(NEWS, 1).await;
+    server.has_connections(1).await;
+    for mut raw in stuck {
+        // What the system had taken in is still there, in whole frames; then comes the end.
+        while raw.next_or_end().await.is_some() {}
+    }
+    reading.fence().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_too_late_is_told_4100() {
+    let server = Server::with_app(|app| app.limits.outbox_bytes_max = 1024 * 1024).await;
+    let mut late = subscribe_without_reading(&server, 64 * 1024).await;
+    let data = "x".repeat(100_000);
+    for _ in 0..30 {
+        server.publish(NEWS, "e", &data).await;
+    }
+    server.has_subscriptions(NEWS, 0).await;
+    let mut last = late.next().await;
+    while last.text().starts_with(r#"{"event":"e","#) {
+        last = late.next().await;
+    }
+    let error: Value = serde_json::from_str(last.text()).unwrap();
+    assert_eq!(error["data"]["code"], json!(4100), "{error}");
+    late.expect_close(4100).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_the_answers_it_asks_for_is_cut_off() {
+    let server = Server::with_app(|app| {
+        app.limits.messages = Rate { per_second: u32::MAX, burst: u32::MAX };
+        app.limits.outbox_bytes_max = 64 * 1024;
+    })
+    .await;
+    let mut stuck = subscribe_without_reading(&server, 4096).await;
+    let mut other = server.connect().await;
+    let asking = text_frame(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).repeat(1000);
+    let flood = async {
+        while stuck.try_write(&asking).await.is_ok() {}
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = flood => {}
+        () = server.has_connections(1) => {}
+    }
+    other.fence().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_again_in_time_has_lost_nothing() {
+    let server = Server::start().await;
+    let mut late = subscribe_without_reading(&server, 64 * 1024).await;
+    let data = "x".repeat(10_000);
+    for at in 0..50 {
+        server.publish(NEWS, &at.to_string(), &data).await;
+    }
+    for at in 0..50 {
+        let frame = late.next().await;
+        assert!(frame.text().starts_with(&format!(r#"{{"event":"{at}""#)), "{at}");
+    }
+    late.fence().await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_cut_off_is_removed() {
+    let room = "presence-room";
+    let server = Server::with_app(|app| app.limits.outbox_bytes_max = 64 * 1024).await;
+    let mut watching = server.connect().await;
+    watching.join(room, json!({ "user_id": "watching" })).await;
+    let mut stuck = subscribe_without_reading(&server, 4096).await;
+    let channel_data = r#"{"user_id":"stuck"}"#;
+    let auth = channel_auth(&stuck.id, room, Some(channel_data));
+    let data = json!({ "channel": room, "auth": auth, "channel_data": channel_data });
+    stuck.send(&json!({ "event": "pusher:subscribe", "data": data }).to_string()).await;
+    watching.expect_event("pusher_internal:member_added", room).await;
+    let data = "x".repeat(100_000);
+    let publishing = async {
+        loop {
+            server.publish(NEWS, "e", &data).await;
+        }
+    };
+    tokio::select! {
+        () = publishing => {}
+        removed = watching.expect_event("pusher_internal:member_removed", room) => {
+            assert_eq!(removed, json!({ "user_id": "stuck" }));
+        }
+    }
+}

@@ -62,10 +62,8 @@ fn heard(outbox: &Outbox) -> Vec<String> {
             rest = &rest[start + len..];
             let event = frame["event"].as_str().unwrap();
             let event = event.trim_start_matches("pusher_internal:").trim_start_matches("pusher:");
-            let data = match &frame["data"] {
-                serde_json::Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
+            let data = &frame["data"];
+            let data = data.as_str().map_or_else(|| data.to_string(), str::to_owned);
             words.push(match event {
                 "e" => data,
                 "subscription_succeeded" => {

@@ -15,7 +15,6 @@ mod exclusion;
 mod fidelity;
 mod handshake;
 mod harness;
-mod hostile;
 mod http_api;
 mod limits;
 mod liveness;

@@ -1,15 +1,26 @@
 //! Ten thousand frames and requests of every bad kind, good ones among them, over many short connections: afterwards
 //! the server is as it was.
 //!
-//! What is sent follows from a seed alone, so that a failure can be had again. The test runs in a process of its own:
-//! it measures memory, and others would be measured with it.
+//! What is sent follows from a seed alone, so that a failure can be had again. This is a binary of its own because it
+//! measures the memory of its process, and other tests would be measured with it.
 
-use std::process::Command;
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the harness is that of tests/it, and other tests use the rest of it"
+)]
+#![allow(unreachable_pub, reason = "a test binary has no public interface")]
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the answer")]
+
+#[path = "it"]
+mod it {
+    pub mod harness;
+}
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{
+use it::harness::{
     Client, DEMO, OTHER, RawSocket, Request, Server, channel_auth, eventually, frame, frame_head, text_frame,
     unmasked_frame, user_auth,
 };
@@ -24,20 +35,8 @@ const ATTACKERS: u32 = 8;
 /// some 1800 connections: a kilobyte that each leaves behind is more than this, and one of each frame much more.
 const GROWTH_MAX: usize = 1024 * 1024;
 
-#[test]
-fn ten_thousand_hostile_frames_and_requests_leave_nothing_behind() {
-    let this = std::env::current_exe().unwrap();
-    let run = Command::new(this)
-        .args(["--exact", "hostile::in_a_process_of_its_own", "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    assert!(run.status.success() && out.contains("1 passed"), "{out}\n{err}");
-}
-
-#[ignore = "run by the test above, in a process of its own"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_a_process_of_its_own() {
+async fn ten_thousand_hostile_frames_and_requests_leave_nothing_behind() {
     let server = Server::start().await;
     let mut resident = Vec::new();
     for _ in 0..2 {

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::Door;
 use super::admission::{Admitted, Refused};
-use crate::apps::SubscriptionErrorFrames;
+use crate::apps::{App, SubscriptionErrorFrames};
 use crate::hub::{Backlog, JoinError};
 use crate::outbox::{Closing, Outbox, Pulse};
 use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
@@ -93,9 +93,10 @@ impl Connection {
         };
         match admitted {
             Ok(places) => {
-                let session = Session::new(socket, Arc::clone(places.app_place.app()));
+                let app = Arc::clone(places.app_place.app());
+                let session = Session::new(socket, Arc::clone(&app));
                 connection.established = Some(Box::new(Established { session, _places: places }));
-                connection.establish();
+                connection.establish(&app);
                 connection.take(&mut early.to_vec());
             }
             Err(Refused { code, message }) => connection.outbox.close(code, &message),
@@ -103,7 +104,7 @@ impl Connection {
         connection
     }
 
-    fn establish(&self) {
+    fn establish(&self, app: &App) {
         let hub = &self.door.0.hub;
         let activity_timeout_secs = self.door.0.options.activity_timeout.as_secs();
         self.outbox.say(&ServerMessage::Established { socket: self.outbox.socket(), activity_timeout_secs });
@@ -114,7 +115,7 @@ impl Connection {
             // The drain may have looked at the connections just before this one was among them.
             self.outbox.close(CloseCode::Reconnect, "Server is shutting down");
         } else if hub.debugs() {
-            debug!(socket = %self.outbox.socket(), "connection established");
+            debug!(app = %app.id, socket = %self.outbox.socket(), "connection established");
         }
     }
 

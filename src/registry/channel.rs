@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::presence::Presence;
 use super::{ChannelInfo, ChannelKey, Join, JoinError, Joined, Left, Published, Registry};
@@ -369,7 +369,8 @@ impl Channel {
             return None;
         }
         state.queue.driven = true;
-        Some(Drive { registry: registry.clone(), channel: Arc::clone(self) })
+        let is_small = state.subscribers.len() <= SMALL;
+        Some(Drive { registry: registry.clone(), channel: Arc::clone(self), is_small })
     }
 
     fn count_changed(self: &Arc<Self>, state: &mut State, registry: &Registry, now: Duration) {
@@ -445,6 +446,8 @@ impl Channel {
 pub struct Drive {
     registry: Registry,
     channel: Arc<Channel>,
+    /// Whether the channel was small enough to be delivered on the spot when the duty was taken.
+    is_small: bool,
 }
 
 impl Drive {
@@ -454,9 +457,7 @@ impl Drive {
         if let Some(batch) = state.queue.take() {
             return Some(Pass { batch, subscribers: Arc::clone(&state.subscribers), served: 0 });
         }
-        drop(state);
-        // The last subscriber may have left while the channel was driven.
-        self.registry.give_up_if_unused(&self.channel);
+        self.ended(state);
         None
     }
 
@@ -465,16 +466,28 @@ impl Drive {
     /// # Errors
     /// The drive comes back when the channel is large, or when more has come meanwhile.
     pub fn on_the_spot(mut self) -> Result<usize, Self> {
-        if self.channel.state.lock().subscribers.len() > SMALL {
+        if !self.is_small {
             return Err(self);
         }
         let Some(mut pass) = self.next_pass() else { return Ok(0) };
         while pass.serve() {}
-        if self.channel.state.lock().queue.rest() {
-            self.registry.give_up_if_unused(&self.channel);
-            return Ok(pass.served);
+        let mut state = self.channel.state.lock();
+        if !state.queue.rest() {
+            drop(state);
+            return Err(self);
         }
-        Err(self)
+        self.ended(state);
+        Ok(pass.served)
+    }
+
+    /// Gives the channel up, if its last subscriber left while it was driven. The duty has been given back: only
+    /// `state`, as it was then, may be looked at.
+    fn ended(&self, state: MutexGuard<'_, State>) {
+        let vacated = state.subscribers.is_empty();
+        drop(state);
+        if vacated {
+            self.registry.give_up_if_unused(&self.channel);
+        }
     }
 }
 

@@ -442,7 +442,13 @@ async fn a_path_prefix_is_served_beside_the_bare_path() {
     for target in ["/rt/app/demo-key?protocol=7", "/app/demo-key?protocol=7", "/rt/app/demo-key/"] {
         server.connect_to(target).await.fence().await;
     }
-    for target in ["/rtx/app/demo-key", "/x/rt/app/demo-key", "/rt/rt/app/demo-key", "/rtapp/demo-key"] {
+    for target in [
+        "/rtx/app/demo-key",
+        "/x/rt/app/demo-key",
+        "/rt/rt/app/demo-key",
+        "/rtapp/demo-key",
+        "/rt/app/other-key",
+    ] {
         server.upgrade(target, &[]).await.refused(4005).await;
     }
 }

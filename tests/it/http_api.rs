@@ -752,6 +752,7 @@ async fn a_prefixed_path_may_be_signed_with_the_prefix_or_without() {
     }
     server.send(unsealed(bare).sealed_as(&DEMO, "/xx/apps/1001/events")).await.refused(401);
     server.send(unsealed("/xx/apps/1001/events").sealed_as(&DEMO, bare)).await.refused(404);
+    server.send(Request::get("/rt/apps/1002/channels").signed_with(&OTHER)).await.refused(404);
     client.fence().await;
 }
 

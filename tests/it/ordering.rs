@@ -66,9 +66,8 @@ async fn the_cached_event_comes_before_the_live_one_that_follows_it() {
     tokio::join!(publish_numbers(&server, channel, stopped), subscribing);
 }
 
-#[tokio::test]
-async fn after_an_unsubscribe_there_is_silence() {
-    let server = Server::start().await;
+/// Leaves `news` again and again while others publish there, and shows each time that nothing comes any more.
+async fn leaving_is_silence(server: &Server) {
     let (stop, stopped) = oneshot::channel();
     let leaving = async {
         let mut client = server.connect().await;
@@ -90,7 +89,24 @@ async fn after_an_unsubscribe_there_is_silence() {
         }
         stop.send(()).unwrap();
     };
-    tokio::join!(publish_numbers(&server, NEWS, stopped), leaving);
+    tokio::join!(publish_numbers(server, NEWS, stopped), leaving);
+}
+
+#[tokio::test]
+async fn after_an_unsubscribe_there_is_silence() {
+    leaving_is_silence(&Server::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_unsubscribe_from_a_large_channel_there_is_silence() {
+    let server = Server::start().await;
+    let mut others = Vec::new();
+    for _ in 0..200 {
+        let mut other = server.connect().await;
+        other.subscribe(NEWS).await;
+        others.push(other);
+    }
+    leaving_is_silence(&server).await;
 }
 
 #[tokio::test]

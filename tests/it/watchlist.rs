@@ -1,7 +1,10 @@
 //! Who of the users one watches is online. Source: protocol.md §6.3.
 
+use std::time::Duration;
+
 use pusherd::apps::App;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::{Client, Server};
 
@@ -99,8 +102,10 @@ async fn a_reload_is_not_told() {
     // Whatever waits on account of the reload would be told before this.
     let leaving = sign_in(&server, "9", Value::Null).await;
     assert_eq!(watching.expect_watched().await, json!([["online", ["9"]]]));
+    let begin = Instant::now();
     leaving.close().await;
     assert_eq!(watching.expect_watched().await, json!([["offline", ["9"]]]));
+    assert!(begin.elapsed() > Duration::from_secs(1), "a page has so long to reload: {:?}", begin.elapsed());
 }
 
 #[tokio::test]

@@ -488,6 +488,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_frame_that_has_begun_is_finished_before_the_farewell() {
+        let (outbox, mut client) = pair(usize::MAX).await;
+        let batch = Bytes::from(vec![7; 99_991]);
+        while !outbox.state.lock().head_is_cut {
+            outbox.send(&batch);
+            assert!(outbox.queued_bytes() < 10 * batch.len(), "the socket took whole batches only");
+        }
+        outbox.send(&batch);
+        outbox.close(CloseCode::Reconnect, "going away");
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.map(|_| all)
+        });
+        assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
+        drop(outbox);
+        let all = reading.await.unwrap().unwrap();
+        let farewell = farewell(CloseCode::Reconnect, "going away");
+        let frames = all.strip_suffix(&farewell[..]).expect("the farewell comes last");
+        assert_eq!(frames.len() % batch.len(), 0, "no frame is cut");
+    }
+
+    #[tokio::test]
     async fn a_client_that_is_gone_ends_the_connection() {
         let (outbox, client) = pair(1000).await;
         client.set_zero_linger().unwrap();

@@ -175,6 +175,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_app_is_found_under_its_own_prefix_and_the_bare_path_only() {
+        let prefixed = App { path_prefix: "/rt".into(), ..App::new("1", "k1", "s") };
+        let apps = Apps::new([prefixed, App::new("2", "k2", "s")]);
+        let key = "auth_version=1.0&auth_timestamp=0&auth_signature=0&auth_key=";
+        for (path, prefix, query, id) in [
+            ("/apps/1/events", "", "", Some("1")),
+            ("/apps/1/events", "/rt", "", Some("1")),
+            ("/apps/2/events", "", "", Some("2")),
+            ("/apps/2/events", "/rt", "", None),
+            ("/apps/%31/events", "", "", Some("1")),
+            ("/apps/3/events", "", "", None),
+            ("/apps/", "", "", None),
+            ("/users/7/terminate_connections", "", "k2", Some("2")),
+            ("/users/7/terminate_connections", "/rt", "k2", None),
+        ] {
+            let found = find(&apps, path, prefix, &format!("{key}{query}"));
+            assert_eq!(found.ok().map(|app| &*app.id.0), id, "{prefix}{path}");
+        }
+    }
+
+    #[test]
     fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
         assert_eq!(signed_paths("/apps/1/events", "", ""), ["/apps/1/events"]);
         let paths = signed_paths("/apps/1/users/a%20b/terminate_connections", "/rt", "/rt");

@@ -124,6 +124,9 @@ async fn an_event_is_not_lost_over_a_typo_in_info() {
     }
     let answer = server.post_json(EVENTS, body("nonsense, subscription_count")).await.ok();
     assert_eq!(answer["channels"][NEWS]["subscription_count"], json!(1), "{answer}");
+    let kept = json!({ "name": "e", "channel": "cache-btc", "data": "", "info": "cache,subscription_count" });
+    let answer = server.post_json(EVENTS, kept).await.ok();
+    assert_eq!(answer, json!({ "channels": { "cache-btc": { "subscription_count": 0 } } }));
 }
 
 #[tokio::test]

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
@@ -26,7 +25,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 use tracing::{info, warn};
 
 use crate::apps::Apps;
@@ -132,8 +130,7 @@ pub async fn run(
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
-        api: Api::new(hub.clone(), Arc::clone(&apps), options.http.clone()),
-        router: http::router(Api::new(hub.clone(), apps, options.http.clone())),
+        http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone())),
         handshake_timeout: options.handshake_timeout,
         write_timeout: options.http.read_timeout,
         stopping: CancellationToken::new(),
@@ -163,8 +160,7 @@ pub async fn run(
 
 struct Server {
     door: Door,
-    api: Api,
-    router: Router,
+    http: http::Service,
     handshake_timeout: Duration,
     write_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
@@ -233,14 +229,13 @@ impl Server {
 
     async fn answer(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Response<Body>, std::convert::Infallible> {
         if pusher::is_upgrade(request.headers()) {
             return Ok(self.door.upgrade(request, peer, stream::take_apart));
         }
-        self.api.strip_prefix(&mut request);
-        self.router.clone().oneshot(request.map(Body::new)).await
+        Ok(self.http.answer(request).await)
     }
 
     /// See [`run`].

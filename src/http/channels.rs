@@ -19,9 +19,10 @@ pub(super) struct Channels {
 
 /// `GET /apps/{app_id}/channels`: the occupied ones.
 pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<Json<Channels>, ApiError> {
-    let prefix = signed.query.value("filter_by_prefix").unwrap_or_default();
+    let query = signed.query();
+    let prefix = query.value("filter_by_prefix").unwrap_or_default();
     let allowed = Info { user_count: true, subscription_count: true, cache: false };
-    let info = Info::parse_strictly(&signed.query.value("info").unwrap_or_default(), allowed)?;
+    let info = Info::parse_strictly(&query.value("info").unwrap_or_default(), allowed)?;
     if info.user_count && !prefix.starts_with("presence-") {
         return Err(ApiError::bad("info: user_count needs a filter_by_prefix that starts with presence-"));
     }
@@ -42,7 +43,7 @@ pub(super) struct Channel {
 pub(super) async fn channel(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
     let channel = signed.channel()?;
     let allowed = Info { user_count: true, subscription_count: true, cache: true };
-    let info = Info::parse_strictly(&signed.query.value("info").unwrap_or_default(), allowed)?;
+    let info = Info::parse_strictly(&signed.query().value("info").unwrap_or_default(), allowed)?;
     if info.user_count && !channel.is_presence() {
         return Err(ApiError::bad("info: user_count is an attribute of presence channels"));
     }

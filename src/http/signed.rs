@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
 use axum::http::{Uri, header};
 use bytes::{Bytes, BytesMut};
@@ -28,8 +28,8 @@ pub struct Signed {
     pub app: Arc<App>,
     /// Where to: without a prefix, not decoded.
     pub uri: Uri,
-    /// Its parameters.
-    pub query: Query,
+    /// Whether the query has more in it than the signature.
+    has_parameters: bool,
     /// Its body, of the size that the app allows.
     pub body: Bytes,
 }
@@ -41,6 +41,16 @@ impl FromRequest<Api> for Signed {
     /// strangers cannot make the server buffer one. That is all but the MD5 of the body: the signature covers the
     /// MD5, not the body.
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        Self::check(request, api).await
+    }
+}
+
+impl Signed {
+    /// See [`Signed::from_request`].
+    pub(super) async fn check<B>(request: Request<B>, api: &Api) -> Result<Self, ApiError>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let api = &api.0;
         if api.hub.is_draining() {
             return Err(ApiError::Draining);
@@ -59,7 +69,7 @@ impl FromRequest<Api> for Signed {
         auth.check_time(unix_now(), app.limits.auth_window_secs)?;
         let paths = signed_paths(path, prefix, &app.path_prefix);
         let method = head.method.as_str();
-        query.verify(&auth, secret, method, paths.iter().map(|path| &**path)).inspect_err(|error| {
+        query.verify(&auth, secret, method, &paths).inspect_err(|error| {
             debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
         })?;
         let announced =
@@ -70,11 +80,19 @@ impl FromRequest<Api> for Signed {
         }
         let body = read_in_time(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await?;
         auth.check_body(&body)?;
-        Ok(Self { app, uri: head.uri, query, body })
+        let has_parameters = query.has_parameters();
+        drop(query);
+        Ok(Self { app, uri: head.uri, has_parameters, body })
     }
-}
 
-impl Signed {
+    /// Its parameters.
+    #[must_use]
+    pub fn query(&self) -> Query<'_> {
+        // Most requests have none, and it was read without error before.
+        let raw = if self.has_parameters { self.uri.query() } else { None };
+        raw.and_then(|raw| Query::parse(raw).ok()).unwrap_or_default()
+    }
+
     /// The channel that stands in the path, behind `/channels/`.
     ///
     /// # Errors
@@ -100,7 +118,10 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
             let id = percent_decode_str(id).decode_utf8_lossy();
             apps.by_id(&id).ok_or_else(|| unknown(&id))?
         }
-        None => apps.by_key(Query::parse(raw_query)?.auth()?.key).ok_or(SignatureError::UnknownKey)?,
+        None => {
+            let query = Query::parse(raw_query)?;
+            apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?
+        }
     };
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
@@ -110,6 +131,9 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
 fn signed_paths<'p>(path: &'p str, prefix: &str, app_prefix: &str) -> Vec<Cow<'p, str>> {
     let mut paths = vec![Cow::Borrowed(path)];
     for prefix in [prefix, app_prefix] {
+        if prefix.is_empty() {
+            continue;
+        }
         let prefixed = format!("{prefix}{path}");
         if !paths.iter().any(|path| **path == prefixed) {
             paths.push(Cow::Owned(prefixed));
@@ -131,7 +155,7 @@ fn too_large(bytes_max: usize) -> ApiError {
 }
 
 async fn read_in_time(
-    body: Body,
+    body: impl HttpBody<Data = Bytes> + Unpin,
     announced: usize,
     bytes_max: usize,
     timeout: Duration,
@@ -141,7 +165,7 @@ async fn read_in_time(
 }
 
 async fn read(
-    mut body: Body,
+    mut body: impl HttpBody<Data = Bytes> + Unpin,
     announced: usize,
     bytes_max: usize,
     timeout: Duration,

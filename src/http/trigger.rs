@@ -13,7 +13,7 @@ use super::channels::parse as parse_channel;
 use super::info::{Attributes, Info};
 use super::{Api, ApiError, Signed};
 use crate::apps::App;
-use crate::protocol::json;
+use crate::protocol::json::{self, ListError};
 use crate::protocol::message::{Event, Source};
 use crate::protocol::request::Query;
 use crate::protocol::{Access, ChannelName, EventName, SocketId};
@@ -21,7 +21,7 @@ use crate::protocol::{Access, ChannelName, EventName, SocketId};
 /// One event as requested, checked.
 #[derive(Debug)]
 struct Trigger<'a> {
-    name: EventName,
+    name: EventName<'a>,
     /// A JSON string literal, as received wherever possible.
     data: Cow<'a, str>,
     channels: Vec<ChannelName>,
@@ -38,7 +38,8 @@ pub(super) struct Triggered {
 
 /// `POST /apps/{app_id}/events`
 pub(super) async fn trigger(State(api): State<Api>, signed: Signed) -> Result<Json<Triggered>, ApiError> {
-    let fields = Fields::of_body(&signed.body, Some(&signed.query))?;
+    let query = signed.query();
+    let fields = Fields::of_body(&signed.body, Some(&query))?;
     let trigger = Trigger::parse(&signed.app, &fields)?;
     api.0.hub.publish(&signed.app, trigger.events()).await;
     let attributes = |channel: &ChannelName| {
@@ -64,18 +65,20 @@ pub(super) async fn trigger_batch(
     let [batch] = pick(text(&signed.body)?, ["batch"])?;
     let batch = batch.ok_or_else(|| ApiError::bad("batch is missing"))?;
     let events_max = signed.app.limits.events_per_batch_max;
-    let items = json::items(batch.get(), events_max).map_err(|_| ApiError::bad("batch is not a list"))?;
+    let items = json::pick_each(batch.get(), FIELDS, events_max).map_err(|error| match error {
+        ListError::NotList => ApiError::bad("batch is not a list"),
+        ListError::NotObject(at) => in_batch(ApiError::bad("The event is not a JSON object"), at),
+    })?;
     if items.len() > events_max {
         return Err(ApiError::bad(format_args!(
             "batch has more than {events_max} events (limits.events_per_batch of the app)"
         )));
     }
     let mut triggers = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate() {
+    for (at, values) in items.into_iter().enumerate() {
         // An event of a batch goes to one channel, so its `channels` are not looked at.
-        let fields = Fields::of_text(item.get(), None).map(|fields| Fields { channels: None, ..fields });
-        let trigger = fields.and_then(|fields| Trigger::parse(&signed.app, &fields));
-        triggers.push(trigger.map_err(|error| in_batch(error, at))?);
+        let fields = Fields { channels: None, ..Fields::new(values, None) };
+        triggers.push(Trigger::parse(&signed.app, &fields).map_err(|error| in_batch(error, at))?);
     }
     let events: Vec<Event<'_>> = triggers.iter().flat_map(|trigger| trigger.events()).collect();
     api.0.hub.publish(&signed.app, events).await;
@@ -107,15 +110,16 @@ pub(super) async fn trigger_legacy(
     signed: Signed,
 ) -> Result<(StatusCode, Json<Triggered>), ApiError> {
     let app = &signed.app;
-    let name = signed.query.value("name").ok_or_else(|| ApiError::bad("name is missing"))?;
+    let query = signed.query();
+    let name = query.value("name").ok_or_else(|| ApiError::bad("name is missing"))?;
     let data =
         std::str::from_utf8(&signed.body).map_err(|_| ApiError::bad("The request body is not UTF-8"))?;
     check_data_len(app, data.len())?;
     let trigger = Trigger {
-        name: EventName::parse(&name, app.limits.event_name_chars_max).map_err(ApiError::bad)?,
+        name: EventName::parse(name, app.limits.event_name_chars_max).map_err(ApiError::bad)?,
         data: Cow::Owned(literal(data)),
         channels: vec![signed.channel()?],
-        except: parse_socket_id(signed.query.value("socket_id").as_deref())?,
+        except: parse_socket_id(query.value("socket_id").as_deref())?,
         info: Info::default(),
     };
     api.0.hub.publish(app, trigger.events()).await;
@@ -126,11 +130,11 @@ impl<'a> Trigger<'a> {
     fn parse(app: &App, fields: &Fields<'a>) -> Result<Self, ApiError> {
         let limits = &app.limits;
         let name = fields.text("name", fields.name)?.ok_or_else(|| ApiError::bad("name is missing"))?;
-        let name = EventName::parse(&name, limits.event_name_chars_max).map_err(ApiError::bad)?;
+        let name = EventName::parse(name, limits.event_name_chars_max).map_err(ApiError::bad)?;
         let data = fields.data().ok_or_else(|| ApiError::bad("data is missing"))?;
         check_data_len(app, json::decoded_len(&data))?;
-        let mut channels: Vec<ChannelName> = Vec::new();
         let names = fields.channels(limits.channels_per_publish_max)?;
+        let mut channels: Vec<ChannelName> = Vec::with_capacity(names.len());
         for name in &names {
             let channel = parse_channel(app, name)?;
             if !channels.contains(&channel) {
@@ -163,9 +167,12 @@ impl<'a> Trigger<'a> {
     }
 }
 
+/// The keys of an event, in the order of [`Fields::new`].
+const FIELDS: [&str; 6] = ["name", "data", "channels", "channel", "socket_id", "info"];
+
 /// The parameters of an event: of the body, else of the query.
 struct Fields<'a> {
-    query: Option<&'a Query>,
+    query: Option<&'a Query<'a>>,
     name: Option<&'a RawValue>,
     data: Option<&'a RawValue>,
     channels: Option<&'a RawValue>,
@@ -175,16 +182,16 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn of_body(body: &'a [u8], query: Option<&'a Query>) -> Result<Self, ApiError> {
+    fn of_body(body: &'a [u8], query: Option<&'a Query<'a>>) -> Result<Self, ApiError> {
         let text = text(body)?;
-        Self::of_text(if text.is_empty() { "{}" } else { text }, query)
+        Ok(Self::new(pick(if text.is_empty() { "{}" } else { text }, FIELDS)?, query))
     }
 
-    fn of_text(text: &'a str, query: Option<&'a Query>) -> Result<Self, ApiError> {
-        let [name, data, channels, channel, socket_id, info] =
-            pick(text, ["name", "data", "channels", "channel", "socket_id", "info"])?;
+    /// Of the values of [`FIELDS`].
+    fn new(values: [Option<&'a RawValue>; FIELDS.len()], query: Option<&'a Query<'a>>) -> Self {
         let given = |value: Option<&'a RawValue>| value.filter(|value| !json::is_null(value));
-        Ok(Self {
+        let [name, data, channels, channel, socket_id, info] = values;
+        Self {
             query,
             name: given(name),
             data,
@@ -192,7 +199,7 @@ impl<'a> Fields<'a> {
             channel: given(channel),
             socket_id: given(socket_id),
             info: given(info),
-        })
+        }
     }
 
     fn text(&self, name: &str, value: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, ApiError> {
@@ -201,7 +208,7 @@ impl<'a> Fields<'a> {
                 Some(text) => Ok(Some(text)),
                 None => Err(ApiError::bad(format_args!("{name} is not a string"))),
             },
-            None => Ok(self.query.and_then(|query| query.value(name)).map(Cow::Owned)),
+            None => Ok(self.query.and_then(|query| query.value(name))),
         }
     }
 
@@ -222,11 +229,10 @@ impl<'a> Fields<'a> {
                 .map_err(|_| ApiError::bad("channels is not a list of strings"))?,
             Some(_) => return Err(ApiError::bad("channel is not a string")),
             None => {
-                let query = |name| self.query.and_then(|query: &Query| query.value(name));
+                let query = |name| self.query.and_then(|query| query.value(name));
                 let list = self.query.map(|query| query.list("channels")).unwrap_or_default();
-                let list: Vec<_> = list.into_iter().map(|name| Cow::Owned(name.to_owned())).collect();
-                let one =
-                    || query("channels").or_else(|| query("channel")).map(Cow::Owned).into_iter().collect();
+                let list: Vec<_> = list.into_iter().map(Cow::Borrowed).collect();
+                let one = || query("channels").or_else(|| query("channel")).into_iter().collect();
                 return at_most(names_max, if list.is_empty() { one() } else { list });
             }
         };

@@ -1,5 +1,6 @@
 //! Names of events and users.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::json;
 ///
 /// Source: protocol.md §8.4.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct EventName(Box<str>);
+pub struct EventName<'a>(Cow<'a, str>);
 
 /// Why a text is not the name of an event.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -33,12 +34,13 @@ pub enum EventNameError {
     Reserved,
 }
 
-impl EventName {
+impl<'a> EventName<'a> {
     /// Checks the name of an event that an app publishes.
     ///
     /// # Errors
     /// [`EventNameError`] names the rule that `text` breaks.
-    pub fn parse(text: &str, chars_max: usize) -> Result<Self, EventNameError> {
+    pub fn parse(text: impl Into<Cow<'a, str>>, chars_max: usize) -> Result<Self, EventNameError> {
+        let text = text.into();
         if text.is_empty() {
             return Err(EventNameError::Empty);
         }
@@ -49,7 +51,7 @@ impl EventName {
         if text.starts_with("pusher:") || text.starts_with("pusher_internal:") {
             return Err(EventNameError::Reserved);
         }
-        Ok(Self(text.into()))
+        Ok(Self(text))
     }
 
     /// The name as text.
@@ -161,8 +163,8 @@ mod tests {
 
     #[test]
     fn the_length_of_an_event_name_is_in_characters() {
-        assert!(EventName::parse(&"é".repeat(200), 200).is_ok());
-        assert!(EventName::parse(&"é".repeat(201), 200).is_err());
+        assert!(EventName::parse("é".repeat(200), 200).is_ok());
+        assert!(EventName::parse("é".repeat(201), 200).is_err());
         assert!(EventName::parse("", 200).is_err());
     }
 

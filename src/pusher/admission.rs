@@ -88,7 +88,8 @@ impl Door {
 
 /// Versions 5 to 7 are spoken; none is 7. Source: protocol.md §1.2.
 fn check_protocol(query: &str, required: bool) -> Result<(), Refused> {
-    let given = Query::parse(query).ok().and_then(|query| query.value("protocol")).unwrap_or_default();
+    let query = Query::parse(query).unwrap_or_default();
+    let given = query.value("protocol").unwrap_or_default();
     match given.parse::<u32>() {
         Ok(5..=7) => Ok(()),
         _ if given.is_empty() && !required => Ok(()),

@@ -86,6 +86,12 @@ impl<'a> Query<'a> {
     /// # Errors
     /// [`QueryError::NotUtf8`].
     pub fn parse(raw: &'a str) -> Result<Self, QueryError> {
+        let decode: fn(&'a str) -> Result<Cow<'a, str>, QueryError> =
+            if memchr::memchr2(b'%', b'+', raw.as_bytes()).is_none() {
+                |text| Ok(text.into())
+            } else {
+                decode
+            };
         let mut pairs = Vec::with_capacity(8);
         for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -234,9 +240,6 @@ impl Auth<'_> {
 }
 
 fn decode(text: &str) -> Result<Cow<'_, str>, QueryError> {
-    if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
-        return Ok(Cow::Borrowed(text));
-    }
     let spaced = text.replace('+', " ");
     match percent_decode_str(&spaced).decode_utf8() {
         Ok(text) => Ok(Cow::Owned(text.into_owned())),

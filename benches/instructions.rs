@@ -92,7 +92,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "deliver_to_400",
         unit: "delivery",
         units: 400,
-        repetitions: (10, 40),
+        repetitions: (20, 420),
         prepare: |server| fan_out(server, 400),
     },
     Scenario {

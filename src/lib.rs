@@ -72,8 +72,9 @@
 //!
 //! - **tokio-tungstenite** copies every payload into a buffer per connection, so delivery and receiving do not go
 //!   through it. Its core, tungstenite, checks the upgrade, and it is the client in the tests.
-//! - **axum** routes all HTTP. The accept loop is our own over hyper, because a connection that becomes a WebSocket
-//!   is taken out of it down to the TCP stream.
+//! - **axum** routes all HTTP but the two paths by which applications publish, which [`http::Service`] matches by
+//!   hand: router, extractors and boxed futures were a tenth of a publish's instructions. The accept loop is our own
+//!   over hyper, because a connection that becomes a WebSocket is taken out of it down to the TCP stream.
 //! - **dashmap** is the map of channels, connections and users; no guard of it lives while a channel is locked.
 //!
 //! # Where practice differs from the style guide

@@ -1,0 +1,38 @@
+# What the scripts share. To be sourced.
+
+heading() {
+  printf '\n== %s ==\n' "$*"
+}
+
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+has() {
+  command -v "$1" >/dev/null 2>&1
+}
+
+# install_with_apt WHAT PACKAGE...: WHAT is for the message where there is no apt.
+install_with_apt() {
+  local what=$1
+  shift
+  has apt-get || fail "$what is missing, and there is no apt-get here to install it: please install $what"
+  local sudo=()
+  if [[ $(id -u) != 0 ]]; then
+    has sudo || fail "$what is missing: please install it as root with: apt-get install $*"
+    sudo=(sudo)
+  fi
+  heading "Installing $what"
+  "${sudo[@]}" apt-get update
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"
+}
+
+# need CHECK WHAT PACKAGE...
+need() {
+  local check=$1 what=$2
+  shift 2
+  "$check" && return
+  install_with_apt "$what" "$@"
+  "$check" || fail "the packages of this system have no $what: please install it by other means"
+}

@@ -28,16 +28,17 @@
 //! | [`limits`] | the token bucket. Pure. | nothing |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
-//! | [`outbox`] | one lock in front of a socket; the order to close it | protocol |
+//! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors and registry | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
-//! | [`server`] | builds the rooms, binds, accepts, drains | everything |
+//! | [`server`] | builds the rooms, binds, accepts, shakes hands of TLS, drains | everything |
 //! | [`cli`] | the command line | everything |
 //!
-//! `tests/it/tidy.rs` holds this table and checks every path.
+//! `tests/it/tidy.rs` holds this table and checks every path. rustls is named in [`server`] (certificates and
+//! handshakes), [`outbox`] (the session of a WebSocket) and [`cli`] (`pusherd health`) only.
 //!
 //! # Invariants
 //!
@@ -47,7 +48,8 @@
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
 //! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
 //!   only while the channel has more than 256 KiB undelivered.
-//! - An idle connection owns no buffer and no timer.
+//! - An idle connection owns no buffer and no timer. (Of TLS, rustls keeps 4 KiB to read into.)
+//! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
 //! - Whatever counts connections is a place that gives itself back when it is dropped.
 //!
 //! # Where the hot path's pitfalls are answered
@@ -62,6 +64,7 @@
 //! | a slow reader's FIN waits behind megabytes | [`outbox::Outbox::abandon`] |
 //! | socket options for every connection | [`server::bind`]: on the listener, inherited |
 //! | a small remainder pins a batch | `outbox`, `remainder`: copied when it is small |
+//! | what is encrypted for a slow reader is shared with nobody | `outbox::tls`: the next piece when the socket has taken the one before |
 //! | leaving by linear search | `registry::channel`, `State::places` |
 //! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |

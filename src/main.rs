@@ -8,7 +8,7 @@ use clap::Parser as _;
 use pusherd::apps::Apps;
 use pusherd::cli::{self, Cli, Command};
 use pusherd::config::{LogFormat, Settings};
-use pusherd::server::{self, Shutdown};
+use pusherd::server::{self, Listeners, Shutdown, Tls};
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -48,18 +48,39 @@ async fn run(settings: Settings) -> io::Result<()> {
         }
     }
     let shutdown = signals()?;
-    let listener = bind(&settings).await?;
-    let address = listener.local_addr()?;
+    let listeners = listen(&settings).await?;
+    let listening = listeners.addresses()?;
     match settings.log.format {
-        LogFormat::Auto | LogFormat::Human => cli::print(cli::banner(&settings, address)),
-        LogFormat::Json => tracing::info!(target: cli::LISTENING, "listening on {address}"),
+        LogFormat::Auto | LogFormat::Human => cli::print(cli::banner(&settings, &listening)),
+        LogFormat::Json => {
+            if let Some(address) = listening.plain {
+                tracing::info!(target: cli::LISTENING, "listening on {address}");
+            }
+            if let Some(address) = listening.tls {
+                tracing::info!(target: cli::LISTENING, "listening on {address} with TLS");
+            }
+        }
     }
-    server::run(listener, Apps::new(settings.apps), settings.server.options, shutdown).await
+    server::run(listeners, Apps::new(settings.apps), settings.server.options, shutdown).await
 }
 
-async fn bind(settings: &Settings) -> io::Result<tokio::net::TcpListener> {
-    let (host, port) = (&*settings.server.host, settings.server.port);
-    let address = settings.server.address_text();
+/// `port` without TLS, unless there is a certificate and no other port for it.
+async fn listen(settings: &Settings) -> io::Result<Listeners> {
+    let (port, tls_port) = (settings.server.port, settings.server.tls_port);
+    let Some(tls) = settings.server.tls.clone() else {
+        return Ok(bind(settings, "port", port).await?.into());
+    };
+    reload_on_hangup(tls.clone())?;
+    let Some(tls_port) = tls_port else {
+        return Ok(Listeners { plain: None, tls: Some((bind(settings, "port", port).await?, tls)) });
+    };
+    let plain = bind(settings, "port", port).await?;
+    Ok(Listeners { plain: Some(plain), tls: Some((bind(settings, "tls_port", tls_port).await?, tls)) })
+}
+
+async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::net::TcpListener> {
+    let host = &*settings.server.host;
+    let address = settings.server.address_text(port);
     let explain = |error: io::Error| {
         let hints = [
             (
@@ -70,9 +91,9 @@ async fn bind(settings: &Settings) -> io::Result<tokio::net::TcpListener> {
             (io::ErrorKind::AddrNotAvailable, "; this machine does not have that address"),
         ];
         let hint = hints.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, hint)| hint);
-        let (host_from, port_from) = (settings.source_of("host"), settings.source_of("port"));
+        let (host_from, port_from) = (settings.source_of("host"), settings.source_of(key));
         let text = format!(
-            "cannot listen on {address}: {error}{hint} (server.host: {host_from}; server.port: {port_from})"
+            "cannot listen on {address}: {error}{hint} (server.host: {host_from}; server.{key}: {port_from})"
         );
         io::Error::new(error.kind(), text)
     };
@@ -81,6 +102,19 @@ async fn bind(settings: &Settings) -> io::Result<tokio::net::TcpListener> {
     addresses.sort_by_key(SocketAddr::is_ipv6);
     let address = addresses.first().ok_or_else(|| explain(io::ErrorKind::AddrNotAvailable.into()))?;
     server::bind(*address).map_err(explain)
+}
+
+/// SIGHUP reads the certificate again, for whoever does not want to wait until that happens by itself.
+fn reload_on_hangup(tls: Tls) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let tls = tls.clone();
+            // An error is a runtime that ends.
+            let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
+        }
+    });
+    Ok(())
 }
 
 /// The first SIGTERM or SIGINT drains, a later one ends the drain.

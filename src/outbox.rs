@@ -4,11 +4,14 @@
 //! An [`Outbox`] is all that the registry needs to know of a connection. [`Outbox::send`] writes straight to the
 //! socket when nothing waits: no queue, no wake-up, no allocation. What the socket refuses is queued as a share
 //! of the common batch, and the connection's task is woken to flush it. Knows nothing of channels or sessions;
-//! the task that owns the connection drives [`Outbox::poll_flush`] and [`Outbox::poll_read`].
+//! the task that owns the connection drives [`Outbox::poll_flush`] and [`Outbox::poll_read`]. A connection over
+//! TLS is written to in the same way, through its session ([`Tls`]).
 //!
 //! Pitfalls of the hot path answered here: closing a slow reader does not wait behind what it won't read
 //! ([`Outbox::abandon`]), a read that came up short costs no second system call ([`Outbox::poll_read`]), and no
 //! connection has a timer of its own ([`Pulse`]).
+
+mod tls;
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,12 +22,14 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags};
+use rustls::ServerConnection;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::protocol::message::ServerMessage;
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{CloseCode, SocketId};
+use tls::Tls;
 
 /// What a piece in the queue is charged beyond its bytes, so that many small ones are bounded too.
 const PIECE_BYTES: usize = 64;
@@ -41,12 +46,28 @@ pub struct Outbox {
     state: Mutex<State>,
 }
 
+/// What a WebSocket goes over.
 #[derive(Debug)]
-enum Transport {
-    /// A plain WebSocket: written to directly.
+pub enum Transport {
+    /// A plain stream: written to directly.
     Tcp(TcpStream),
+    /// TLS of our own: encrypted and written directly.
+    Tls(Box<Tls>),
     /// Nothing: what is sent stays queued until it is taken.
     Detached,
+}
+
+impl From<TcpStream> for Transport {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl From<(TcpStream, ServerConnection)> for Transport {
+    /// A stream whose TLS handshake is over.
+    fn from((stream, session): (TcpStream, ServerConnection)) -> Self {
+        Self::Tls(Box::new(Tls::new(stream, session)))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,27 +152,23 @@ impl Pulse {
 }
 
 impl Outbox {
-    /// An outbox in front of a WebSocket's TCP stream. More than `bytes_max` waiting closes the connection.
+    /// An outbox in front of what a WebSocket goes over. More than `bytes_max` waiting closes the connection.
     #[must_use]
-    pub fn new(socket: SocketId, stream: TcpStream, bytes_max: usize, pulse: Pulse) -> Self {
-        Self::over(Transport::Tcp(stream), socket, bytes_max, pulse)
+    pub fn new(socket: SocketId, transport: impl Into<Transport>, bytes_max: usize, pulse: Pulse) -> Self {
+        Self {
+            socket,
+            pulse,
+            bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
+            transport: transport.into(),
+            state: Mutex::default(),
+        }
     }
 
     /// An outbox without a socket: what is sent stays queued until [`Outbox::take_queued`]. For whoever drains it
     /// in another way, such as benchmarks and tests.
     #[must_use]
     pub fn detached(socket: SocketId, bytes_max: usize) -> Self {
-        Self::over(Transport::Detached, socket, bytes_max, Pulse::default())
-    }
-
-    fn over(transport: Transport, socket: SocketId, bytes_max: usize, pulse: Pulse) -> Self {
-        Self {
-            socket,
-            pulse,
-            bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
-            transport,
-            state: Mutex::default(),
-        }
+        Self::new(socket, Transport::Detached, bytes_max, Pulse::default())
     }
 
     /// Whose outbox it is.
@@ -277,6 +294,14 @@ impl Outbox {
         let written = match &self.transport {
             Transport::Detached => Ok(0),
             Transport::Tcp(stream) => send(stream, frames),
+            Transport::Tls(tls) => {
+                let taken = tls.send(frames);
+                // All may be taken, and the last of it wait encrypted.
+                if taken.as_ref().is_ok_and(|taken| *taken == frames.len()) && tls.has_unsent() {
+                    state.wake();
+                }
+                taken
+            }
         };
         match written {
             Ok(written) if written == frames.len() => {}
@@ -300,16 +325,26 @@ impl Outbox {
         if !state.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             state.task = Some(cx.waker().clone());
         }
-        let Transport::Tcp(stream) = &self.transport else { return Poll::Ready(state.closing) };
-        while let Some(head) = state.queue.front() {
-            if state.closing == Some(Closing::Broken) {
+        let (stream, tls) = match &self.transport {
+            Transport::Tcp(stream) => (stream, None),
+            Transport::Tls(tls) => (tls.stream(), Some(tls)),
+            Transport::Detached => return Poll::Ready(state.closing),
+        };
+        while state.closing != Some(Closing::Broken) {
+            let head = state.queue.front();
+            if head.is_none() && !tls.is_some_and(|tls| tls.has_unsent()) {
                 break;
             }
             if ready!(stream.poll_write_ready(cx)).is_err() {
                 state.fail();
                 break;
             }
-            match stream.try_io(Interest::WRITABLE, || send(stream, head)) {
+            let head = head.map_or(&[][..], |head| head);
+            let written = stream.try_io(Interest::WRITABLE, || match tls {
+                None => send(stream, head),
+                Some(tls) => tls.send(head),
+            });
+            match written {
                 Ok(written) => state.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => state.fail(),
@@ -325,28 +360,12 @@ impl Outbox {
     /// Reads what the client sent into `buffer`. Ready with 0 at the end of the stream.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says, or TLS.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let Transport::Tcp(stream) = &self.transport else { return Poll::Pending };
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            // A read that does not fill the buffer has emptied the socket: saying so clears the readiness, and
-            // saves the system call that would only answer "would block".
-            let mut short = None;
-            let read = stream.try_io(Interest::READABLE, || {
-                let (read, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::DONTWAIT)?;
-                if (1..buffer.len()).contains(&read) {
-                    short = Some(read);
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                Ok(read)
-            });
-            match (short, read) {
-                (Some(read), _) => return Poll::Ready(Ok(read)),
-                (None, Ok(read)) => return Poll::Ready(Ok(read)),
-                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                (None, Err(error)) => return Poll::Ready(Err(error)),
-            }
+        match &self.transport {
+            Transport::Tcp(stream) => poll_recv(stream, cx, buffer),
+            Transport::Tls(tls) => tls.poll_read(cx, buffer),
+            Transport::Detached => Poll::Pending,
         }
     }
 
@@ -358,10 +377,12 @@ impl Outbox {
     /// As [`Outbox::end`], and resets the stream when it is dropped, so that its end does not wait behind bytes
     /// that the client does not read.
     pub fn abandon(&self) {
-        if let Transport::Tcp(stream) = &self.transport {
-            // Without it the client learns of the end later, nothing worse.
-            let _ = stream.set_zero_linger();
-        }
+        // Without it the client learns of the end later, nothing worse.
+        let _ = match &self.transport {
+            Transport::Tcp(stream) => stream.set_zero_linger(),
+            Transport::Tls(tls) => tls.stream().set_zero_linger(),
+            Transport::Detached => Ok(()),
+        };
         self.end();
     }
 }
@@ -409,6 +430,30 @@ fn charge(bytes: &Bytes) -> usize {
 
 fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+}
+
+/// Reads from a socket into `buffer`. Ready with 0 at the end of the stream.
+fn poll_recv(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        // A read that does not fill the buffer has emptied the socket: saying so clears the readiness, and saves
+        // the system call that would only answer "would block".
+        let mut short = None;
+        let read = stream.try_io(Interest::READABLE, || {
+            let (read, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::DONTWAIT)?;
+            if (1..buffer.len()).contains(&read) {
+                short = Some(read);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(read)
+        });
+        match (short, read) {
+            (Some(read), _) => return Poll::Ready(Ok(read)),
+            (None, Ok(read)) => return Poll::Ready(Ok(read)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
+        }
+    }
 }
 
 /// What goes before the end: an error frame for Pusher's own codes, and the Close.

@@ -1,10 +1,12 @@
 //! Builds the rooms, binds, spawns, drains.
 //!
 //! The accept loop is our own: axum serves the HTTP API, but a connection that becomes a WebSocket is taken out
-//! of hyper down to its TCP stream, and the listener carries the socket options that delivery relies on.
+//! of hyper down to its TCP stream (and the TLS session on it), and the listener carries the socket options that
+//! delivery relies on. A handshake of TLS belongs to the task of its connection; nobody else waits for it.
 
 mod repoll;
 mod stream;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,17 +25,19 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::apps::Apps;
 use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::protocol::CloseCode;
-use crate::pusher::{self, Door};
+use crate::pusher::{self, Door, Peer};
 use repoll::Repoll;
-use stream::PatientStream;
+use stream::{PatientStream, Stream};
+pub use tls::{Tls, TlsError};
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
 /// is decided by its outbox. Without it, 3.8 MB.
@@ -95,6 +99,43 @@ pub enum Shutdown {
     Now,
 }
 
+/// Where a server listens.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Without TLS.
+    pub plain: Option<TcpListener>,
+    /// With TLS, by this certificate.
+    pub tls: Option<(TcpListener, Tls)>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(plain: TcpListener) -> Self {
+        Self { plain: Some(plain), tls: None }
+    }
+}
+
+impl Listeners {
+    /// The addresses.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn addresses(&self) -> io::Result<Listening> {
+        Ok(Listening {
+            plain: self.plain.as_ref().map(TcpListener::local_addr).transpose()?,
+            tls: self.tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?,
+        })
+    }
+}
+
+/// The addresses that a server listens on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Listening {
+    /// Without TLS.
+    pub plain: Option<SocketAddr>,
+    /// With TLS.
+    pub tls: Option<SocketAddr>,
+}
+
 /// Listens on `address` (port 0: any free one). Accepted connections inherit the options that delivery relies on.
 ///
 /// # Errors
@@ -114,17 +155,18 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Serves `apps` on `listener` until `shutdown` says stop, then drains: not ready, no new connections, requests
+/// Serves `apps` on `listeners` until `shutdown` says stop, then drains: not ready, no new connections, requests
 /// in flight finished, WebSockets closed with 4200 over the window. A [`Shutdown::Now`] ends a drain at once.
 ///
 /// # Errors
 /// A background task that ended early.
 pub async fn run(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     apps: Apps,
     options: Options,
     mut shutdown: mpsc::Receiver<Shutdown>,
 ) -> io::Result<()> {
+    let listeners = listeners.into();
     let apps = Arc::new(apps);
     let hub = Hub::new(options.debug);
     let tasks = TaskTracker::new();
@@ -147,15 +189,24 @@ pub async fn run(
     let ended_early = |what: &str| Err(io::Error::other(format!("the task that {what} ended early")));
     let how = tokio::select! {
         how = shutdown.recv() => how.unwrap_or(Shutdown::Now),
-        () = server.accept(&listener) => return ended_early("accepts connections"),
+        () = server.accept_all(&listeners) => return ended_early("accepts connections"),
         _ = &mut keeping_time => return ended_early("keeps time"),
         _ = &mut watching => return ended_early("watches connections"),
+        () = renew(&listeners) => return ended_early("renews the certificate"),
     };
-    drop(listener);
+    drop(listeners);
     server.drain(&hub, &options, how, &mut shutdown).await;
     keeping_time.abort();
     watching.abort();
     Ok(())
+}
+
+/// Keeps the certificate as its files are, where there is one.
+async fn renew(listeners: &Listeners) {
+    match &listeners.tls {
+        Some((_, tls)) => tls.watch().await,
+        None => std::future::pending().await,
+    }
 }
 
 struct Server {
@@ -171,13 +222,29 @@ struct Server {
 
 impl Server {
     /// Accepts connections for ever.
-    async fn accept(self: &Arc<Self>, listener: &TcpListener) {
+    async fn accept_all(self: &Arc<Self>, listeners: &Listeners) {
+        let plain = async {
+            match &listeners.plain {
+                Some(listener) => self.accept(listener, None).await,
+                None => std::future::pending().await,
+            }
+        };
+        let tls = async {
+            match &listeners.tls {
+                Some((listener, tls)) => self.accept(listener, Some(tls)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(plain, tls);
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, tls: Option<&Tls>) {
         let mut warned: Option<Instant> = None;
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let server = Arc::clone(self);
-                    self.tasks.spawn(async move { server.serve(stream, peer).await });
+                    let (server, tls) = (Arc::clone(self), tls.cloned());
+                    self.tasks.spawn(async move { server.serve(stream, peer, tls).await });
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -193,11 +260,30 @@ impl Server {
     }
 
     /// Serves the requests of one connection, until it ends or is upgraded.
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, tls: Option<Tls>) {
+        let mut handshake = pin!(sleep(self.handshake_timeout));
+        let wants_tls = tls.is_some();
+        let stream: Stream = match tls {
+            None => Either::Left(stream),
+            Some(tls) => tokio::select! {
+                // In a box, so that a connection without TLS does not have room for it.
+                accepted = Box::pin(tls.accept(stream)) => match accepted {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        debug!(%address, %error, "no TLS connection");
+                        return;
+                    }
+                },
+                () = &mut handshake => return,
+                () = self.stopping.cancelled() => return,
+            },
+        };
+        let peer = Peer { address, over_tls: matches!(stream, Either::Right(_)) };
+        let misses_tls = wants_tls && !peer.over_tls;
         let begun = AtomicBool::new(false);
         let service = service_fn(|request: Request<Incoming>| {
             begun.store(true, Ordering::Relaxed);
-            self.answer(request, peer)
+            self.answer(request, peer, misses_tls)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -207,7 +293,6 @@ impl Server {
             .with_upgrades();
         let mut connection = pin!(connection);
         let mut repoll = Repoll::default();
-        let mut handshake = pin!(sleep(self.handshake_timeout));
         let (mut stopping, mut in_time) = (false, true);
         loop {
             tokio::select! {
@@ -230,8 +315,12 @@ impl Server {
     async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: Peer,
+        misses_tls: bool,
     ) -> Result<Response<Body>, std::convert::Infallible> {
+        if misses_tls {
+            return Ok(tls_required());
+        }
         if pusher::is_upgrade(request.headers()) {
             return Ok(self.door.upgrade(request, peer, stream::take_apart));
         }
@@ -267,6 +356,16 @@ impl Server {
         }
         info!("stopped");
     }
+}
+
+/// What plain HTTP is told by a listener that speaks TLS.
+fn tls_required() -> Response<Body> {
+    let mut response = Response::new(Body::from("This port speaks TLS: use https:// or wss://"));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
 }
 
 /// Closes all connections over `window`, evenly, so that their clients do not all come back at once.

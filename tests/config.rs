@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -611,6 +613,111 @@ fn the_reference_has_every_setting_that_is_shown() {
     }
 }
 
+/// A certificate for `localhost` and its key, as PEM.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+#[test]
+fn a_certificate_is_read_from_where_its_setting_was_written() {
+    let (cert, key) = certificate();
+    let file = |lines: &str| format!("[server]\n{lines}\n");
+    let shown = "valid: 1 app on 127.0.0.1:6001 with TLS; read: ";
+    for place in [
+        Place::new()
+            .file("tls/cert.pem", &cert)
+            .file("tls/key.pem", &key)
+            .file("tls/pusherd.toml", file("tls_cert = 'cert.pem'\ntls_key = 'key.pem'"))
+            .env("PUSHERD_CONFIG=tls/pusherd.toml"),
+        Place::new()
+            .file("cert.pem", &cert)
+            .file("key.pem", &key)
+            .file("config/pusherd.toml", "")
+            .env("PUSHERD_TLS_CERT=cert.pem\nPUSHERD_TLS_KEY=key.pem"),
+        Place::new()
+            .file("a/cert.pem", &cert)
+            .file("a/key.pem", &key)
+            .file(".env", "SOKETI_SSL_CERT=a/cert.pem\nSOKETI_SSL_KEY=a/key.pem\n"),
+        Place::new().file("cert.pem", &cert).file("key.pem", &key).file(
+            ".env",
+            "LARAVEL_WEBSOCKETS_SSL_LOCAL_CERT=cert.pem\nLARAVEL_WEBSOCKETS_SSL_LOCAL_PK=key.pem\n",
+        ),
+        // One file may hold both.
+        Place::new()
+            .file("both.pem", format!("{key}{cert}"))
+            .env("PUSHERD_TLS_CERT=both.pem\nPUSHERD_TLS_KEY=both.pem"),
+    ] {
+        let check = place.run("config check");
+        assert!(check.code == 0 && check.out.starts_with(shown), "{check:?}");
+    }
+    let place = Place::new().file("cert.pem", &cert).file("key.pem", &key);
+    let place = place.env("PUSHERD_TLS_CERT=cert.pem\nPUSHERD_TLS_KEY=key.pem\nPUSHERD_TLS_PORT=6443");
+    let check = place.run("config check");
+    assert_eq!(check.out, "valid: 1 app on 127.0.0.1:6001 and 127.0.0.1:6443 with TLS; read: no files\n");
+    // As Laravel's .env leaves them.
+    let blank = "LARAVEL_WEBSOCKETS_SSL_LOCAL_CERT=null\nLARAVEL_WEBSOCKETS_SSL_LOCAL_PK=\n";
+    Place::new().file(".env", blank).show("").assert("tls_cert", "\"\"", "default");
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_refused_naming_the_setting_and_the_file() {
+    let ((cert, key), (_, other_key)) = (certificate(), certificate());
+    let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+    let of_cert = "environment: PUSHERD_TLS_CERT";
+    let of_key = "environment: PUSHERD_TLS_KEY";
+    let broken = "-----BEGIN CERTIFICATE-----\nhunter2!\n-----END CERTIFICATE-----\n";
+    let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let no_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let table = [
+        ("", key.as_str(), format!("{of_cert}: cert.pem holds no certificate in PEM (BEGIN CERTIFICATE)")),
+        (&key, &key, format!("{of_cert}: cert.pem holds no certificate in PEM (BEGIN CERTIFICATE)")),
+        (broken, &key, format!("{of_cert}: cert.pem is not a valid PEM file")),
+        (no_der, &key, format!("{of_cert}: cert.pem begins with a certificate that is not valid: ")),
+        (&cert, "hunter2", format!("{of_key}: key.pem holds no private key in PEM (BEGIN PRIVATE KEY)")),
+        (&cert, &encrypted, format!("{of_key}: key.pem is encrypted with a passphrase")),
+        (
+            &cert,
+            no_key,
+            format!("{of_key}: key.pem holds no key of a kind that is known: RSA, ECDSA or Ed25519"),
+        ),
+        (
+            &cert,
+            &other_key,
+            format!("{of_key}: key.pem does not belong to the first certificate of cert.pem"),
+        ),
+    ];
+    for (cert, key, expected) in table {
+        let place = Place::new().file("cert.pem", cert).file("key.pem", key);
+        let problem = place.env("PUSHERD_TLS_CERT=cert.pem\nPUSHERD_TLS_KEY=key.pem").problem("");
+        assert!(problem.starts_with(&expected) && !problem.contains("hunter2"), "{problem}");
+    }
+    let place = Place::new().file("cert.pem", &cert).file("key.pem", &key);
+    let table = [
+        ("tls_cert = 'cert.pem'", "tls_cert: needs tls_key beside it, which is not set"),
+        ("tls_key = 'key.pem'", "tls_key: needs tls_cert beside it, which is not set"),
+        ("tls_port = 6443", "tls_port: needs tls_cert and tls_key beside it, which are not set"),
+        (
+            "tls_cert = '../cert.pem'\ntls_key = '../key.pem'\nport = 7001\ntls_port = 7001",
+            "tls_port: must be another than port, which is 7001 and has no TLS beside it",
+        ),
+        ("tls_port = 65536", "tls_port: must be 0 (none) or 1 to 65535, not 65536"),
+        (
+            "tls_cert = 'none.pem'\ntls_key = '../key.pem'",
+            "tls_cert: config/none.pem cannot be read: No such file or directory (os error 2)",
+        ),
+        (
+            "tls_cert = '../cert.pem'\ntls_key = '..'",
+            "tls_key: config/.. cannot be read: Is a directory (os error 21)",
+        ),
+    ];
+    let mut place = place;
+    for (lines, expected) in table {
+        place = place.file("config/pusherd.toml", format!("[server]\n{lines}\n"));
+        assert_eq!(place.problem(""), format!("config/pusherd.toml: server.{expected}"));
+    }
+}
+
 #[test]
 fn pusherd_alone_prints_help() {
     let ran = Place::new().run("");
@@ -754,6 +861,92 @@ fn serve_prints_what_to_paste_and_ends_in_peace_on_sigterm() {
     running.signal("TERM");
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     assert_eq!(place.run(&format!("health --port {port}")).code, 1);
+}
+
+/// Whether a server shows this certificate for `localhost`.
+fn shows(port: u16, cert: &str) -> bool {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut session =
+        rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    session.complete_io(&mut stream).is_ok()
+}
+
+#[test]
+fn with_a_certificate_everything_speaks_tls_and_sighup_renews_it() {
+    let (cert, key) = certificate();
+    let place = Place::new().file("cert.pem", &cert).file("key.pem", &key);
+    let place = place.env("PUSHERD_TLS_CERT=cert.pem\nPUSHERD_TLS_KEY=key.pem");
+    let (mut running, banner, port) = Running::start(&place, "serve --port 0 --drain-secs 0");
+    for line in [
+        &format!("listening on 127.0.0.1:{port} with TLS\n"),
+        "\nPUSHER_HOST=<a name that the certificate is for>\n",
+        &format!("\nPUSHER_PORT={port}\nPUSHER_SCHEME=https\n"),
+        "\nVITE_PUSHER_SCHEME=\"${PUSHER_SCHEME}\"\n",
+        "    forceTLS: true,",
+    ] {
+        assert!(banner.contains(line), "{line} {banner}");
+    }
+    for health in [format!("health --port {port}"), format!("health --url https://127.0.0.1:{port}/ready")] {
+        let healthy = place.run(&health);
+        assert_eq!((healthy.code, healthy.err.as_str()), (0, ""), "{health}");
+    }
+    let plain = place.run(&format!("health --url http://127.0.0.1:{port}"));
+    assert_eq!((plain.code, plain.err.as_str()), (1, "pusherd: not ready: status 400\n"));
+    assert!(shows(port, &cert));
+
+    let (renewed, key) = certificate();
+    let place = place.file("cert.pem", &renewed).file("key.pem", &key);
+    running.signal("HUP");
+    assert!((0..10_000).any(|_| shows(port, &renewed)), "the certificate is not renewed");
+    assert!(!shows(port, &cert));
+    assert_eq!(place.run(&format!("health --port {port}")).code, 0);
+    running.signal("TERM");
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn with_a_port_of_its_own_tls_is_beside_plain_http() {
+    let (cert, key) = certificate();
+    let place = Place::new().file("cert.pem", &cert).file("key.pem", &key);
+    // An address that is this test's alone, as the port cannot be any free one.
+    let place = place.env("PUSHERD_TLS_CERT=cert.pem\nPUSHERD_TLS_KEY=key.pem\nPUSHERD_TLS_PORT=6443");
+    let line = "serve --host 127.7.6.5 --port 6001 --drain-secs 0";
+    let (mut running, banner, port) = Running::start(&place, line);
+    assert_eq!(port, 6001);
+    for line in [
+        "listening on 127.7.6.5:6001\n",
+        "listening on 127.7.6.5:6443 with TLS\n",
+        "\nPUSHER_HOST=127.7.6.5\nPUSHER_PORT=6001\nPUSHER_SCHEME=http\n",
+        "\nVITE_PUSHER_HOST=\"<a name that the certificate is for>\"\nVITE_PUSHER_PORT=\"6443\"\n\
+         VITE_PUSHER_SCHEME=\"https\"\n",
+        "    forceTLS: true,",
+    ] {
+        assert!(banner.contains(line), "{line} {banner}");
+    }
+    for health in [
+        "health --host 127.7.6.5",
+        "health --url https://127.7.6.5:6443",
+        "health --url http://127.7.6.5:6001",
+    ] {
+        let healthy = place.run(health);
+        assert_eq!((healthy.code, healthy.err.as_str()), (0, ""), "{health}");
+    }
+    let second = place.run("serve --host 127.7.6.5 --port 0");
+    assert_eq!(second.code, 1);
+    let problem = "cannot listen on 127.7.6.5:6443";
+    assert!(second.err.contains(problem), "{second:?}");
+    assert!(second.err.contains("server.tls_port: environment: PUSHERD_TLS_PORT"), "{second:?}");
+    running.signal("TERM");
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
 }
 
 #[test]

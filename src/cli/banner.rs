@@ -2,18 +2,18 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::net::SocketAddr;
 
 use super::health::reachable;
 use crate::apps::App;
 use crate::config::{Credentials, Settings};
+use crate::server::Listening;
 
 /// Apps that are listed; of more the number is told.
 const APPS_MAX: usize = 10;
 
-/// The banner of a server that listens on `address`.
+/// The banner of a server that listens there.
 #[must_use]
-pub fn banner(settings: &Settings, address: SocketAddr) -> String {
+pub fn banner(settings: &Settings, listening: &Listening) -> String {
     let style = Style { on: settings.colour && io::stdout().is_terminal() };
     let mut text = format!(
         "\n  {} {}\n\n",
@@ -23,7 +23,13 @@ pub fn banner(settings: &Settings, address: SocketAddr) -> String {
     let mut row = |name: &str, value: &str| {
         let _ = writeln!(text, "  {} {value}", style.dim(&format!("{name:<8}")));
     };
-    row("address", &format!("listening on {}", style.bold(&address.to_string())));
+    let addresses = [(listening.plain, ""), (listening.tls, " with TLS")];
+    for (at, (address, how)) in
+        addresses.iter().filter_map(|(address, how)| Some(((*address)?, how))).enumerate()
+    {
+        let name = if at == 0 { "address" } else { "" };
+        row(name, &format!("listening on {}{how}", style.bold(&address.to_string())));
+    }
     for (index, app) in settings.apps.iter().take(APPS_MAX).enumerate() {
         row(if index == 0 { "apps" } else { "" }, &describe(app));
     }
@@ -44,15 +50,15 @@ pub fn banner(settings: &Settings, address: SocketAddr) -> String {
             row("clients", &format!("connect to {} as {file} says", url.escape_debug()));
         }
         (Credentials::Dotenv(file), None) => {
-            let (host, port) = (client_host(settings), address.port());
+            let Way { host, port, scheme } = Way::of_application(settings, listening);
             let _ = write!(
                 text,
-                "\n  {}\n\nPUSHER_HOST={host}\nPUSHER_PORT={port}\nPUSHER_SCHEME=http\n",
+                "\n  {}\n\nPUSHER_HOST={host}\nPUSHER_PORT={port}\nPUSHER_SCHEME={scheme}\n",
                 style.dim(&format!("Add to {file}, for the application publishes to pusher.com without:"))
             );
         }
         (Credentials::Default | Credentials::File | Credentials::Environment, _) => {
-            text.push_str(&blocks(settings, address.port(), style));
+            text.push_str(&blocks(settings, listening, style));
         }
     }
     text.push('\n');
@@ -69,7 +75,7 @@ fn describe(app: &App) -> String {
 }
 
 /// What to paste into the `.env` and the JavaScript of the application.
-fn blocks(settings: &Settings, port: u16, style: Style) -> String {
+fn blocks(settings: &Settings, listening: &Listening, style: Style) -> String {
     let Some(app) = settings.apps.get(settings.main_app) else { return String::new() };
     let App { id, keys, .. } = app;
     // The newest key: the older ones are on their way out.
@@ -80,7 +86,14 @@ fn blocks(settings: &Settings, port: u16, style: Style) -> String {
             format!("<the secret of app {id}>")
         }
     };
-    let host = client_host(settings);
+    let Way { host, port, scheme } = Way::of_application(settings, listening);
+    let browsers = Way::of_browsers(settings, listening);
+    // Where browsers take another way than the application, it is told them in so many words.
+    let [vite_host, vite_port, vite_scheme] = match listening.plain.is_some() && listening.tls.is_some() {
+        false => ["${PUSHER_HOST}", "${PUSHER_PORT}", "${PUSHER_SCHEME}"].map(str::to_owned),
+        true => [browsers.host, browsers.port.to_string(), browsers.scheme.to_owned()],
+    };
+    let force_tls = browsers.scheme == "https";
     let path = if app.path_prefix.is_empty() {
         String::new()
     } else {
@@ -99,12 +112,12 @@ PUSHER_APP_KEY={key}
 PUSHER_APP_SECRET={secret}
 PUSHER_HOST={host}
 PUSHER_PORT={port}
-PUSHER_SCHEME=http
+PUSHER_SCHEME={scheme}
 PUSHER_APP_CLUSTER=mt1
 VITE_PUSHER_APP_KEY="${{PUSHER_APP_KEY}}"
-VITE_PUSHER_HOST="${{PUSHER_HOST}}"
-VITE_PUSHER_PORT="${{PUSHER_PORT}}"
-VITE_PUSHER_SCHEME="${{PUSHER_SCHEME}}"
+VITE_PUSHER_HOST="{vite_host}"
+VITE_PUSHER_PORT="{vite_port}"
+VITE_PUSHER_SCHEME="{vite_scheme}"
 VITE_PUSHER_APP_CLUSTER="${{PUSHER_APP_CLUSTER}}"
 
   {echo}
@@ -120,11 +133,44 @@ window.Echo = new Echo({{
     wsHost: import.meta.env.VITE_PUSHER_HOST,
     wsPort: import.meta.env.VITE_PUSHER_PORT,
     wssPort: import.meta.env.VITE_PUSHER_PORT,{path}
-    forceTLS: false,
+    forceTLS: {force_tls},
     enabledTransports: ['ws', 'wss'],
 }});
 "#
     )
+}
+
+/// How to come to the server.
+struct Way {
+    host: String,
+    port: u16,
+    scheme: &'static str,
+}
+
+impl Way {
+    /// For an application on this machine: without TLS, where there is a way without.
+    fn of_application(settings: &Settings, listening: &Listening) -> Self {
+        listening.plain.map_or_else(
+            || Self::of_browsers(settings, listening),
+            |address| Self { host: client_host(settings), port: address.port(), scheme: "http" },
+        )
+    }
+
+    /// For browsers: with TLS, where there is a way with it.
+    fn of_browsers(settings: &Settings, listening: &Listening) -> Self {
+        match (listening.tls, listening.plain) {
+            (Some(address), _) => Self {
+                host: "<a name that the certificate is for>".to_owned(),
+                port: address.port(),
+                scheme: "https",
+            },
+            (None, address) => Self {
+                host: client_host(settings),
+                port: address.map_or(settings.server.port, |address| address.port()),
+                scheme: "http",
+            },
+        }
+    }
 }
 
 /// The host that an application and a browser on this machine can use.

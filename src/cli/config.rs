@@ -37,6 +37,9 @@ fn check(settings: &Settings) {
         1 => "1 app".to_owned(),
         apps => format!("{apps} apps"),
     };
-    let address = settings.server.address_text();
+    let server = &settings.server;
+    let with_tls = if server.port_speaks_tls() { " with TLS" } else { "" };
+    let beside = server.tls_port.map(|port| format!(" and {} with TLS", server.address_text(port)));
+    let address = format!("{}{with_tls}{}", server.address_text(server.port), beside.unwrap_or_default());
     print(format_args!("valid: {apps} on {address}; read: {files}\n"));
 }

@@ -35,7 +35,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
     let mut advice = Vec::new();
     let mut say = |text: String| advice.push(Advice { loud: false, text });
-    let Server { host, options, .. } = &server.value;
+    let Server { host, options, tls, .. } = &server.value;
     let patience = options.pusher.ping_interval + options.pusher.pong_timeout;
     if options.pusher.activity_timeout > patience {
         say(format!(
@@ -93,8 +93,9 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
                 say(format!("{key}: {value} is never reached, as limits.{bound_key} is {bound}"));
             }
         }
-        if section.value.tls_only && options.pusher.trusted_proxies.is_empty() {
-            say(format!("{}: refuses everyone, as server.trusted_proxies is empty", at("tls_only")));
+        if section.value.tls_only && tls.is_none() && options.pusher.trusted_proxies.is_empty() {
+            let why = "server.trusted_proxies is empty, and there is no server.tls_cert";
+            say(format!("{}: refuses everyone, as {why}", at("tls_only")));
         }
     }
     if !server.is_set("host") {

@@ -326,6 +326,17 @@ impl Number for Duration {
 }
 
 /// `None` is 0.
+impl Number for Option<u16> {
+    fn put(&mut self, number: u64) {
+        *self = u16::try_from(number).ok().filter(|number| *number > 0);
+    }
+
+    fn number(&self) -> u64 {
+        self.map_or(0, u64::from)
+    }
+}
+
+/// `None` is 0.
 impl Number for Option<u32> {
     fn put(&mut self, number: u64) {
         *self = u32::try_from(number).ok().filter(|number| *number > 0);

@@ -82,6 +82,14 @@ pub struct Server {
     pub host: Box<str>,
     /// The port to listen on; 0: any free one.
     pub port: u16,
+    /// The certificate, where TLS is spoken.
+    pub tls: Option<server::Tls>,
+    /// The port that speaks TLS. Without one, `port` speaks it if there is a certificate.
+    pub tls_port: Option<u16>,
+    /// The file of the certificate as it was written; empty: none.
+    tls_cert: Box<str>,
+    /// The file of its key as it was written; empty: none.
+    tls_key: Box<str>,
     /// What the server must know.
     pub options: server::Options,
 }
@@ -89,16 +97,30 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         // The port of Soketi and laravel-websockets.
-        Self { host: "0.0.0.0".into(), port: 6001, options: server::Options::default() }
+        Self {
+            host: "0.0.0.0".into(),
+            port: 6001,
+            tls: None,
+            tls_port: None,
+            tls_cert: "".into(),
+            tls_key: "".into(),
+            options: server::Options::default(),
+        }
     }
 }
 
 impl Server {
-    /// Where to listen, as `host:port`.
+    /// A port of this server's address, as `host:port`.
     #[must_use]
-    pub fn address_text(&self) -> String {
-        let Self { host, port, .. } = self;
+    pub fn address_text(&self, port: u16) -> String {
+        let host = &self.host;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Whether `port` speaks TLS, and not another one or none.
+    #[must_use]
+    pub const fn port_speaks_tls(&self) -> bool {
+        self.tls.is_some() && self.tls_port.is_none()
     }
 }
 
@@ -272,6 +294,8 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     log.fill_from_flags(&sources.flags, &mut problems);
     let Drafts { apps, main } = Drafts::gather(file.as_ref().zip(apps), &variables, directory, &mut problems);
     settle(&mut server, &apps, &mut problems);
+    let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
+    settle_tls(&mut server, directory, folder, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -322,6 +346,43 @@ fn settle(server: &mut Section<Server>, apps: &[Draft], problems: &mut Problems)
         let drain = server.source("drain_secs").at("server.drain_secs");
         let what = format!("must be at least drain_secs, which is {drain_secs} ({drain})");
         problems.add(&server.source(deadline), &server.path(deadline), what);
+    }
+}
+
+/// Reads the certificate, where one is named. Paths of the file start from its `folder`, others from `directory`.
+fn settle_tls(server: &mut Section<Server>, directory: &Path, folder: &Path, problems: &mut Problems) {
+    const CERT: &str = "tls_cert";
+    const KEY: &str = "tls_key";
+    const PORT: &str = "tls_port";
+    let mut refuse = |server: &Section<Server>, key, what: &str| {
+        problems.add(&server.source(key), &server.path(key), what);
+    };
+    let Server { tls_cert, tls_key, tls_port, port, .. } = &server.value;
+    match (tls_cert.is_empty(), tls_key.is_empty()) {
+        (true, true) if tls_port.is_some() => {
+            refuse(server, PORT, "needs tls_cert and tls_key beside it, which are not set");
+        }
+        (true, true) => {}
+        (false, true) => refuse(server, CERT, "needs tls_key beside it, which is not set"),
+        (true, false) => refuse(server, KEY, "needs tls_cert beside it, which is not set"),
+        (false, false) if *tls_port == Some(*port) => {
+            refuse(
+                server,
+                PORT,
+                &format!("must be another than port, which is {port} and has no TLS beside it"),
+            );
+        }
+        (false, false) => {
+            let path = |key, text: &str| match server.source(key) {
+                Source::File(_) => folder.join(text),
+                Source::Default | Source::Variable { .. } | Source::Flag(_) => directory.join(text),
+            };
+            match server::Tls::load(path(CERT, tls_cert), path(KEY, tls_key)) {
+                Ok(tls) => server.value.tls = Some(tls),
+                Err(server::TlsError::Certificate(why)) => refuse(server, CERT, &why),
+                Err(server::TlsError::Key(why)) => refuse(server, KEY, &why),
+            }
+        }
     }
 }
 

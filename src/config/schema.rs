@@ -46,6 +46,24 @@ pub(super) const SERVER: &[Setting<Server>] = &[
     .aliases(&["REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"])
     .flag("--port"),
     server(
+        "tls_cert",
+        text("a file", path, |server| &mut server.tls_cert),
+        "A PEM file with the certificate and its chain: with it, `port` speaks TLS. A relative path starts from the \
+         folder of the configuration file, or from the working directory for a variable.",
+    )
+    .aliases(&["SOKETI_SSL_CERT", "LARAVEL_WEBSOCKETS_SSL_LOCAL_CERT"]),
+    server(
+        "tls_key",
+        text("a file", path, |server| &mut server.tls_key),
+        "The PEM file of the private key that belongs to `tls_cert`.",
+    )
+    .aliases(&["SOKETI_SSL_KEY", "LARAVEL_WEBSOCKETS_SSL_LOCAL_PK"]),
+    server(
+        "tls_port",
+        number_or_zero("none", 1, 65_535, |server| &mut server.tls_port),
+        "A port of its own for TLS: then `port` goes on without, for the application on this machine.",
+    ),
+    server(
         "activity_timeout_secs",
         number(5, 600, |server| &mut server.options.pusher.activity_timeout),
         "After so much silence clients send a ping. They are told when they connect.",
@@ -161,7 +179,8 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "tls_only",
         switch(|app| &mut app.tls_only),
-        "Whether connections that did not come by TLS are refused (4000). A trusted proxy must say that they did.",
+        "Whether connections that did not come by TLS are refused (4000): by our own, or by a trusted proxy that says \
+         so.",
     ),
     app(
         "require_protocol",
@@ -356,6 +375,11 @@ fn host(text: &str) -> Result<String, String> {
         return Ok(text.to_ascii_lowercase());
     }
     Err("must be an address or a host name, without scheme and port".to_owned())
+}
+
+/// Empty, or the path of a file, which is looked at when all settings are known.
+fn path(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
 }
 
 /// Empty, or a path that starts with a slash and ends without.

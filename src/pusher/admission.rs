@@ -1,12 +1,11 @@
 //! Whether a connection is let in. Source: protocol.md §1.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, Uri, header};
 use percent_encoding::percent_decode_str;
 
-use super::{Door, Place};
+use super::{Door, Peer, Place};
 use crate::apps::{App, ConnectionPlace};
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
@@ -32,7 +31,7 @@ fn refused<T>(code: CloseCode, message: impl Into<String>) -> Result<T, Refused>
 
 impl Door {
     /// Decides what the request alone can tell, in the order of protocol.md §1.4 (checks 1 to 6).
-    pub(super) fn find_app(&self, uri: &Uri, headers: &HeaderMap, peer: IpAddr) -> Result<Arc<App>, Refused> {
+    pub(super) fn find_app(&self, uri: &Uri, headers: &HeaderMap, peer: Peer) -> Result<Arc<App>, Refused> {
         let (prefix, path) = self.0.apps.split_prefix(uri.path());
         let key = path.strip_prefix("/app/").map(|key| key.strip_suffix('/').unwrap_or(key));
         let Some(key) = key.filter(|key| !key.is_empty() && !key.contains('/')) else {
@@ -75,8 +74,12 @@ impl Door {
         Ok(Admitted { app_place, _node_place: node_place })
     }
 
-    fn came_over_tls(&self, headers: &HeaderMap, peer: IpAddr) -> bool {
-        let trusted = self.0.options.trusted_proxies.iter().any(|proxy| proxy.contains(&peer.to_canonical()));
+    fn came_over_tls(&self, headers: &HeaderMap, peer: Peer) -> bool {
+        if peer.over_tls {
+            return true;
+        }
+        let address = peer.address.ip().to_canonical();
+        let trusted = self.0.options.trusted_proxies.iter().any(|proxy| proxy.contains(&address));
         let forwarded = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
         // Several proxies may each have added theirs; the first one spoke to the client.
         let first = forwarded
@@ -117,12 +120,17 @@ mod tests {
     }
 
     fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {
+        code_for(door, uri, headers, false)
+    }
+
+    fn code_for(door: &Door, uri: &str, headers: &[(&str, &str)], over_tls: bool) -> Option<u16> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: header::HeaderName = name.parse().unwrap();
             map.insert(name, value.parse().unwrap());
         }
-        let found = door.find_app(&uri.parse().unwrap(), &map, IpAddr::from([127, 0, 0, 1]));
+        let peer = Peer { address: ([127, 0, 0, 1], 7).into(), over_tls };
+        let found = door.find_app(&uri.parse().unwrap(), &map, peer);
         found.and_then(|app| door.admit(&app)).err().map(|refused| refused.code.number())
     }
 
@@ -200,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_is_believed_of_trusted_proxies_only() {
+    async fn tls_is_seen_or_believed_of_trusted_proxies_only() {
         let trusting = door(|app, _| app.tls_only = true);
         assert_eq!(code(&trusting, "/app/k", &[]), Some(4000));
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]), Some(4000));
@@ -212,5 +220,7 @@ mod tests {
             options.trusted_proxies.clear();
         });
         assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]), Some(4000));
+        assert_eq!(code_for(&wary, "/app/k", &[], true), None, "TLS of our own needs no proxy's word");
+        assert_eq!(code_for(&wary, "/app/k", &[("x-forwarded-proto", "http")], true), None);
     }
 }

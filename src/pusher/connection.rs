@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tracing::debug;
 
@@ -19,7 +18,7 @@ use super::Door;
 use super::admission::{Admitted, Refused};
 use crate::apps::{App, SubscriptionErrorFrames};
 use crate::hub::{Backlog, JoinError};
-use crate::outbox::{Closing, Outbox, Pulse};
+use crate::outbox::{Closing, Outbox, Pulse, Transport};
 use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::websocket::{self, Decoder, Incoming};
 use crate::protocol::wire::{Frame, pusher};
@@ -65,7 +64,7 @@ impl Connection {
     /// Establishes the connection, or tells the client why not. `early` is what it sent ahead of the answer.
     pub(super) fn new(
         door: &Door,
-        stream: TcpStream,
+        transport: Transport,
         early: &Bytes,
         admitted: Result<Admitted, Refused>,
     ) -> Self {
@@ -84,7 +83,7 @@ impl Connection {
         let bytes_max = app.as_ref().map_or(0, |app| app.limits.outbox_bytes_max);
         let mut connection = Self {
             door: door.clone(),
-            outbox: Arc::new(Outbox::new(socket, stream, bytes_max, Pulse::new(now, authorize_by))),
+            outbox: Arc::new(Outbox::new(socket, transport, bytes_max, Pulse::new(now, authorize_by))),
             decoder: Decoder::default(),
             established: None,
             deaf: false,

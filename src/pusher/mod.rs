@@ -13,6 +13,7 @@ mod upgrade;
 
 pub(crate) use upgrade::is_upgrade;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -57,6 +58,15 @@ impl Default for Options {
             ],
         }
     }
+}
+
+/// Who is at the other end of a connection, as far as the connection itself tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The client's address, or its proxy's.
+    pub address: SocketAddr,
+    /// Whether the connection is TLS of our own.
+    pub over_tls: bool,
 }
 
 /// The door. Cloning shares it.

@@ -1,19 +1,17 @@
 //! The upgrade of an HTTP request to a WebSocket.
 
-use std::net::SocketAddr;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
-use tokio::net::TcpStream;
 use tracing::debug;
 use tungstenite::handshake::server::create_response_with_body;
 
-use super::Door;
 use super::admission::Refused;
 use super::connection::Connection;
+use super::{Door, Peer};
+use crate::outbox::Transport;
 
 /// Whether a request asks for a WebSocket.
 #[must_use]
@@ -30,8 +28,8 @@ impl Door {
     pub fn upgrade(
         &self,
         mut request: Request<Incoming>,
-        peer: SocketAddr,
-        take_apart: fn(Upgraded) -> Option<(TcpStream, Bytes)>,
+        peer: Peer,
+        take_apart: fn(Upgraded) -> Option<(Transport, Bytes)>,
     ) -> Response<Body> {
         let mut response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
@@ -40,18 +38,18 @@ impl Door {
         if let Some(chosen) = subprotocol(request.headers()) {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
         }
-        let found = self.find_app(request.uri(), request.headers(), peer.ip());
+        let found = self.find_app(request.uri(), request.headers(), peer);
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
         self.0.tasks.spawn(async move {
             // An error is a client that went away before the answer was written.
-            let Some((stream, early)) = upgrade.await.ok().and_then(take_apart) else { return };
+            let Some((transport, early)) = upgrade.await.ok().and_then(take_apart) else { return };
             let admitted = found.and_then(|app| door.admit(&app));
             if let Err(Refused { code, message }) = &admitted {
-                debug!(%peer, code = code.number(), message, "connection refused");
+                debug!(peer = %peer.address, code = code.number(), message, "connection refused");
             }
             // A task of its own, so that a connection costs its own size and not that of the upgrade.
-            door.0.tasks.spawn(Connection::new(&door, stream, &early, admitted));
+            door.0.tasks.spawn(Connection::new(&door, transport, &early, admitted));
         });
         response
     }

@@ -1,4 +1,5 @@
-//! The transport of an HTTP connection: a TCP stream that neither waits for ever nor ends too abruptly.
+//! The transport of an HTTP connection: a stream, with TLS or without, that neither waits for ever nor ends too
+//! abruptly.
 
 use std::io;
 use std::pin::Pin;
@@ -11,18 +12,25 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+
+use crate::outbox::Transport;
 
 /// How long what a client still sends is taken from it, after it was told no and before its connection ends.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A TCP stream with two manners of its own.
+/// A TCP stream, or TLS of our own on one: in a box, so that the plain one does not have room for it.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// A stream with two manners of its own.
 ///
 /// - A client that does not take its answers is given up after a while.
 /// - On shutdown, what the client still sends is read and thrown away for a moment: ending a connection with
 ///   unread bytes resets it, and a client in the middle of its body would lose the answer that refuses it.
 #[derive(Debug)]
 pub(super) struct PatientStream {
-    stream: TcpStream,
+    stream: Stream,
     write_timeout: Duration,
     /// Set while a write waits: when it is given up.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -31,7 +39,7 @@ pub(super) struct PatientStream {
 }
 
 impl PatientStream {
-    pub(super) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+    pub(super) fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self { stream, write_timeout, stalled: None, lingering: None }
     }
 
@@ -48,11 +56,16 @@ impl PatientStream {
     }
 }
 
-/// The TCP stream below an upgraded connection, and what the client sent before it saw the answer.
-pub(super) fn take_apart(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
+/// What is below an upgraded connection, and what the client sent before it saw the answer. (Of TLS, the session
+/// holds what has not been read from it.)
+pub(super) fn take_apart(upgraded: Upgraded) -> Option<(Transport, Bytes)> {
     let parts = upgraded.downcast::<TokioIo<PatientStream>>().ok()?;
+    let transport = match parts.io.into_inner().stream {
+        Either::Left(stream) => stream.into(),
+        Either::Right(stream) => stream.into_inner().into(),
+    };
     // hyper's buffer is as large as the largest head; only what is in it is kept.
-    Some((parts.io.into_inner().stream, Bytes::copy_from_slice(&parts.read_buf)))
+    Some((transport, Bytes::copy_from_slice(&parts.read_buf)))
 }
 
 impl AsyncRead for PatientStream {
@@ -85,11 +98,16 @@ impl AsyncWrite for PatientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS may have taken in what it has not written yet.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.in_time(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        if self.lingering.is_none() {
+            let shut_down = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.in_time(cx, shut_down))?;
+        }
         let Self { stream, lingering, .. } = &mut *self;
         let until = lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
         let mut waste = [0; 4096];

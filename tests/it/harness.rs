@@ -15,8 +15,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pusherd::apps::{App, Apps};
-use pusherd::server::{self, Options, Shutdown};
+use pusherd::server::{self, Listeners, Options, Shutdown, Tls};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -32,6 +33,11 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A channel name for tests that need any public channel.
 pub const NEWS: &str = "news";
+
+/// What a client speaks over: TCP, or TLS on it.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 /// Waits for `future`, and fails the test when it takes too long.
 pub async fn in_time<T>(what: impl Display, future: impl Future<Output = T>) -> T {
@@ -59,12 +65,16 @@ pub struct Setup {
     pub other: App,
     /// The rest. Unlike the defaults, connections are not closed slowly at the end.
     pub options: Options,
+    /// A certificate: with it, the server listens with TLS as well.
+    pub tls: Option<Tls>,
 }
 
 /// A running server.
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it listens with TLS.
+    pub tls_address: Option<SocketAddr>,
     stop: mpsc::Sender<Shutdown>,
     running: JoinHandle<std::io::Result<()>>,
 }
@@ -79,14 +89,15 @@ impl Server {
     pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let app = |key: &Key| App::new(key.app_id, key.key, key.secret);
         let options = Options { drain: Duration::ZERO, ..Options::default() };
-        let mut setup = Setup { app: app(&DEMO), other: app(&OTHER), options };
+        let mut setup = Setup { app: app(&DEMO), other: app(&OTHER), options, tls: None };
         change(&mut setup);
-        let listener = server::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let address = listener.local_addr().unwrap();
+        let bind = || server::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listeners = Listeners { plain: Some(bind()), tls: setup.tls.map(|tls| (bind(), tls)) };
+        let listening = listeners.addresses().unwrap();
         let (stop, stopped) = mpsc::channel(4);
         let apps = Apps::new([setup.app, setup.other]);
-        let running = tokio::spawn(server::run(listener, apps, setup.options, stopped));
-        Self { address, stop, running }
+        let running = tokio::spawn(server::run(listeners, apps, setup.options, stopped));
+        Self { address: listening.plain.unwrap(), tls_address: listening.tls, stop, running }
     }
 
     /// Starts a server whose demo app `change` has adjusted.

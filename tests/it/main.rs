@@ -25,5 +25,6 @@ mod shutdown;
 mod sign_in;
 mod slow_reader;
 mod tidy;
+mod tls;
 mod watchlist;
 mod websocket;

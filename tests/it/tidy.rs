@@ -15,7 +15,7 @@ const MAP: [(&str, &[&str]); 12] = [
     ("http", &["hub", "apps", "protocol", "limits"]),
     ("pusher", &["hub", "apps", "protocol", "limits", "session", "outbox"]),
     ("config", &["apps", "limits", "protocol", "pusher", "http", "server"]),
-    ("server", &["apps", "http", "hub", "protocol", "pusher"]),
+    ("server", &["apps", "http", "hub", "outbox", "protocol", "pusher"]),
     ("cli", &["config", "server", "apps", "http", "pusher", "protocol", "limits"]),
 ];
 
@@ -114,6 +114,17 @@ fn the_pure_rooms_have_no_clock_no_randomness_and_no_system() {
             for impure in IMPURE {
                 assert!(!code.contains(impure), "{} names {impure}", file.display());
             }
+        }
+    }
+}
+
+#[test]
+fn tls_is_named_where_connections_begin_where_they_are_written_and_where_health_asks() {
+    for (room, _) in MAP {
+        for file in files_of(room) {
+            let code = code_of(&file);
+            let named = code.contains("rustls::") || code.contains("tokio_rustls");
+            assert!(!named || ["server", "outbox", "cli"].contains(&room), "{}", file.display());
         }
     }
 }

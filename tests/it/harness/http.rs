@@ -5,9 +5,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::in_time;
 use super::raw::RawSocket;
 use super::signing::{DEMO, Key, md5_hex, unix_now};
+use super::{Stream, in_time};
 
 /// What a query value may hold as it is.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -211,13 +211,13 @@ impl Answer {
 }
 
 /// A connection that requests go over, one after the other.
-pub struct Http {
-    stream: TcpStream,
+pub struct Http<S = TcpStream> {
+    stream: S,
     buffer: Vec<u8>,
 }
 
-impl Http {
-    pub fn over(stream: TcpStream) -> Self {
+impl<S: Stream> Http<S> {
+    pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
@@ -254,7 +254,7 @@ impl Http {
     }
 
     /// The connection, after an upgrade.
-    pub fn into_websocket(self) -> RawSocket {
+    pub fn into_websocket(self) -> RawSocket<S> {
         RawSocket::after(self.stream, self.buffer)
     }
 

@@ -4,8 +4,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::http::find;
-use super::in_time;
 use super::websocket::data_of;
+use super::{Stream, in_time};
 
 /// Any mask, as long as it is not zero.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -71,24 +71,15 @@ impl Frame {
     }
 }
 
-/// A TCP stream on which WebSocket frames are read and bytes are written.
-pub struct RawSocket {
-    stream: TcpStream,
+/// A stream on which WebSocket frames are read and bytes are written.
+pub struct RawSocket<S = TcpStream> {
+    stream: S,
     buffer: Vec<u8>,
     /// Its socket id, once it is established.
     pub id: String,
 }
 
-impl RawSocket {
-    pub fn over(stream: TcpStream) -> Self {
-        Self::after(stream, Vec::new())
-    }
-
-    /// A stream of which `buffer` has been read.
-    pub(super) fn after(stream: TcpStream, buffer: Vec<u8>) -> Self {
-        Self { stream, buffer, id: String::new() }
-    }
-
+impl RawSocket<TcpStream> {
     /// The request that asks for a WebSocket at `target`, with the key of RFC 6455 §1.3.
     pub fn upgrade_request(target: &str) -> String {
         format!(
@@ -97,9 +88,38 @@ impl RawSocket {
         )
     }
 
+    /// Ends the connection as a crashed client's kernel does.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+
+    /// Forgets what has come so far, without waiting for more.
+    #[allow(dead_code, reason = "tests/hostile.rs needs it")]
+    pub fn skip(&mut self) {
+        self.buffer.clear();
+        let mut bytes = [0; 16 * 1024];
+        while matches!(self.stream.try_read(&mut bytes), Ok(1..)) {}
+    }
+}
+
+impl<S: Stream> RawSocket<S> {
+    pub fn over(stream: S) -> Self {
+        Self::after(stream, Vec::new())
+    }
+
+    /// A stream of which `buffer` has been read.
+    pub(super) fn after(stream: S, buffer: Vec<u8>) -> Self {
+        Self { stream, buffer, id: String::new() }
+    }
+
     /// Upgrades and reads the first frame, which must be the established one.
     pub async fn upgrade(&mut self, target: &str) {
-        self.write(Self::upgrade_request(target).as_bytes()).await;
+        self.write(RawSocket::upgrade_request(target).as_bytes()).await;
+        self.upgraded().await;
+    }
+
+    /// Reads the answer to an upgrade and the first frame.
+    pub async fn upgraded(&mut self) {
         let head = self.read_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         let first = self.next().await;
@@ -176,22 +196,15 @@ impl RawSocket {
         assert_eq!(self.buffer, b"");
     }
 
-    /// Ends the connection as a crashed client's kernel does.
-    pub fn reset(self) {
-        self.stream.set_zero_linger().unwrap();
-    }
-
-    /// Forgets what has come so far, without waiting for more.
-    #[allow(dead_code, reason = "tests/hostile.rs needs it")]
-    pub fn skip(&mut self) {
-        self.buffer.clear();
-        let mut bytes = [0; 16 * 1024];
-        while matches!(self.stream.try_read(&mut bytes), Ok(1..)) {}
-    }
-
-    /// The TCP stream below.
-    pub const fn stream(&self) -> &TcpStream {
+    /// The stream below.
+    pub const fn stream(&self) -> &S {
         &self.stream
+    }
+
+    /// The stream below.
+    #[allow(dead_code, reason = "of the binaries with this harness, some need it")]
+    pub const fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     fn take_frame(&mut self) -> Option<Frame> {

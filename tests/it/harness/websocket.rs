@@ -9,18 +9,18 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::in_time;
 use super::signing::{channel_auth, user_auth};
+use super::{Stream, in_time};
 
 /// A connection that has become a WebSocket, and of which nothing else is known.
-pub struct Upgrade {
-    socket: WebSocketStream<TcpStream>,
+pub struct Upgrade<S = TcpStream> {
+    socket: WebSocketStream<S>,
     response: Response,
 }
 
-impl Upgrade {
-    pub(super) async fn of(stream: TcpStream, target: &str, headers: &[(&str, &str)]) -> Self {
-        let uri = format!("ws://{}{target}", stream.peer_addr().unwrap()).parse().unwrap();
+impl<S: Stream> Upgrade<S> {
+    pub async fn of(stream: S, target: &str, headers: &[(&str, &str)]) -> Self {
+        let uri = format!("ws://test{target}").parse().unwrap();
         let mut request = ClientRequestBuilder::new(uri);
         for (name, value) in headers {
             // The library checks that the server selects one of the subprotocols it knows of.
@@ -40,7 +40,7 @@ impl Upgrade {
     }
 
     /// The client, which must be established.
-    pub async fn established(self) -> Client {
+    pub async fn established(self) -> Client<S> {
         let mut client = self.client();
         let established = client.next().await;
         assert_eq!(established["event"], "pusher:connection_established", "{established}");
@@ -49,7 +49,7 @@ impl Upgrade {
     }
 
     /// The client, before its first frame.
-    pub fn client(self) -> Client {
+    pub fn client(self) -> Client<S> {
         Client { socket: self.socket, id: String::new() }
     }
 
@@ -60,8 +60,8 @@ impl Upgrade {
 }
 
 /// A client, by default of the demo app.
-pub struct Client {
-    socket: WebSocketStream<TcpStream>,
+pub struct Client<S = TcpStream> {
+    socket: WebSocketStream<S>,
     /// Its socket id.
     pub id: String,
 }
@@ -72,7 +72,14 @@ pub fn data_of(frame: &Value) -> Value {
     serde_json::from_str(data).unwrap_or_else(|error| panic!("data is JSON: {frame}: {error}"))
 }
 
-impl Client {
+impl Client<TcpStream> {
+    /// Ends the connection as a crashed client's kernel does.
+    pub fn reset(self) {
+        self.socket.get_ref().set_zero_linger().unwrap();
+    }
+}
+
+impl<S: Stream> Client<S> {
     /// Sends a message.
     pub async fn send(&mut self, message: Value) {
         self.send_text(&message.to_string()).await;
@@ -272,11 +279,6 @@ impl Client {
         let farewell = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         in_time("the server takes a Close", self.socket.close(Some(farewell))).await.unwrap();
         while self.next_message().await.is_some() {}
-    }
-
-    /// Ends the connection as a crashed client's kernel does.
-    pub fn reset(self) {
-        self.socket.get_ref().set_zero_linger().unwrap();
     }
 
     /// The next message that is not a ping or pong of the WebSocket layer; `None` at the end.

@@ -1,0 +1,225 @@
+//! TLS of our own: the certificate, its renewal, and the handshake.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, ServerConfig};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+use tracing::{error, info};
+
+use super::stream::Stream;
+
+/// How often the files are looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The largest file that is read. A chain has a few kilobytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The first byte of a TLS connection: a record of the handshake.
+const HANDSHAKE: u8 = 22;
+
+/// A certificate with its key, as the files hold them now. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Tls(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    files: Files,
+    current: Arc<Current>,
+    config: Arc<ServerConfig>,
+    watched: Mutex<Watched>,
+}
+
+#[derive(Debug)]
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// What the files said. No `Debug`: it holds a key.
+#[derive(Eq, PartialEq)]
+struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+struct Watched {
+    /// What is in use.
+    pem: Pem,
+    /// What is wrong with the files since, as it was logged.
+    complaint: Option<String>,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched").field("complaint", &self.complaint).finish_non_exhaustive()
+    }
+}
+
+/// The certificate that the next handshake shows, whatever name is asked for.
+#[derive(Debug)]
+struct Current(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read()))
+    }
+}
+
+/// What is wrong with one of the two files. The text begins with its path.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file of the certificate.
+    #[error("{0}")]
+    Certificate(String),
+    /// The file of the key.
+    #[error("{0}")]
+    Key(String),
+}
+
+impl Tls {
+    /// Reads a chain of certificates, the server's own first, and the private key that belongs to it: PEM files.
+    ///
+    /// # Errors
+    /// Which of the files is not as it should be, and why.
+    pub fn load(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
+        let files = Files { certificate, key };
+        let provider = ring::default_provider();
+        let pem = files.read()?;
+        let current = Arc::new(Current(RwLock::new(Arc::new(files.parse(&pem, &provider)?))));
+        let watched = Mutex::new(Watched { pem, complaint: None });
+        let config = config(provider, &current)
+            .map_err(|error| TlsError::Certificate(format!("{}: {error}", files.certificate.display())))?;
+        Ok(Self(Arc::new(Inner { files, current, config: Arc::new(config), watched })))
+    }
+
+    /// Reads the files again, and uses them from the next connection on if they are good. If not, says so once in
+    /// the log and goes on with what was read before.
+    pub fn reload(&self) {
+        let Inner { files, current, config, watched } = &*self.0;
+        let mut watched = watched.lock();
+        let renewed = files.read().and_then(|pem| {
+            let is_new = pem != watched.pem;
+            let parsed = is_new.then(|| files.parse(&pem, config.crypto_provider())).transpose()?;
+            Ok(parsed.map(|key| (pem, key)))
+        });
+        let complaint = match renewed {
+            Ok(None) => None,
+            Ok(Some((pem, key))) => {
+                *current.0.write() = Arc::new(key);
+                watched.pem = pem;
+                info!(file = %files.certificate.display(), "the certificate was renewed");
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != watched.complaint) {
+            error!("cannot renew the certificate, and goes on with the one before: {complaint}");
+        }
+        watched.complaint = complaint;
+    }
+
+    /// Reads the files again once a minute, until it is dropped.
+    pub(super) async fn watch(&self) {
+        loop {
+            sleep(CHECK_INTERVAL).await;
+            let tls = self.clone();
+            // An error is a runtime that ends.
+            let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
+        }
+    }
+
+    /// Shakes hands. A client that does not begin with TLS is answered as it speaks, so that it can be told.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
+        let mut first = [0];
+        match stream.peek(&mut first).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ if first[0] != HANDSHAKE => Ok(Either::Left(stream)),
+            _ => {
+                let stream = TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?;
+                Ok(Either::Right(Box::new(stream)))
+            }
+        }
+    }
+}
+
+fn config(provider: CryptoProvider, current: &Arc<Current>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::clone(current) as Arc<dyn ResolvesServerCert>);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Clients keep what is needed to come back with a short handshake: many may come back at once.
+    config.ticketer = ring::Ticketer::new()?;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+impl Files {
+    fn read(&self) -> Result<Pem, TlsError> {
+        let certificate = read(&self.certificate).map_err(TlsError::Certificate)?;
+        Ok(Pem { certificate, key: read(&self.key).map_err(TlsError::Key)? })
+    }
+
+    fn parse(&self, pem: &Pem, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+        // What the parsers say may quote the file, and one of them holds a secret: it is not repeated.
+        let of_certificate =
+            |why: &str| TlsError::Certificate(format!("{} {why}", self.certificate.display()));
+        let of_key = |why: &str| TlsError::Key(format!("{} {why}", self.key.display()));
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem.certificate)
+            .collect::<Result<_, _>>()
+            .map_err(|_| of_certificate("is not a valid PEM file"))?;
+        if chain.is_empty() {
+            return Err(of_certificate("holds no certificate in PEM (BEGIN CERTIFICATE)"));
+        }
+        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| {
+            let is_encrypted = pem.key.windows(9).any(|word| word == b"ENCRYPTED");
+            of_key(match is_encrypted {
+                true => "is encrypted with a passphrase: decrypt it with `openssl pkey`",
+                false => "holds no private key in PEM (BEGIN PRIVATE KEY)",
+            })
+        })?;
+        let key = provider.key_provider.load_private_key(key);
+        let key = key.map_err(|_| of_key("holds no key of a kind that is known: RSA, ECDSA or Ed25519"))?;
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                let certificate = self.certificate.display();
+                Err(of_key(&format!("does not belong to the first certificate of {certificate}")))
+            }
+            Err(error) => {
+                Err(of_certificate(&format!("begins with a certificate that is not valid: {error}")))
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    let say = |error: io::Error| {
+        let hint = match error.kind() == io::ErrorKind::PermissionDenied {
+            true => "; it must be readable for the user that runs pusherd",
+            false => "",
+        };
+        format!("{shown} cannot be read: {error}{hint}")
+    };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(say)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(say)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("{shown} is larger than {} KiB", FILE_BYTES_MAX / 1024));
+    }
+    Ok(bytes)
+}

@@ -16,9 +16,9 @@ class Stage {
   sdk = {};
   #names = 0;
 
-  async open() {
+  async open(server) {
     this.auth = await startAuth();
-    this.server = await startPusherd();
+    this.server = await startPusherd({ server });
     for (const name of Object.keys(APPS)) this.sdk[name] = this.sdkFor(name);
   }
 
@@ -100,11 +100,11 @@ class Stage {
   }
 }
 
-/** Opens a stage for the tests of this file, and after it whatever else they need. */
-export function useStage({ open = () => {}, close = () => {} } = {}) {
+/** Opens a stage for the tests of this file, and after it whatever else they need. `server` goes over its settings. */
+export function useStage({ server = {}, open = () => {}, close = () => {} } = {}) {
   const stage = new Stage();
   before(async () => {
-    await stage.open();
+    await stage.open(server);
     await open();
   });
   after(async () => {

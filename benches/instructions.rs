@@ -263,9 +263,6 @@ impl Server {
         command.arg("--config").arg(&config).arg("--env-file").arg("/dev/null");
         // One worker, so that no run differs by who woke whom.
         command.env_clear().env("TOKIO_WORKER_THREADS", "1").current_dir(&directory);
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
-        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("valgrind is installed");
         let mut log = BufReader::new(child.stderr.take().unwrap());

@@ -1,8 +1,10 @@
 //! Wires: pairs of functions between messages and bytes.
 //!
-//! [`websocket`] is RFC 6455's framing, [`pusher`] the JSON that Pusher's clients speak inside of it. A wire is a
+//! [`websocket`] is RFC 6455's framing, [`deflate`] what travels in it compressed, [`pusher`] the JSON that Pusher's
+//! clients speak inside of it. A wire is a
 //! codec and nothing else, so that every one is a table test and a fuzz target.
 
+pub mod deflate;
 pub mod pusher;
 pub mod websocket;
 

@@ -1,11 +1,15 @@
-//! RFC 6455 framing, the server's side: frames out with a header and no mask, frames in masked.
+//! RFC 6455 framing, the server's side: frames out with a header and no mask, frames in masked. Of the reserved
+//! bits only the first has a meaning, and only where permessage-deflate was agreed upon: see [`deflate`].
 //!
 //! [`Decoder`] owns bytes only while a frame or a fragmented message is incomplete; an idle connection's decoder
 //! holds none.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::Frame;
+use super::deflate::{self, Compression};
 use crate::protocol::CloseCode;
 
 /// The longest header a server frame can have.
@@ -16,6 +20,9 @@ const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
+
+/// The reserved bit that marks a compressed message, on its first frame. Source: RFC 7692 §6.
+const RSV1: u8 = 0x40;
 
 /// The longest payload of a control frame.
 const CONTROL_MAX: usize = 125;
@@ -30,6 +37,20 @@ pub fn text_frame(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
     let start = HEADER_MAX - header_len;
     buffer[start..HEADER_MAX].copy_from_slice(&header[..header_len]);
     Frame(Bytes::from(buffer).slice(start..))
+}
+
+/// Appends a text frame that is marked as compressed, with the payload that `write` appends; `false` when `write`
+/// says so, and what was appended is then of no use.
+pub(super) fn push_compressed_frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_MAX]);
+    if !write(out) {
+        return false;
+    }
+    let (header, header_len) = header(RSV1 | TEXT, out.len() - start - HEADER_MAX);
+    out[start..start + header_len].copy_from_slice(&header[..header_len]);
+    out.drain(start + header_len..start + HEADER_MAX);
+    true
 }
 
 fn header(opcode: u8, len: usize) -> ([u8; HEADER_MAX], usize) {
@@ -124,6 +145,10 @@ pub enum Violation {
     /// A text that is not UTF-8.
     #[error("text is not UTF-8")]
     NotUtf8,
+    /// A compressed message that cannot be inflated. RFC 7692 names no code; this is RFC 6455's for data that is not
+    /// what its message says it is.
+    #[error("compressed message cannot be inflated")]
+    NotDeflate,
     /// A message longer than the limit.
     #[error("message is longer than {bytes_max} bytes")]
     TooBig {
@@ -138,7 +163,7 @@ impl Violation {
     pub const fn code(self) -> CloseCode {
         match self {
             Self::Framing(_) => CloseCode::ProtocolError,
-            Self::NotUtf8 => CloseCode::InvalidPayload,
+            Self::NotUtf8 | Self::NotDeflate => CloseCode::InvalidPayload,
             Self::TooBig { .. } => CloseCode::TooBig,
         }
     }
@@ -146,35 +171,51 @@ impl Violation {
 
 /// Puts a client's messages together from bytes as they arrive.
 ///
-/// Memory: nothing between messages; never more than one frame of the limit, one message of the limit and one
-/// read.
+/// Memory: nothing between messages; never more than one frame of the limit, one message of the limit as it came and
+/// one as it is, and one read.
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// The start of a frame whose end has not arrived.
     held: Vec<u8>,
     /// The fragments so far of a message in several frames.
-    message: Option<Fragments>,
+    message: Option<Box<Fragments>>,
+    /// Whether messages may be compressed.
+    inflates: bool,
 }
 
 #[derive(Debug)]
 struct Fragments {
-    opcode: u8,
+    kind: Kind,
     payload: Vec<u8>,
+}
+
+/// What the first frame of a message says of it.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    opcode: u8,
+    compressed: bool,
 }
 
 struct Head {
     fin: bool,
-    opcode: u8,
+    kind: Kind,
     mask: [u8; 4],
     start: usize,
     end: usize,
 }
 
 impl Decoder {
+    /// The decoder of a connection that has agreed upon `compression`.
+    #[must_use]
+    pub fn new(compression: Compression) -> Self {
+        Self { inflates: compression != Compression::Off, ..Self::default() }
+    }
+
     /// Takes `bytes` in and hands every message that is now complete to `each`, in order. Stops where `each`
     /// answers `false`; what follows is then discarded.
     ///
-    /// A length over `message_bytes_max` is refused when its header arrives, before any of it is kept.
+    /// A length over `message_bytes_max` is refused when its header arrives, before any of it is kept; a compressed
+    /// message that is longer than that when it is inflated, as soon as it is.
     ///
     /// # Errors
     /// [`Violation`]; the decoder must not be used after one.
@@ -211,7 +252,7 @@ impl Decoder {
             let Some(payload) = bytes.get_mut(at + head.start..at + head.end) else { break };
             unmask(payload, head.mask);
             at += head.end;
-            if !self.take(&head, payload, each)? {
+            if !self.take(&head, payload, max, each)? {
                 return Ok(bytes.len());
             }
         }
@@ -222,7 +263,8 @@ impl Decoder {
     fn head(&self, bytes: &[u8], max: usize) -> Result<Option<Head>, Violation> {
         let &[first, second, ..] = bytes else { return Ok(None) };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
-        if first & 0x70 != 0 {
+        let compressed = self.inflates && matches!(opcode, TEXT | BINARY) && first & RSV1 != 0;
+        if first & 0x70 != if compressed { RSV1 } else { 0 } {
             return Err(Violation::Framing("reserved bits are set"));
         }
         if second & 0x80 == 0 {
@@ -260,16 +302,17 @@ impl Decoder {
             return Ok(None);
         };
         let start = mask_at + 4;
-        Ok(Some(Head { fin, opcode, mask, start, end: start + len }))
+        Ok(Some(Head { fin, kind: Kind { opcode, compressed }, mask, start, end: start + len }))
     }
 
     fn take(
         &mut self,
         head: &Head,
         payload: &[u8],
+        max: usize,
         each: &mut impl FnMut(Incoming<'_>) -> bool,
     ) -> Result<bool, Violation> {
-        match head.opcode {
+        match head.kind.opcode {
             PING => Ok(each(Incoming::Ping(payload))),
             PONG => Ok(each(Incoming::Pong)),
             CLOSE => Ok(each(Incoming::Close(close_code(payload)?))),
@@ -277,14 +320,14 @@ impl Decoder {
                 let Some(mut message) = self.message.take() else { return Ok(true) };
                 message.payload.extend_from_slice(payload);
                 if head.fin {
-                    return deliver(message.opcode, &message.payload, each);
+                    return deliver(message.kind, &message.payload, max, each);
                 }
                 self.message = Some(message);
                 Ok(true)
             }
-            opcode if head.fin => deliver(opcode, payload, each),
-            opcode => {
-                self.message = Some(Fragments { opcode, payload: payload.to_vec() });
+            _ if head.fin => deliver(head.kind, payload, max, each),
+            _ => {
+                self.message = Some(Box::new(Fragments { kind: head.kind, payload: payload.to_vec() }));
                 Ok(true)
             }
         }
@@ -298,14 +341,16 @@ impl Decoder {
 }
 
 fn deliver(
-    opcode: u8,
+    kind: Kind,
     payload: &[u8],
+    max: usize,
     each: &mut impl FnMut(Incoming<'_>) -> bool,
 ) -> Result<bool, Violation> {
-    if opcode == BINARY {
+    if kind.opcode == BINARY {
         return Ok(each(Incoming::Binary));
     }
-    let text = std::str::from_utf8(payload).map_err(|_| Violation::NotUtf8)?;
+    let payload = if kind.compressed { deflate::inflate(payload, max)?.into() } else { Cow::from(payload) };
+    let text = std::str::from_utf8(&payload).map_err(|_| Violation::NotUtf8)?;
     Ok(each(Incoming::Text(text)))
 }
 
@@ -359,7 +404,21 @@ mod tests {
 
     /// What comes out of `bytes` fed in pieces of `step`, in words.
     fn decode(bytes: &[u8], step: usize, max: usize) -> (Vec<String>, Option<Violation>) {
-        let (mut decoder, mut said) = (Decoder::default(), Vec::new());
+        decode_with(Decoder::default(), bytes, step, max)
+    }
+
+    /// The decoder of a connection that has agreed upon compression.
+    fn inflating() -> Decoder {
+        Decoder::new(Compression::Deflate { bytes_min: 0 })
+    }
+
+    fn decode_with(
+        mut decoder: Decoder,
+        bytes: &[u8],
+        step: usize,
+        max: usize,
+    ) -> (Vec<String>, Option<Violation>) {
+        let mut said = Vec::new();
         for piece in bytes.chunks(step) {
             let each = |incoming: Incoming<'_>| {
                 said.push(match incoming {
@@ -396,6 +455,80 @@ mod tests {
             assert_eq!(said[3].len(), 70_005);
             assert_eq!(said[4..], ["pong", "binary", "close Some(1000)"]);
         }
+    }
+
+    /// "Hello". Source: RFC 7692 §7.2.3.1.
+    const HELLO: &[u8] = &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+
+    #[test]
+    fn compressed_messages_come_out_whole_however_they_arrive() {
+        let mut bytes = masked(0xc1, HELLO);
+        bytes.extend(masked(0x41, &HELLO[..3]));
+        bytes.extend(masked(0x89, b"now"));
+        bytes.extend(masked(0x00, &HELLO[3..4]));
+        bytes.extend(masked(0x00, b""));
+        bytes.extend(masked(0x80, &HELLO[4..]));
+        bytes.extend(masked(0x81, b"plain"));
+        bytes.extend(masked(0x01, b"pl"));
+        bytes.extend(masked(0x80, b"ain"));
+        bytes.extend(masked(0x41, HELLO));
+        bytes.extend(masked(0x80, b""));
+        bytes.extend(masked(0xc1, b""));
+        bytes.extend(masked(0xc2, HELLO));
+        for step in [1, 2, 3, 7, 64, 1000] {
+            let (said, violation) = decode_with(inflating(), &bytes, step, 100);
+            assert_eq!(violation, None);
+            let expected = ["Hello", "ping 3", "Hello", "plain", "plain", "Hello", "", "binary"].map(
+                |said| match said {
+                    "ping 3" | "binary" => said.to_owned(),
+                    text => format!("text {text}"),
+                },
+            );
+            assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn the_bit_of_compression_stands_on_the_first_frame_of_a_message_only() {
+        let begun = masked(0x41, &HELLO[..3]);
+        let table = [
+            masked(0xc9, b""),
+            masked(0xca, b""),
+            masked(0xc8, &[0x03, 0xe8]),
+            masked(0xa1, HELLO),
+            masked(0x91, HELLO),
+            masked(0xe1, HELLO),
+            masked(0xf1, HELLO),
+            masked(0xc0, HELLO),
+            masked(0xc3, HELLO),
+            [&begun[..], &masked(0xc0, &HELLO[3..])].concat(),
+            [&begun[..], &masked(0x40, &HELLO[3..])].concat(),
+            [&masked(0x01, b"plain")[..], &masked(0xc0, HELLO)].concat(),
+            [&begun[..], &masked(0xc1, HELLO)].concat(),
+        ];
+        for bytes in table {
+            let violation = decode_with(inflating(), &bytes, 100, 1000).1;
+            assert!(matches!(violation, Some(Violation::Framing(_))), "{bytes:02x?}: {violation:?}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_message_is_held_to_the_limit_and_to_utf8_when_inflated() {
+        let violation = |bytes: &[u8], max| decode_with(inflating(), bytes, 100, max).1;
+        assert_eq!(violation(&masked(0xc1, HELLO), 7), None);
+        let long = [HELLO, &[0x00; 3]].concat();
+        let too_big = Some(Violation::TooBig { bytes_max: 9 });
+        assert_eq!(violation(&masked(0xc1, &long), 9), too_big, "longer on the wire than may be");
+        let mut sent = Vec::new();
+        deflate::push(&mut sent, &text_frame(|out| out.extend([b'x'; 1000])), 0);
+        let (one, two) = payload(&sent).split_at(5);
+        let fragments = [masked(0x41, one), masked(0x80, two)].concat();
+        assert_eq!(violation(&fragments, 1000), None);
+        assert_eq!(violation(&fragments, 999), Some(Violation::TooBig { bytes_max: 999 }));
+        let not_utf8 = [0x00, 0x01, 0x00, 0xfe, 0xff, 0xff, 0x00];
+        assert_eq!(violation(&masked(0xc1, &not_utf8), 100), Some(Violation::NotUtf8));
+        assert_eq!(violation(&masked(0xc1, b"plain after all"), 100), Some(Violation::NotDeflate));
+        assert_eq!(Violation::NotDeflate.code().number(), 1007);
     }
 
     #[test]
@@ -469,8 +602,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_decoder_panic_or_hoard(bytes: Vec<u8>, step in 1usize..50) {
-            let mut decoder = Decoder::default();
+        fn no_bytes_make_the_decoder_panic_or_hoard(bytes: Vec<u8>, step in 1usize..50, inflates: bool) {
+            let mut decoder = if inflates { inflating() } else { Decoder::default() };
             for piece in bytes.chunks(step) {
                 if decoder.feed(&mut piece.to_vec(), 64, |_| true).is_err() {
                     break;

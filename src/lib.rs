@@ -9,7 +9,8 @@
 //!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
 //!  → http::trigger      JSON → checked names and sizes, the socket to except
 //!  → hub.publish
-//!      → registry       one queue a channel: what waits is put together once and written to every subscriber
+//!      → registry       one queue a channel: what waits is put together once and written to every subscriber; once
+//!                       more, compressed, if one of them agreed upon that
 //!  → outbox             one small lock in front of a socket: `send(2)` at once, or queued and flushed by the task
 //! ```
 //!
@@ -48,7 +49,8 @@
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
 //! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
 //!   only while the channel has more than 256 KiB undelivered.
-//! - An idle connection owns no buffer and no timer. (Of TLS, rustls keeps 4 KiB to read into.)
+//! - An idle connection owns no buffer and no timer, nor a compressor: no message is compressed or inflated with
+//!   anything of the one before. (Of TLS, rustls keeps 4 KiB to read into.)
 //! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
 //! - Whatever counts connections is a place that gives itself back when it is dropped.
 //!
@@ -67,6 +69,7 @@
 //! | what is encrypted for a slow reader is shared with nobody | `outbox::tls`: the next piece when the socket has taken the one before |
 //! | leaving by linear search | `registry::channel`, `State::places` |
 //! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
+//! | compressing for every connection | `registry::channel`, `Compressed`: once a batch; [`protocol::wire::deflate`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
 //! | publishers held up by their own fan-out | [`registry::Drive::on_the_spot`]: up to 32 subscribers only, 64 deliveries a turn |
 //! | closed-loop figures without deliveries, memory of a used process | the method, not the code |

@@ -27,6 +27,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::protocol::message::ServerMessage;
+use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{CloseCode, SocketId};
 use tls::Tls;
@@ -42,6 +43,8 @@ pub struct Outbox {
     pub pulse: Pulse,
     /// Bytes that may wait before the client counts as too slow.
     bytes_max: u32,
+    /// What it has agreed upon: how those who send to many put their frames together for it.
+    compression: Compression,
     transport: Transport,
     state: Mutex<State>,
 }
@@ -159,6 +162,7 @@ impl Outbox {
             socket,
             pulse,
             bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
+            compression: Compression::Off,
             transport: transport.into(),
             state: Mutex::default(),
         }
@@ -169,6 +173,19 @@ impl Outbox {
     #[must_use]
     pub fn detached(socket: SocketId, bytes_max: usize) -> Self {
         Self::new(socket, Transport::Detached, bytes_max, Pulse::default())
+    }
+
+    /// The same outbox, of a connection that has agreed upon `compression`.
+    #[must_use]
+    pub const fn compressing(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// What the connection has agreed upon. Frames may be compressed for it; [`Outbox::say`] compresses none.
+    #[must_use]
+    pub const fn compression(&self) -> Compression {
+        self.compression
     }
 
     /// Whose outbox it is.

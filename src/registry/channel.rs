@@ -6,6 +6,10 @@
 //! channel delivers at once, a busy one in large writes, there is exactly one driver, and the order is the
 //! queue's.
 //!
+//! Connections that agreed upon compression get a batch in a second form, made when the first of them has its turn:
+//! each message by itself, so that it is right for whoever gets only some of them. A list of members and a replayed
+//! event go to one connection, under the channel's lock, and are not compressed.
+//!
 //! Joining is a place in that order too: a subscriber has the number of the first message that is meant for it,
 //! so what was pending before does not reach it and what comes after does.
 
@@ -23,6 +27,7 @@ use super::presence::Presence;
 use super::{ChannelInfo, ChannelKey, Join, JoinError, Joined, Left, Published, Registry};
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, ServerMessage, Source};
+use crate::protocol::wire::deflate::{self, Compression};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 
@@ -520,8 +525,47 @@ struct Batch {
     first: u64,
     messages: Vec<Pending>,
     joined: Bytes,
+    /// The same for connections that take them compressed, made when the first of these has its turn.
+    compressed: Option<Compressed>,
     /// Connections that do not get all of it.
     excepted: Vec<SocketId>,
+}
+
+/// The messages of a batch, each compressed where that is worth it, and put together.
+#[derive(Debug)]
+struct Compressed {
+    joined: Bytes,
+    /// Where each message ends.
+    ends: Vec<usize>,
+}
+
+impl Compressed {
+    /// Works through all of the batch at once: what a batch may have is bounded by [`BATCH_BYTES`] and by the
+    /// longest message, and the threshold is the same for all connections of an app.
+    fn new(messages: &[Pending], joined: &Bytes, bytes_min: u32) -> Self {
+        if !deflate::is_worthwhile(messages.iter().map(|message| &message.frame), bytes_min) {
+            let mut end = 0;
+            let ends = messages.iter().map(|message| {
+                end += message.frame.bytes().len();
+                end
+            });
+            return Self { ends: ends.collect(), joined: joined.clone() };
+        }
+        let mut own = Vec::with_capacity(joined.len() / 2);
+        let ends = messages.iter().map(|message| {
+            deflate::push(&mut own, &message.frame, bytes_min);
+            own.len()
+        });
+        let ends = ends.collect();
+        own.shrink_to_fit();
+        Self { ends, joined: own.into() }
+    }
+
+    /// The message at `place` in the batch.
+    fn message(&self, place: usize) -> &[u8] {
+        let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.joined[start..self.ends[place]]
+    }
 }
 
 impl Batch {
@@ -535,19 +579,36 @@ impl Batch {
             }
         };
         let excepted = messages.iter().filter_map(|message| message.except).collect();
-        Self { first, messages, joined, excepted }
+        Self { first, messages, joined, compressed: None, excepted }
     }
 
     /// What a subscriber gets: nearly always the common bytes.
-    fn bytes_for(&self, subscriber: &Subscriber) -> Option<Cow<'_, Bytes>> {
+    fn bytes_for(&mut self, subscriber: &Subscriber) -> Option<Cow<'_, Bytes>> {
         let socket = subscriber.outbox.socket();
-        if subscriber.since <= self.first && !self.excepted.contains(&socket) {
-            return Some(Cow::Borrowed(&self.joined));
+        let gets_all = subscriber.since <= self.first && !self.excepted.contains(&socket);
+        match subscriber.outbox.compression() {
+            Compression::Off if gets_all => Some(Cow::Borrowed(&self.joined)),
+            Compression::Off => self.own(subscriber, |place| self.messages[place].frame.bytes()),
+            Compression::Deflate { bytes_min } => {
+                if self.compressed.is_none() {
+                    self.compressed = Some(Compressed::new(&self.messages, &self.joined, bytes_min));
+                }
+                let compressed = self.compressed.as_ref()?;
+                if gets_all {
+                    return Some(Cow::Borrowed(&compressed.joined));
+                }
+                self.own(subscriber, |place| compressed.message(place))
+            }
         }
+    }
+
+    /// What a subscriber gets who does not get all of it, of messages as `form` has them.
+    fn own<'f>(&self, subscriber: &Subscriber, form: impl Fn(usize) -> &'f [u8]) -> Option<Cow<'_, Bytes>> {
+        let socket = subscriber.outbox.socket();
         let mut own = Vec::with_capacity(self.joined.len());
-        for (number, message) in (self.first..).zip(&self.messages) {
+        for ((place, message), number) in self.messages.iter().enumerate().zip(self.first..) {
             if number >= subscriber.since && message.except != Some(socket) {
-                own.extend_from_slice(message.frame.bytes());
+                own.extend_from_slice(form(place));
             }
         }
         (!own.is_empty()).then(|| Cow::Owned(own.into()))

@@ -17,6 +17,7 @@ pub use origin::{OriginPattern, OriginPatternError};
 
 use crate::limits::Rate;
 use crate::protocol::signature::SigningKey;
+use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
 
 /// The id of an app, as in `/apps/{id}/…`.
@@ -75,6 +76,10 @@ pub struct App {
     pub watchlist: bool,
     /// A connection that has neither signed in nor joined a channel with a signature by then is closed (4009).
     pub authorized_connections_timeout: Option<Duration>,
+    /// Whether connections that offer permessage-deflate get it.
+    pub compression: bool,
+    /// Messages shorter than this are not compressed.
+    pub compression_threshold_bytes: u32,
     /// A path in front of `/app/…` and `/apps/…` that is served beside the bare one: empty, or `/…` without a
     /// slash at the end.
     pub path_prefix: Box<str>,
@@ -197,6 +202,9 @@ impl App {
             subscription_counts: false,
             watchlist: true,
             authorized_connections_timeout: None,
+            compression: false,
+            // docs/compression.md: what is shorter saves less than the headers of the packet it travels in.
+            compression_threshold_bytes: 512,
             path_prefix: "".into(),
             tls_only: false,
             require_protocol: false,
@@ -205,6 +213,16 @@ impl App {
             names: NameRules::default(),
             limits: AppLimits::default(),
             connections: ConnectionCount::default(),
+        }
+    }
+
+    /// What a connection of the app agrees upon that offers permessage-deflate.
+    #[must_use]
+    pub const fn offered_compression(&self) -> Compression {
+        if self.compression {
+            Compression::Deflate { bytes_min: self.compression_threshold_bytes }
+        } else {
+            Compression::Off
         }
     }
 

@@ -171,6 +171,16 @@ pub(super) const APP: &[Setting<App>] = &[
         "A connection that has neither signed in nor joined a private or presence channel by then is closed (4009).",
     ),
     app(
+        "compression",
+        switch(|app| &mut app.compression),
+        "Whether clients that offer permessage-deflate get messages compressed. See *Compression* below.",
+    ),
+    app(
+        "compression_threshold_bytes",
+        number(0, MIB, |app| &mut app.compression_threshold_bytes),
+        "Messages shorter than this are sent as they are, to whomever.",
+    ),
+    app(
         "path_prefix",
         text("a path such as \"/rt\"", path_prefix, |app| &mut app.path_prefix),
         "A path in front of `/app/…` and `/apps/…` that is served beside the bare one.",

@@ -20,6 +20,7 @@ use crate::apps::{App, SubscriptionErrorFrames};
 use crate::hub::{Backlog, JoinError};
 use crate::outbox::{Closing, Outbox, Pulse, Transport};
 use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
@@ -61,12 +62,14 @@ struct Established {
 }
 
 impl Connection {
-    /// Establishes the connection, or tells the client why not. `early` is what it sent ahead of the answer.
+    /// Establishes the connection, or tells the client why not. `early` is what it sent ahead of the answer, in which
+    /// `compression` was agreed upon.
     pub(super) fn new(
         door: &Door,
         transport: Transport,
         early: &Bytes,
         admitted: Result<Admitted, Refused>,
+        compression: Compression,
     ) -> Self {
         let hub = &door.0.hub;
         let socket = loop {
@@ -81,10 +84,11 @@ impl Connection {
         let app = admitted.as_ref().ok().map(|places| Arc::clone(places.app_place.app()));
         let authorize_by = app.as_ref().and_then(|app| app.authorized_connections_timeout).map(|by| now + by);
         let bytes_max = app.as_ref().map_or(0, |app| app.limits.outbox_bytes_max);
+        let outbox = Outbox::new(socket, transport, bytes_max, Pulse::new(now, authorize_by));
         let mut connection = Self {
             door: door.clone(),
-            outbox: Arc::new(Outbox::new(socket, transport, bytes_max, Pulse::new(now, authorize_by))),
-            decoder: Decoder::default(),
+            outbox: Arc::new(outbox.compressing(compression)),
+            decoder: Decoder::new(compression),
             established: None,
             deaf: false,
             backlog: None,

@@ -12,6 +12,7 @@ use super::admission::Refused;
 use super::connection::Connection;
 use super::{Door, Peer};
 use crate::outbox::Transport;
+use crate::protocol::wire::deflate::{self, Compression};
 
 /// Whether a request asks for a WebSocket.
 #[must_use]
@@ -39,6 +40,14 @@ impl Door {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
         }
         let found = self.find_app(request.uri(), request.headers(), peer);
+        let mut compression = Compression::Off;
+        if let Ok(app) = &found
+            && app.compression
+            && let Some(answer) = extension(request.headers())
+        {
+            compression = app.offered_compression();
+            response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
+        }
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
         self.0.tasks.spawn(async move {
@@ -49,7 +58,7 @@ impl Door {
                 debug!(peer = %peer.address, code = code.number(), message, "connection refused");
             }
             // A task of its own, so that a connection costs its own size and not that of the upgrade.
-            door.0.tasks.spawn(Connection::new(&door, transport, &early, admitted));
+            door.0.tasks.spawn(Connection::new(&door, transport, &early, admitted, compression));
         });
         response
     }
@@ -66,6 +75,12 @@ fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let first = offered.next()?;
     let chosen = if first == PUSHER || offered.any(|token| token == PUSHER) { PUSHER } else { first };
     HeaderValue::from_str(chosen).ok()
+}
+
+/// The answer to an offer of permessage-deflate, the only extension there is.
+fn extension(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter();
+    deflate::negotiate(offered.filter_map(|value| value.to_str().ok())).map(HeaderValue::from_static)
 }
 
 fn not_an_upgrade(problem: &str) -> Response<Body> {

@@ -9,6 +9,7 @@
 mod auth;
 mod cache_channels;
 mod client_events;
+mod compression;
 mod conformance;
 mod counts;
 mod exclusion;

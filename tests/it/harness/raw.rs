@@ -82,9 +82,14 @@ pub struct RawSocket<S = TcpStream> {
 impl RawSocket<TcpStream> {
     /// The request that asks for a WebSocket at `target`, with the key of RFC 6455 §1.3.
     pub fn upgrade_request(target: &str) -> String {
+        Self::upgrade_request_with(target, &[])
+    }
+
+    fn upgrade_request_with(target: &str, headers: &[(&str, &str)]) -> String {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         format!(
             "GET {target} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
         )
     }
 
@@ -114,18 +119,24 @@ impl<S: Stream> RawSocket<S> {
 
     /// Upgrades and reads the first frame, which must be the established one.
     pub async fn upgrade(&mut self, target: &str) {
-        self.write(RawSocket::upgrade_request(target).as_bytes()).await;
-        self.upgraded().await;
+        self.upgrade_with(target, &[]).await;
     }
 
-    /// Reads the answer to an upgrade and the first frame.
-    pub async fn upgraded(&mut self) {
+    /// As [`RawSocket::upgrade`], with more headers; the head of the answer.
+    pub async fn upgrade_with(&mut self, target: &str, headers: &[(&str, &str)]) -> String {
+        self.write(RawSocket::upgrade_request_with(target, headers).as_bytes()).await;
+        self.upgraded().await
+    }
+
+    /// Reads the answer to an upgrade, whose head it returns, and the first frame.
+    pub async fn upgraded(&mut self) -> String {
         let head = self.read_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         let first = self.next().await;
         assert!(first.text().contains("pusher:connection_established"), "{first:?}");
         let frame = serde_json::from_str(first.text()).unwrap();
         self.id = data_of(&frame)["socket_id"].as_str().unwrap().to_owned();
+        head
     }
 
     /// The head of an HTTP answer.

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { launchChromium } from '../support/chromium.mjs';
+import { Forwarder } from '../support/forwarder.mjs';
 import { Inbox } from '../support/inbox.mjs';
 import { startSite } from '../support/site.mjs';
 import { useStage } from '../support/stage.mjs';
@@ -32,8 +33,8 @@ async function openPage(t) {
   return { page, reports };
 }
 
-function setup(user, channels) {
-  const { key } = stage.server.apps.main;
+function setup(user, channels, app = 'main') {
+  const { key } = stage.server.apps[app];
   const authorization = (path) => ({ endpoint: path, transport: 'ajax', headers: user ? { 'X-User': user } : {} });
   const options = {
     cluster: '',
@@ -181,5 +182,64 @@ describe('only in a page', () => {
     const { event, data } = await ada.reports.take();
     assert.equal(event, 'pusher:member_removed');
     assert.equal(data.id, 'bob');
+  });
+});
+
+describe('compression', () => {
+  /** A page of an app with the channel subscribed, what the upgrade answered, and the way the bytes come. */
+  async function start(t, app, channel) {
+    const forwarder = await Forwarder.start(stage.server);
+    t.after(() => forwarder.close());
+    const { page, reports } = await openPage(t);
+    const devtools = await page.context().newCDPSession(page);
+    const answers = new Inbox('answers to upgrades');
+    devtools.on('Network.webSocketHandshakeResponseReceived', ({ response }) => answers.put(response));
+    await devtools.send('Network.enable');
+    const config = setup('ada', [channel], app);
+    config.options.wsPort = forwarder.port;
+    config.options.channelAuthorization.endpoint += `?app=${app}`;
+    await inPage.run(page, config);
+    await reports.takeUntil(({ event }) => event === 'pusher:subscription_succeeded');
+    const { headers, requestHeaders } = await answers.take();
+    const valueOf = (all) => Object.entries(all).find(([name]) => /^sec-websocket-extensions$/i.test(name))?.[1];
+    return { page, reports, forwarder, offered: valueOf(requestHeaders), answered: valueOf(headers) };
+  }
+
+  const rows = Array.from({ length: 100 }, (_, id) => ({ id, name: `Käufer ${id}`, email: `k${id}@example.test` }));
+  const length = JSON.stringify(JSON.stringify(rows)).length;
+
+  /** How many bytes an event takes on its way to the page. */
+  async function bytesOf({ forwarder, reports }, app, channel, data) {
+    const before = forwarder.bytesFromTarget;
+    await stage.sdk[app].trigger(channel, 'rows', data);
+    assert.deepEqual(await reports.take(), { channel, event: 'rows', data });
+    return forwarder.bytesFromTarget - before;
+  }
+
+  test('is agreed upon with an app that has it, both ways', async (t) => {
+    const channel = stage.unique('private-rows');
+    const [ada, bob] = [await start(t, 'compressed', channel), await start(t, 'compressed', channel)];
+    assert.match(ada.offered, /permessage-deflate/);
+    assert.equal(ada.answered, 'permessage-deflate; server_no_context_takeover; client_no_context_takeover');
+    for (let i = 0; i < 3; i += 1) {
+      const bytes = await bytesOf(ada, 'compressed', channel, rows);
+      assert.ok(bytes < length / 4, `${bytes} bytes of ${length}`);
+      assert.deepEqual((await bob.reports.take()).data, rows);
+    }
+    await bytesOf(ada, 'compressed', channel, { short: true });
+    assert.deepEqual((await bob.reports.take()).data, { short: true });
+
+    // Chromium compresses what it sends as well.
+    await ada.page.evaluate(([name, data]) => pusher.channel(name).trigger('client-rows', data), [channel, rows]);
+    assert.deepEqual(await bob.reports.take(), { channel, event: 'client-rows', data: rows });
+  });
+
+  test('is not there where the app does not have it', async (t) => {
+    const channel = stage.unique('private-rows');
+    const page = await start(t, 'main', channel);
+    assert.match(page.offered, /permessage-deflate/);
+    assert.equal(page.answered, undefined);
+    const bytes = await bytesOf(page, 'main', channel, rows);
+    assert.ok(bytes > length, `${bytes} bytes of ${length}`);
   });
 });

@@ -11,6 +11,7 @@ export class Forwarder {
   #target;
   #released = Promise.resolve();
   #release = () => {};
+  #outbound = [];
 
   /** Forwards to the host and port of `target`. */
   static async start(target) {
@@ -23,6 +24,11 @@ export class Forwarder {
 
   get port() {
     return this.#server.address().port;
+  }
+
+  /** Bytes that the target has sent so far, to all who came this way. */
+  get bytesFromTarget() {
+    return this.#outbound.reduce((sum, socket) => sum + socket.bytesRead, 0);
   }
 
   hold() {
@@ -40,6 +46,7 @@ export class Forwarder {
     await this.#released;
     const outbound = connect(this.#target.port, this.#target.host);
     this.#track(outbound);
+    this.#outbound.push(outbound);
     inbound.pipe(outbound).pipe(inbound);
     inbound.on('close', () => outbound.destroy());
     outbound.on('close', () => inbound.destroySoon());

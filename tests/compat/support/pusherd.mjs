@@ -34,6 +34,7 @@ export const APPS = {
   prefixed: { id: '1005', key: 'prefixed-key', secret: 'prefixed-secret', path_prefix: '/rt' },
   strict: { id: '1006', key: 'strict-key', secret: 'strict-secret', authorized_connections_timeout_secs: 1 },
   forgetful: { id: '1007', key: 'forgetful-key', secret: 'forgetful-secret', cache_ttl_secs: 1 },
+  compressed: { id: '1008', key: 'compressed-key', secret: 'compressed-secret', compression: true },
 };
 
 /** One server process after another on one address. */

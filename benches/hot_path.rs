@@ -1,17 +1,23 @@
-//! What a message costs in user space: decoding, encoding, signatures, joining and delivering.
+//! What a message costs in user space: decoding, encoding, compressing, signatures, joining and delivering.
 //!
-//! `cargo bench` runs them all, `cargo bench -- deliver` some. What the kernel adds is measured over sockets.
+//! `cargo bench` runs them all, `cargo bench -- deliver` some; `cargo bench -- deflate` also prints what compression
+//! saves, for docs/compression.md. What the kernel adds is measured over sockets.
+
+mod laravel;
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use flate2::{Compress, Compression as Level, FlushCompress};
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, ServerMessage, Source};
 use pusherd::protocol::request::Query;
 use pusherd::protocol::signature::SigningKey;
+use pusherd::protocol::wire::deflate::{self, Compression};
 use pusherd::protocol::wire::pusher;
+use pusherd::protocol::wire::websocket::{Decoder, Incoming};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{ChannelKey, Join, Registry};
 
@@ -42,6 +48,86 @@ fn encode(c: &mut Criterion) {
         group.bench_function(format!("event_{size}"), |b| b.iter(|| pusher::encode(black_box(&message))));
     }
     group.finish();
+}
+
+/// Messages of a Laravel application out and in, as they go over the wire.
+fn deflate(c: &mut Criterion) {
+    let mut group = c.benchmark_group("deflate");
+    group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    let mut is_asked_for = false;
+    for (name, frame) in laravel::frames() {
+        let text = frame.text();
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        let mut out = Vec::new();
+        deflate::push(&mut out, &frame, 0);
+        let sent = masked(&out);
+        group.bench_function(format!("{name}/out"), |b| {
+            is_asked_for = true;
+            b.iter(|| {
+                out.clear();
+                deflate::push(&mut out, black_box(&frame), 0);
+            });
+        });
+        let mut decoder = Decoder::new(Compression::Deflate { bytes_min: 0 });
+        group.bench_function(format!("{name}/in"), |b| {
+            b.iter_batched_ref(
+                || sent.clone(),
+                |sent| {
+                    decoder
+                        .feed(sent, usize::MAX, |incoming| !matches!(black_box(incoming), Incoming::Binary))
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+    if is_asked_for {
+        levels();
+    }
+}
+
+/// Prints what each level makes of the messages, and how long it takes at best: the table of docs/compression.md.
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn levels() {
+    const LEVELS: [u32; 6] = [1, 2, 3, 4, 6, 9];
+    const RUNS: u32 = 20;
+    for (name, frame) in laravel::frames() {
+        let text = frame.text();
+        let mut payload = Vec::with_capacity(text.len() + 64);
+        // A compressor and its best time for each level; in turns, so that what disturbs one disturbs all.
+        let mut compressors = LEVELS.map(|level| (Compress::new(Level::new(level), false), Duration::MAX, 0));
+        for _ in 0..500 {
+            for (compress, best, bytes) in &mut compressors {
+                let start = Instant::now();
+                for _ in 0..RUNS {
+                    compress.reset();
+                    payload.clear();
+                    compress
+                        .compress_vec(black_box(text.as_bytes()), &mut payload, FlushCompress::Sync)
+                        .expect("there is room");
+                }
+                *best = start.elapsed().min(*best);
+                *bytes = payload.len() - 4;
+            }
+        }
+        println!("{name}, {} bytes", text.len());
+        for (level, (_, best, bytes)) in LEVELS.into_iter().zip(compressors) {
+            let saved = 100.0 * (1.0 - bytes as f64 / text.len() as f64);
+            println!("  level {level}: {bytes} bytes, {saved:.0} % saved, {:.1?}", best / RUNS);
+        }
+    }
+}
+
+/// A frame of the server as a client would send it: the mask is zeros, which change nothing.
+fn masked(frame: &[u8]) -> Vec<u8> {
+    let head = match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    let mut masked = [&frame[..head], &[0; 4], &frame[head..]].concat();
+    masked[1] |= 0x80;
+    masked
 }
 
 fn signature(c: &mut Criterion) {
@@ -124,5 +210,5 @@ fn join_leave(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, encode, signature, deliver, join_leave);
+criterion_group!(benches, decode, encode, deflate, signature, deliver, join_leave);
 criterion_main!(benches);

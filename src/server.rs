@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -289,27 +290,26 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(KEEP_ALIVE)
             .max_buf_size(HEAD_BYTES)
+            // An answer is small: its body is copied behind its head, which costs less than a vector of two.
+            .writev(false)
             .serve_connection(TokioIo::new(PatientStream::new(stream, self.write_timeout)), service)
             .with_upgrades();
         let mut connection = pin!(connection);
-        let mut repoll = Repoll::default();
-        let (mut stopping, mut in_time) = (false, true);
-        loop {
-            tokio::select! {
-                // Whatever ends a connection, it ends; a client's mistakes are not the operator's.
-                _ = std::future::poll_fn(|cx| repoll.poll(cx, connection.as_mut())) => return,
-                () = self.stopping.cancelled(), if !stopping => {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = &mut handshake, if in_time => {
-                    in_time = false;
-                    if !begun.load(Ordering::Relaxed) {
-                        return;
-                    }
-                }
+        let mut stopping = pin!(self.stopping.cancelled());
+        let (mut repoll, mut is_stopping) = (Repoll::default(), false);
+        // By hand, because this is polled for every request: what no longer matters is not looked at.
+        std::future::poll_fn(|cx| {
+            if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
+                is_stopping = true;
+                connection.as_mut().graceful_shutdown();
             }
-        }
+            // Whatever ends a connection, it ends; a client's mistakes are not the operator's.
+            if repoll.poll(cx, connection.as_mut()).is_ready() {
+                return Poll::Ready(());
+            }
+            if begun.load(Ordering::Relaxed) { Poll::Pending } else { handshake.as_mut().poll(cx) }
+        })
+        .await;
     }
 
     async fn answer(

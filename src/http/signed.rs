@@ -1,7 +1,9 @@
 //! Requests that are signed, the only kind that the API knows.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::body::HttpBody;
@@ -9,7 +11,9 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{Uri, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::Frame;
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::channels::parse as parse_channel;
@@ -78,7 +82,7 @@ impl Signed {
         if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
             return Err(too_large(bytes_max));
         }
-        let body = read_in_time(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await?;
+        let body = read(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await?;
         auth.check_body(&body)?;
         let has_parameters = query.has_parameters();
         drop(query);
@@ -154,27 +158,16 @@ fn too_large(bytes_max: usize) -> ApiError {
     ))
 }
 
-async fn read_in_time(
-    body: impl HttpBody<Data = Bytes> + Unpin,
-    announced: usize,
-    bytes_max: usize,
-    timeout: Duration,
-) -> Result<Bytes, ApiError> {
-    let read = tokio::time::timeout(timeout * BODY_TIMEOUTS, read(body, announced, bytes_max, timeout));
-    read.await.map_err(|_| ApiError::Timeout)?
-}
-
 async fn read(
     mut body: impl HttpBody<Data = Bytes> + Unpin,
     announced: usize,
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<Bytes, ApiError> {
+    let mut patience = Patience { timeout, until: None };
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    loop {
-        let frame = tokio::time::timeout(timeout, body.frame()).await.map_err(|_| ApiError::Timeout)?;
-        let Some(frame) = frame else { break };
+    while let Some(frame) = patience.next(&mut body).await? {
         let frame = frame.map_err(|_| ApiError::bad("The request body could not be read"))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > bytes_max {
@@ -192,6 +185,31 @@ async fn read(
         all.extend_from_slice(&data);
     }
     Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// How long a body is waited for.
+struct Patience {
+    /// For each piece.
+    timeout: Duration,
+    /// For all of it, once there was something to wait for.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    /// The next piece. What has come already, as most bodies have with their head, costs no timer.
+    async fn next<B: HttpBody + Unpin>(
+        &mut self,
+        body: &mut B,
+    ) -> Result<Option<Result<Frame<B::Data>, B::Error>>, ApiError> {
+        let at_once = Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(frame) = at_once {
+            return Ok(frame);
+        }
+        let now = Instant::now();
+        let until = *self.until.get_or_insert_with(|| now + self.timeout * BODY_TIMEOUTS);
+        let frame = tokio::time::timeout_at(until.min(now + self.timeout), body.frame());
+        frame.await.map_err(|_| ApiError::Timeout)
+    }
 }
 
 #[cfg(test)]

@@ -62,13 +62,14 @@ pub(super) async fn trigger_batch(
     State(api): State<Api>,
     signed: Signed,
 ) -> Result<Json<BatchTriggered>, ApiError> {
-    let [batch] = pick(text(&signed.body)?, ["batch"])?;
-    let batch = batch.ok_or_else(|| ApiError::bad("batch is missing"))?;
     let events_max = signed.app.limits.events_per_batch_max;
-    let items = json::pick_each(batch.get(), FIELDS, events_max).map_err(|error| match error {
+    let items = json::pick_list(text(&signed.body)?, "batch", FIELDS, events_max);
+    let items = items.map_err(|error| match error {
+        ListError::NotObject => ApiError::bad("The request body is not a JSON object"),
         ListError::NotList => ApiError::bad("batch is not a list"),
-        ListError::NotObject(at) => in_batch(ApiError::bad("The event is not a JSON object"), at),
+        ListError::ItemNotObject(at) => in_batch(ApiError::bad("The event is not a JSON object"), at),
     })?;
+    let items = items.ok_or_else(|| ApiError::bad("batch is missing"))?;
     if items.len() > events_max {
         return Err(ApiError::bad(format_args!(
             "batch has more than {events_max} events (limits.events_per_batch of the app)"
@@ -184,7 +185,8 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn of_body(body: &'a [u8], query: Option<&'a Query<'a>>) -> Result<Self, ApiError> {
         let text = text(body)?;
-        Ok(Self::new(pick(if text.is_empty() { "{}" } else { text }, FIELDS)?, query))
+        let values = json::pick(if text.is_empty() { "{}" } else { text }, FIELDS);
+        Ok(Self::new(values.map_err(|_| ApiError::bad("The request body is not a JSON object"))?, query))
     }
 
     /// Of the values of [`FIELDS`].
@@ -254,13 +256,6 @@ fn at_most<T>(names_max: usize, names: Vec<T>) -> Result<Vec<T>, ApiError> {
 
 fn text(body: &[u8]) -> Result<&str, ApiError> {
     std::str::from_utf8(body).map_err(|_| ApiError::bad("The request body is not UTF-8"))
-}
-
-fn pick<'a, const N: usize>(
-    text: &'a str,
-    names: [&'static str; N],
-) -> Result<[Option<&'a RawValue>; N], ApiError> {
-    json::pick(text, names).map_err(|_| ApiError::bad("The request body is not a JSON object"))
 }
 
 fn literal(text: &str) -> String {

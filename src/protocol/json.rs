@@ -1,6 +1,7 @@
 //! The few things that pusherd asks of JSON text without building a tree of it.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
 use serde::Deserialize;
@@ -66,60 +67,105 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-/// Why a JSON text is no list of objects.
+/// Why a list of objects could not be picked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ListError {
-    /// It is no list.
+    /// The whole is no JSON object.
+    NotObject,
+    /// The value is no list.
     NotList,
     /// The item at this index is no object.
-    NotObject(usize),
+    ItemNotObject(usize),
 }
 
-/// Of each object of a JSON array, the values of the named keys, as [`pick`] finds them; of a longer array,
-/// `items_max` and one more, so that a list that is too long can be told without keeping all of it.
+/// Of each object in the list `key` of a JSON object, the values of the named keys, as [`pick`] finds them, in one
+/// pass over the text; of a longer list, `items_max` and one more, so that a list that is too long can be told
+/// without keeping all of it. `None` if there is no `key`.
 ///
 /// # Errors
-/// [`ListError`] for anything but a list of objects. `text` is valid JSON, as [`RawValue`] guarantees.
-pub fn pick_each<'a, const N: usize>(
+/// [`ListError`].
+pub fn pick_list<'a, const N: usize>(
     text: &'a str,
+    key: &'static str,
     names: [&'static str; N],
     items_max: usize,
-) -> Result<Vec<[Option<&'a RawValue>; N]>, ListError> {
-    struct Item<const N: usize>([&'static str; N]);
-    impl<'de, const N: usize> DeserializeSeed<'de> for Item<N> {
-        type Value = [Option<&'de RawValue>; N];
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-            deserializer.deserialize_map(Pick(self.0))
-        }
+) -> Result<Option<Vec<[Option<&'a RawValue>; N]>>, ListError> {
+    let at = Cell::new(ListError::NotObject);
+    let mut json = serde_json::Deserializer::from_str(text);
+    let list = PickList { names, items_max, at: &at };
+    let picked = json.deserialize_map(PickOne { key, list }).and_then(|picked| json.end().map(|()| picked));
+    picked.map_err(|error| if error.is_data() { at.get() } else { ListError::NotObject })
+}
+
+/// The list that stands under one key of an object.
+struct PickOne<'s, const N: usize> {
+    key: &'static str,
+    list: PickList<'s, N>,
+}
+
+/// The named values of each item of a list.
+#[derive(Clone, Copy)]
+struct PickList<'s, const N: usize> {
+    names: [&'static str; N],
+    items_max: usize,
+    /// What is wrong if the next value is not what it should be.
+    at: &'s Cell<ListError>,
+}
+
+impl<'de, const N: usize> Visitor<'de> for PickOne<'_, N> {
+    type Value = Option<Vec<[Option<&'de RawValue>; N]>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
     }
-    struct Items<'v, 'de, const N: usize> {
-        names: [&'static str; N],
-        items_max: usize,
-        items: &'v mut Vec<[Option<&'de RawValue>; N]>,
-    }
-    impl<'de, const N: usize> Visitor<'de> for Items<'_, 'de, N> {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a JSON array of objects")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-            while self.items.len() <= self.items_max
-                && let Some(item) = seq.next_element_seed(Item(self.names))?
-            {
-                self.items.push(item);
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+            if key == self.key {
+                self.list.at.set(ListError::NotList);
+                found = Some(map.next_value_seed(self.list)?);
+                self.list.at.set(ListError::NotObject);
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(())
         }
+        Ok(found)
     }
-    if !text.starts_with('[') {
-        return Err(ListError::NotList);
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for PickList<'_, N> {
+    type Value = Vec<[Option<&'de RawValue>; N]>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
     }
-    let mut items = Vec::new();
-    let visitor = Items { names, items_max, items: &mut items };
-    match serde_json::Deserializer::from_str(text).deserialize_seq(visitor) {
-        Ok(()) => Ok(items),
-        Err(_) => Err(ListError::NotObject(items.len())),
+}
+
+impl<'de, const N: usize> Visitor<'de> for PickList<'_, N> {
+    type Value = Vec<[Option<&'de RawValue>; N]>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() <= self.items_max {
+            self.at.set(ListError::ItemNotObject(items.len()));
+            let Some(item) = seq.next_element_seed(Pick(self.names))? else { return Ok(items) };
+            items.push(item);
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(items)
+    }
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for Pick<N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
@@ -255,14 +301,25 @@ mod tests {
 
     #[test]
     fn of_each_object_of_a_list_the_named_values_are_picked() {
-        let picked = pick_each(r#" [{"a":1,"x":2},{"b":[3]},{}] "#.trim(), ["a", "b"], 5).unwrap();
+        let pick = |text| pick_list(text, "l", ["a", "b"], 2);
         let text = |value: Option<&RawValue>| value.map_or("", RawValue::get).to_owned();
+        let picked = pick(r#" {"x":[7],"l":[{"a":1,"x":2},{"b":[3]},{}]} "#).unwrap().unwrap();
         let picked: Vec<_> = picked.into_iter().map(|[a, b]| text(a) + &text(b)).collect();
         assert_eq!(picked, ["1", "[3]", ""]);
-        assert_eq!(pick_each("[{},{},{},{},7]", ["a"], 2).unwrap().len(), 3, "one more than wanted");
-        assert_eq!(pick_each("{}", ["a"], 2).unwrap_err(), ListError::NotList);
-        assert_eq!(pick_each("[{},[]]", ["a"], 2).unwrap_err(), ListError::NotObject(1));
-        assert_eq!(pick_each("[]", ["a"], 2).unwrap().len(), 0);
+        assert_eq!(pick(r#"{"l":[{},{},{},{},7]}"#).unwrap().unwrap().len(), 3, "one more than wanted");
+        assert_eq!(pick(r#"{"l":[]}"#).unwrap().unwrap().len(), 0);
+        assert!(pick("{}").unwrap().is_none());
+        for (text, error) in [
+            (r#"{"l":{}}"#, ListError::NotList),
+            (r#"{"l":null}"#, ListError::NotList),
+            (r#"{"l":[{},[]]}"#, ListError::ItemNotObject(1)),
+            ("[]", ListError::NotObject),
+            (r#"{"l":[{}]"#, ListError::NotObject),
+            (r#"{"l":[{}]} x"#, ListError::NotObject),
+            (r#"{"l":[{}}"#, ListError::NotObject),
+        ] {
+            assert_eq!(pick(text).unwrap_err(), error, "{text}");
+        }
     }
 
     #[test]

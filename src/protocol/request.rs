@@ -86,15 +86,18 @@ impl<'a> Query<'a> {
     /// # Errors
     /// [`QueryError::NotUtf8`].
     pub fn parse(raw: &'a str) -> Result<Self, QueryError> {
-        let decode: fn(&'a str) -> Result<Cow<'a, str>, QueryError> =
-            if memchr::memchr2(b'%', b'+', raw.as_bytes()).is_none() {
-                |text| Ok(text.into())
-            } else {
-                decode
-            };
+        // One look at all of it instead of one at each part: hardly a query needs decoding.
+        let is_plain = memchr::memchr2(b'%', b'+', raw.as_bytes()).is_none();
+        let decode = |text| if is_plain { Ok(Cow::Borrowed(text)) } else { decode(text) };
         let mut pairs = Vec::with_capacity(8);
-        for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let mut rest = raw;
+        while !rest.is_empty() {
+            let (pair, after) = split_at_byte(rest, b'&');
+            rest = after;
+            if pair.is_empty() {
+                continue;
+            }
+            let (key, value) = split_at_byte(pair, b'=');
             let mut key = decode(key)?;
             if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
                 key.to_mut().make_ascii_lowercase();
@@ -236,6 +239,14 @@ impl Auth<'_> {
                 if md5.as_bytes() == digits { Ok(()) } else { Err(SignatureError::Body) }
             }
         }
+    }
+}
+
+/// What is before and behind the first `separator`, an ASCII character.
+fn split_at_byte(text: &str, separator: u8) -> (&str, &str) {
+    match memchr::memchr(separator, text.as_bytes()) {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, ""),
     }
 }
 

@@ -163,6 +163,8 @@ fn main() -> ExitCode {
     let save = std::env::args().any(|argument| argument == "--save");
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let unknown = wanted.iter().find(|name| SCENARIOS.iter().all(|scenario| scenario.name != **name));
+    assert!(unknown.is_none(), "there is no scenario {unknown:?}");
     let baseline = fs::read_to_string(BASELINE).map(|text| read_baseline(&text)).unwrap_or_default();
     let mut table = String::from("scenario\tunit\tinstructions\tallocations\n");
     let mut risen = Vec::new();
@@ -171,13 +173,18 @@ fn main() -> ExitCode {
         "scenario", "a", "instructions", "allocations", "against the baseline"
     );
     for scenario in SCENARIOS {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == scenario.name) {
-            continue;
-        }
-        let cost = scenario.measure();
         let (name, unit) = (scenario.name, scenario.unit);
-        writeln!(table, "{name}\t{unit}\t{:.0}\t{:.2}", cost.instructions, cost.allocations).unwrap();
         let before = baseline.get(name);
+        let is_wanted = wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+        let cost = if is_wanted { Some(scenario.measure()) } else { None };
+        // What is not counted keeps its baseline.
+        if let Some(cost) = cost.as_ref().or(before) {
+            writeln!(table, "{name}\t{unit}\t{:.0}\t{:.2}", cost.instructions, cost.allocations).unwrap();
+        }
+        let Some(cost) = cost else { continue };
+        if before.is_none() {
+            risen.push(name);
+        }
         let change = before.map(|before| {
             let percent = (cost.instructions / before.instructions - 1.0) * 100.0;
             let allocations = cost.allocations - before.allocations;
@@ -194,7 +201,10 @@ fn main() -> ExitCode {
         fs::write(BASELINE, table).unwrap();
         println!("saved as the new baseline");
     } else if !risen.is_empty() {
-        println!("risen by more than {RISE_PERCENT_MAX} % or half an allocation: {}", risen.join(", "));
+        let names = risen.join(", ");
+        println!(
+            "risen by more than {RISE_PERCENT_MAX} % or half an allocation, or without a baseline: {names}"
+        );
         println!(
             "if it is worth it, save a new baseline (scripts/instructions --save) and say why in the commit"
         );
@@ -262,7 +272,7 @@ impl Server {
         command.arg(env!("CARGO_BIN_EXE_pusherd")).args(["serve", "--port", "0", "--log-format", "json"]);
         command.arg("--config").arg(&config).arg("--env-file").arg("/dev/null");
         // One worker, so that no run differs by who woke whom.
-        command.env_clear().env("TOKIO_WORKER_THREADS", "1").current_dir(&directory);
+        command.env_clear().env("PATH", path()).env("TOKIO_WORKER_THREADS", "1").current_dir(&directory);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("valgrind is installed");
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -300,6 +310,15 @@ impl Drop for Server {
         // Only where a scenario failed; otherwise it has ended.
         let _ = self.child.kill();
     }
+}
+
+/// Where valgrind is looked for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the rest of the environment is no business of the server's here"
+)]
+fn path() -> std::ffi::OsString {
+    std::env::var_os("PATH").unwrap_or_default()
 }
 
 /// All instructions, and all calls of the functions that allocate, in a file of callgrind.

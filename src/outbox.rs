@@ -49,6 +49,10 @@ pub struct Outbox {
     state: Mutex<State>,
 }
 
+/// There is one for every client, so a field more is a decision.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Outbox>() <= 144);
+
 /// What a WebSocket goes over.
 #[derive(Debug)]
 pub enum Transport {

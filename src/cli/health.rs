@@ -89,16 +89,19 @@ impl Health {
             return Target::parse(url).map_err(Unhealthy::Target);
         }
         let mut sources = self.files.sources();
+        sources.reads_certificate = false;
         let flags = [("--host", &self.host), ("--port", &self.port)];
         sources.flags.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
         let settings = load(&sources).map_err(|problems| {
             let problems: Vec<_> = problems.iter().collect();
             Unhealthy::Settings(problems.join("; "))
         })?;
-        let tls = settings.server.port_speaks_tls();
-        match settings.server.port {
+        let server = &settings.server;
+        // `--port` may name either.
+        let tls = server.port_speaks_tls() || server.tls_port == Some(server.port);
+        match server.port {
             0 => Err(Unhealthy::AnyPort),
-            port => Ok(Target { tls, host: reachable(&settings.server.host), port, path: PATH.to_owned() }),
+            port => Ok(Target { tls, host: reachable(&server.host), port, path: PATH.to_owned() }),
         }
     }
 }
@@ -150,7 +153,11 @@ async fn ask(target: &Target) -> Result<u16, Unhealthy> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
         .with_no_client_auth();
-    let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+    // A host that is no name of the DNS is called by its address: the certificate is not looked at.
+    let name = match ServerName::try_from(target.host.clone()) {
+        Ok(name) => name,
+        Err(_) => stream.peer_addr()?.ip().into(),
+    };
     converse(target, TlsConnector::from(Arc::new(config)).connect(name, stream).await?).await
 }
 

@@ -119,8 +119,8 @@ impl Server {
 
     /// Whether `port` speaks TLS, and not another one or none.
     #[must_use]
-    pub const fn port_speaks_tls(&self) -> bool {
-        self.tls.is_some() && self.tls_port.is_none()
+    pub fn port_speaks_tls(&self) -> bool {
+        !self.tls_cert.is_empty() && self.tls_port.is_none()
     }
 }
 
@@ -208,6 +208,9 @@ pub struct Sources {
     pub config: Option<PathBuf>,
     /// The `.env` file that the command line names.
     pub env_file: Option<PathBuf>,
+    /// Whether the certificate is read, as it must be to serve. Who only wants to know where a server is needs
+    /// neither the key nor files that are right: the server may go on with what it read before.
+    pub reads_certificate: bool,
     /// The variables of the process.
     environment: Vec<(OsString, OsString)>,
     /// The working directory, from which relative paths start.
@@ -224,6 +227,7 @@ impl Sources {
             flags: BTreeMap::new(),
             config: None,
             env_file: None,
+            reads_certificate: true,
             environment: std::env::vars_os().collect(),
             directory: PathBuf::new(),
             system_file: PathBuf::from(SYSTEM_FILE),
@@ -295,7 +299,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     let Drafts { apps, main } = Drafts::gather(file.as_ref().zip(apps), &variables, directory, &mut problems);
     settle(&mut server, &apps, &mut problems);
     let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
-    settle_tls(&mut server, directory, folder, &mut problems);
+    settle_tls(&mut server, (directory, folder), sources.reads_certificate, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -350,7 +354,12 @@ fn settle(server: &mut Section<Server>, apps: &[Draft], problems: &mut Problems)
 }
 
 /// Reads the certificate, where one is named. Paths of the file start from its `folder`, others from `directory`.
-fn settle_tls(server: &mut Section<Server>, directory: &Path, folder: &Path, problems: &mut Problems) {
+fn settle_tls(
+    server: &mut Section<Server>,
+    (directory, folder): (&Path, &Path),
+    reads_certificate: bool,
+    problems: &mut Problems,
+) {
     const CERT: &str = "tls_cert";
     const KEY: &str = "tls_key";
     const PORT: &str = "tls_port";
@@ -365,6 +374,7 @@ fn settle_tls(server: &mut Section<Server>, directory: &Path, folder: &Path, pro
         (true, true) => {}
         (false, true) => refuse(server, CERT, "needs tls_key beside it, which is not set"),
         (true, false) => refuse(server, KEY, "needs tls_cert beside it, which is not set"),
+        _ if !reads_certificate => {}
         (false, false) if *tls_port == Some(*port) => {
             refuse(
                 server,

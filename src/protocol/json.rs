@@ -83,7 +83,7 @@ pub enum ListError {
 /// without keeping all of it. `None` if there is no `key`.
 ///
 /// # Errors
-/// [`ListError`].
+/// [`ListError`] names the first value that is not of its kind, also where `key` stands twice.
 pub fn pick_list<'a, const N: usize>(
     text: &'a str,
     key: &'static str,

@@ -55,6 +55,10 @@ pub(super) struct Connection {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
+/// There is one for every client, so a field more is a decision.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Connection>() <= 88);
+
 #[derive(Debug)]
 struct Established {
     session: Session,
@@ -132,6 +136,9 @@ impl Connection {
         // A client that is refused or closed can say nothing that counts.
         let message_bytes_max = self.established.as_deref().map_or(READ_BYTES, limit);
         let mut decoder = std::mem::take(&mut self.decoder);
+        if self.established.is_none() {
+            decoder.skip_compressed();
+        }
         // Of several pings only the last is answered, as RFC 6455 §5.5.3 allows: a flood of them costs one answer
         // a read.
         let mut pong = None;
@@ -308,6 +315,11 @@ impl Future for Connection {
             });
             if !matches!(ready!(read), Ok(1..)) {
                 return Poll::Ready(());
+            }
+            if self.outbox.compression() != Compression::Off {
+                // Inflating is work: others have their turn after each read.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }

@@ -108,6 +108,10 @@ struct Subscriber {
     member: Option<UserId>,
 }
 
+/// There is one for every subscription, so a field more is a decision.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Subscriber>() <= 40);
+
 #[derive(Debug)]
 struct Cached {
     frame: Frame,

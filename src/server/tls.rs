@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, ServerConfig};
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -49,22 +50,23 @@ struct Files {
 }
 
 /// What the files said. No `Debug`: it holds a key.
-#[derive(Eq, PartialEq)]
 struct Pem {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
+#[derive(Debug)]
 struct Watched {
-    /// What is in use.
-    pem: Pem,
+    /// The SHA-256 of what is in use: the key itself is kept once, where it signs.
+    digest: [u8; 32],
     /// What is wrong with the files since, as it was logged.
     complaint: Option<String>,
 }
 
-impl std::fmt::Debug for Watched {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watched").field("complaint", &self.complaint).finish_non_exhaustive()
+impl Pem {
+    fn digest(&self) -> [u8; 32] {
+        let parts = Sha256::digest(&self.certificate).into_iter().chain(Sha256::digest(&self.key));
+        Sha256::digest(parts.collect::<Vec<u8>>()).into()
     }
 }
 
@@ -99,7 +101,7 @@ impl Tls {
         let provider = ring::default_provider();
         let pem = files.read()?;
         let current = Arc::new(Current(RwLock::new(Arc::new(files.parse(&pem, &provider)?))));
-        let watched = Mutex::new(Watched { pem, complaint: None });
+        let watched = Mutex::new(Watched { digest: pem.digest(), complaint: None });
         let config = config(provider, &current)
             .map_err(|error| TlsError::Certificate(format!("{}: {error}", files.certificate.display())))?;
         Ok(Self(Arc::new(Inner { files, current, config: Arc::new(config), watched })))
@@ -111,15 +113,16 @@ impl Tls {
         let Inner { files, current, config, watched } = &*self.0;
         let mut watched = watched.lock();
         let renewed = files.read().and_then(|pem| {
-            let is_new = pem != watched.pem;
+            let digest = pem.digest();
+            let is_new = digest != watched.digest;
             let parsed = is_new.then(|| files.parse(&pem, config.crypto_provider())).transpose()?;
-            Ok(parsed.map(|key| (pem, key)))
+            Ok(parsed.map(|key| (digest, key)))
         });
         let complaint = match renewed {
             Ok(None) => None,
-            Ok(Some((pem, key))) => {
+            Ok(Some((digest, key))) => {
                 *current.0.write() = Arc::new(key);
-                watched.pem = pem;
+                watched.digest = digest;
                 info!(file = %files.certificate.display(), "the certificate was renewed");
                 None
             }

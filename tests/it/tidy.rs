@@ -141,3 +141,16 @@ fn groups_of_rooms_are_seen() {
     let code = "use crate::{apps::{App, Apps}, hub, protocol::X};\nlet x = crate::session::y();";
     assert_eq!(rooms_named(code), ["apps", "hub", "protocol", "session"]);
 }
+
+#[test]
+fn the_image_has_a_stand_in_for_every_benchmark() {
+    let read = |name| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let (manifest, dockerfile) = (read("Cargo.toml"), read("Dockerfile"));
+    let benches: Vec<_> =
+        manifest.split("[[bench]]").skip(1).map(|rest| rest.split('"').nth(1).unwrap()).collect();
+    assert!(!benches.is_empty());
+    let stand_ins = dockerfile.lines().find_map(|line| line.split_once("for bench in ")).unwrap().1;
+    for bench in benches {
+        assert!(stand_ins.split([' ', ';']).any(|name| name == bench), "Dockerfile: no {bench}");
+    }
+}

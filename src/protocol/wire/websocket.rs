@@ -181,6 +181,8 @@ pub struct Decoder {
     message: Option<Box<Fragments>>,
     /// Whether messages may be compressed.
     inflates: bool,
+    /// Compressed messages are passed over.
+    skips: bool,
 }
 
 #[derive(Debug)]
@@ -209,6 +211,11 @@ impl Decoder {
     #[must_use]
     pub fn new(compression: Compression) -> Self {
         Self { inflates: compression != Compression::Off, ..Self::default() }
+    }
+
+    /// From now on compressed messages are passed over, because nobody listens: inflating is work.
+    pub const fn skip_compressed(&mut self) {
+        self.skips = true;
     }
 
     /// Takes `bytes` in and hands every message that is now complete to `each`, in order. Stops where `each`
@@ -305,6 +312,25 @@ impl Decoder {
         Ok(Some(Head { fin, kind: Kind { opcode, compressed }, mask, start, end: start + len }))
     }
 
+    fn deliver(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        max: usize,
+        each: &mut impl FnMut(Incoming<'_>) -> bool,
+    ) -> Result<bool, Violation> {
+        if kind.opcode == BINARY {
+            return Ok(each(Incoming::Binary));
+        }
+        if kind.compressed && self.skips {
+            return Ok(true);
+        }
+        let payload =
+            if kind.compressed { deflate::inflate(payload, max)?.into() } else { Cow::from(payload) };
+        let text = std::str::from_utf8(&payload).map_err(|_| Violation::NotUtf8)?;
+        Ok(each(Incoming::Text(text)))
+    }
+
     fn take(
         &mut self,
         head: &Head,
@@ -320,12 +346,12 @@ impl Decoder {
                 let Some(mut message) = self.message.take() else { return Ok(true) };
                 message.payload.extend_from_slice(payload);
                 if head.fin {
-                    return deliver(message.kind, &message.payload, max, each);
+                    return self.deliver(message.kind, &message.payload, max, each);
                 }
                 self.message = Some(message);
                 Ok(true)
             }
-            _ if head.fin => deliver(head.kind, payload, max, each),
+            _ if head.fin => self.deliver(head.kind, payload, max, each),
             _ => {
                 self.message = Some(Box::new(Fragments { kind: head.kind, payload: payload.to_vec() }));
                 Ok(true)
@@ -338,20 +364,6 @@ impl Decoder {
     pub fn held_bytes(&self) -> usize {
         self.held.capacity() + self.message.as_ref().map_or(0, |message| message.payload.capacity())
     }
-}
-
-fn deliver(
-    kind: Kind,
-    payload: &[u8],
-    max: usize,
-    each: &mut impl FnMut(Incoming<'_>) -> bool,
-) -> Result<bool, Violation> {
-    if kind.opcode == BINARY {
-        return Ok(each(Incoming::Binary));
-    }
-    let payload = if kind.compressed { deflate::inflate(payload, max)?.into() } else { Cow::from(payload) };
-    let text = std::str::from_utf8(&payload).map_err(|_| Violation::NotUtf8)?;
-    Ok(each(Incoming::Text(text)))
 }
 
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
@@ -486,6 +498,15 @@ mod tests {
             );
             assert_eq!(said, expected);
         }
+    }
+
+    #[test]
+    fn where_nobody_listens_nothing_is_inflated() {
+        let mut decoder = inflating();
+        decoder.skip_compressed();
+        let bytes = [masked(0xc1, b"no deflate"), masked(0x81, b"plain"), masked(0x88, &[])].concat();
+        let (said, violation) = decode_with(decoder, &bytes, 1000, 100);
+        assert_eq!((said.len(), violation), (2, None), "{said:?}");
     }
 
     #[test]

@@ -151,6 +151,7 @@ struct StrippedPrefix(Box<str>);
 /// slashes, encoded or not.
 fn router(api: Api) -> Router {
     Router::new()
+        // A POST to one of these two is answered ahead of the router; they stand here for other methods' 405.
         .route("/apps/{app_id}/events", post(trigger::trigger))
         .route("/apps/{app_id}/batch_events", post(trigger::trigger_batch))
         .route("/apps/{app_id}/connections", get(channels::connections))

@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use axum::http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -50,9 +50,6 @@ const BACKLOG: i32 = 4096;
 /// The longest head of a request.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// How long a connection may be kept alive without a request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
 /// After an accept that failed for want of descriptors, the next try waits for some to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -70,6 +67,9 @@ pub struct Options {
     pub http: http::Options,
     /// A new connection that has not sent a whole request head by then is dropped. Default 10 s.
     pub handshake_timeout: Duration,
+    /// An HTTP connection without a request for so long is dropped, before it has been so for twice as long.
+    /// Default 75 s.
+    pub keep_alive: Duration,
     /// On shutdown, the closing of WebSockets is spread over so much time. Default 10 s.
     pub drain: Duration,
     /// What has not ended so long after the shutdown began is cut off. Default 20 s; never less than `drain`.
@@ -84,6 +84,7 @@ impl Default for Options {
             pusher: pusher::Options::default(),
             http: http::Options::default(),
             handshake_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
             drain: Duration::from_secs(10),
             shutdown_deadline: Duration::from_secs(20),
             debug: false,
@@ -175,6 +176,7 @@ pub async fn run(
         door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
         http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone())),
         handshake_timeout: options.handshake_timeout,
+        keep_alive: options.keep_alive,
         write_timeout: options.http.read_timeout,
         stopping: CancellationToken::new(),
         tasks,
@@ -214,6 +216,7 @@ struct Server {
     door: Door,
     http: http::Service,
     handshake_timeout: Duration,
+    keep_alive: Duration,
     write_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
     stopping: CancellationToken,
@@ -262,7 +265,7 @@ impl Server {
 
     /// Serves the requests of one connection, until it ends or is upgraded.
     async fn serve(&self, stream: TcpStream, address: SocketAddr, tls: Option<Tls>) {
-        let mut handshake = pin!(sleep(self.handshake_timeout));
+        let mut patience = pin!(sleep(self.handshake_timeout));
         let wants_tls = tls.is_some();
         let stream: Stream = match tls {
             None => Either::Left(stream),
@@ -275,20 +278,16 @@ impl Server {
                         return;
                     }
                 },
-                () = &mut handshake => return,
+                () = &mut patience => return,
                 () = self.stopping.cancelled() => return,
             },
         };
         let peer = Peer { address, over_tls: matches!(stream, Either::Right(_)) };
         let misses_tls = wants_tls && !peer.over_tls;
-        let begun = AtomicBool::new(false);
-        let service = service_fn(|request: Request<Incoming>| {
-            begun.store(true, Ordering::Relaxed);
-            self.answer(request, peer, misses_tls)
-        });
+        let requests = Requests::default();
+        let service =
+            service_fn(|request: Request<Incoming>| self.answer(request, peer, misses_tls, requests.begin()));
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(KEEP_ALIVE)
             .max_buf_size(HEAD_BYTES)
             // An answer is small: its body is copied behind its head, which costs less than a vector of two.
             .writev(false)
@@ -296,7 +295,7 @@ impl Server {
             .with_upgrades();
         let mut connection = pin!(connection);
         let mut stopping = pin!(self.stopping.cancelled());
-        let (mut repoll, mut is_stopping) = (Repoll::default(), false);
+        let (mut repoll, mut is_stopping, mut seen) = (Repoll::default(), false, 0);
         // By hand, because this is polled for every request: what no longer matters is not looked at.
         std::future::poll_fn(|cx| {
             if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
@@ -307,7 +306,16 @@ impl Server {
             if repoll.poll(cx, connection.as_mut()).is_ready() {
                 return Poll::Ready(());
             }
-            if begun.load(Ordering::Relaxed) { Poll::Pending } else { handshake.as_mut().poll(cx) }
+            // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
+            // it is over, and there was a request meanwhile, it starts again.
+            while patience.as_mut().poll(cx).is_ready() {
+                if requests.are_idle_since(seen) {
+                    return Poll::Ready(());
+                }
+                seen = requests.begun();
+                patience.as_mut().reset(Instant::now() + self.keep_alive);
+            }
+            Poll::Pending
         })
         .await;
     }
@@ -317,12 +325,13 @@ impl Server {
         request: Request<Incoming>,
         peer: Peer,
         misses_tls: bool,
-    ) -> Result<Response<Body>, std::convert::Infallible> {
+        _begun: Begun<'_>,
+    ) -> Result<Response<http::AnswerBody>, std::convert::Infallible> {
         if misses_tls {
-            return Ok(tls_required());
+            return Ok(tls_required().map(http::AnswerBody::Right));
         }
         if pusher::is_upgrade(request.headers()) {
-            return Ok(self.door.upgrade(request, peer, stream::take_apart));
+            return Ok(self.door.upgrade(request, peer, stream::take_apart).map(http::AnswerBody::Right));
         }
         Ok(self.http.answer(request).await)
     }
@@ -355,6 +364,39 @@ impl Server {
             }
         }
         info!("stopped");
+    }
+}
+
+/// The requests of one connection: how many have begun, and how many are answered.
+#[derive(Debug, Default)]
+struct Requests {
+    begun: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Requests {
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether none is being answered and none has begun but the first `seen`.
+    fn are_idle_since(&self, seen: u64) -> bool {
+        self.begun() == seen && self.answered.load(Ordering::Relaxed) == seen
+    }
+
+    fn begin(&self) -> Begun<'_> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Begun(self)
+    }
+}
+
+/// A request that is being answered until this is dropped.
+#[derive(Debug)]
+struct Begun<'r>(&'r Requests);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.answered.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -23,12 +23,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::uri::PathAndQuery;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use bytes::Bytes;
+use http_body_util::{Either, Full};
 use tower::ServiceExt;
 
 pub use error::ApiError;
@@ -101,25 +102,48 @@ impl Service {
     }
 
     /// Answers one request.
-    pub async fn answer<B>(&self, mut request: Request<B>) -> Response
+    pub async fn answer<B>(&self, mut request: Request<B>) -> Response<AnswerBody>
     where
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
     {
         self.api.strip_prefix(&mut request);
         let Some(publish) = Publish::of(&request) else {
             let Ok(response) = self.router.clone().oneshot(request.map(Body::new)).await;
-            return response;
+            return response.map(AnswerBody::Right);
         };
-        let signed = match Signed::check(request, &self.api).await {
-            Ok(signed) => signed,
-            Err(error) => return error.into_response(),
-        };
-        let api = State(self.api.clone());
-        match publish {
-            Publish::One => trigger::trigger(api, signed).await.into_response(),
-            Publish::Batch => trigger::trigger_batch(api, signed).await.into_response(),
+        match self.publish(publish, request).await {
+            Ok(response) => response.map(AnswerBody::Left),
+            Err(error) => error.into_response().map(AnswerBody::Right),
         }
     }
+
+    async fn publish<B>(
+        &self,
+        publish: Publish,
+        request: Request<B>,
+    ) -> Result<Response<Full<Bytes>>, ApiError>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let signed = Signed::check(request, &self.api).await?;
+        let answer = match publish {
+            Publish::One => trigger::trigger(&self.api, &signed).await?,
+            Publish::Batch => trigger::trigger_batch(&self.api, &signed).await?,
+        };
+        let mut response = Response::new(Full::new(answer));
+        *response.headers_mut() = json_headers(signed.headers);
+        Ok(response)
+    }
+}
+
+/// The body of an answer: a publish's is in memory, others come from axum.
+pub type AnswerBody = Either<Full<Bytes>, Body>;
+
+/// The headers of an answer in JSON, in the memory of those of its request.
+fn json_headers(mut headers: HeaderMap) -> HeaderMap {
+    headers.clear();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers
 }
 
 /// The requests that do not go through the router.
@@ -151,9 +175,9 @@ struct StrippedPrefix(Box<str>);
 /// slashes, encoded or not.
 fn router(api: Api) -> Router {
     Router::new()
-        // A POST to one of these two is answered ahead of the router; they stand here for other methods' 405.
-        .route("/apps/{app_id}/events", post(trigger::trigger))
-        .route("/apps/{app_id}/batch_events", post(trigger::trigger_batch))
+        // A POST to one of these two is answered ahead of the router.
+        .route("/apps/{app_id}/events", any(|| async { ApiError::MethodNotAllowed }))
+        .route("/apps/{app_id}/batch_events", any(|| async { ApiError::MethodNotAllowed }))
         .route("/apps/{app_id}/connections", get(channels::connections))
         .route("/apps/{app_id}/channels", get(channels::channels))
         .route("/apps/{app_id}/channels/{channel}", get(channels::channel))

@@ -1,6 +1,7 @@
 //! Requests that are signed, the only kind that the API knows.
 
 use std::borrow::Cow;
+use std::iter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
-use axum::http::{Uri, header};
+use axum::http::{HeaderMap, Uri, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
@@ -34,6 +35,8 @@ pub struct Signed {
     pub uri: Uri,
     /// Whether the query has more in it than the signature.
     has_parameters: bool,
+    /// Its headers.
+    pub headers: HeaderMap,
     /// Its body, of the size that the app allows.
     pub body: Bytes,
 }
@@ -71,9 +74,10 @@ impl Signed {
         let auth = query.auth()?;
         let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
         auth.check_time(unix_now(), app.limits.auth_window_secs)?;
-        let paths = signed_paths(path, prefix, &app.path_prefix);
+        let others = other_signed_paths(path, prefix, &app.path_prefix);
+        let paths = iter::once(path).chain(others.iter().map(String::as_str));
         let method = head.method.as_str();
-        query.verify(&auth, secret, method, &paths).inspect_err(|error| {
+        query.verify(&auth, secret, method, paths).inspect_err(|error| {
             debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
         })?;
         let announced =
@@ -86,7 +90,7 @@ impl Signed {
         auth.check_body(&body)?;
         let has_parameters = query.has_parameters();
         drop(query);
-        Ok(Self { app, uri: head.uri, has_parameters, body })
+        Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body })
     }
 
     /// Its parameters.
@@ -130,26 +134,21 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
 
-/// The paths that the client may have signed: as received, without or with the app's prefix, and each
-/// percent-decoded, because HTTP libraries encode a path after the SDK has signed it.
-fn signed_paths<'p>(path: &'p str, prefix: &str, app_prefix: &str) -> Vec<Cow<'p, str>> {
-    let mut paths = vec![Cow::Borrowed(path)];
+/// What the client may have signed instead of `path`: the same with the app's prefix, and each percent-decoded,
+/// because HTTP libraries encode a path after the SDK has signed it.
+fn other_signed_paths(path: &str, prefix: &str, app_prefix: &str) -> Vec<String> {
+    let mut others = Vec::new();
     for prefix in [prefix, app_prefix] {
-        if prefix.is_empty() {
-            continue;
-        }
-        let prefixed = format!("{prefix}{path}");
-        if !paths.iter().any(|path| **path == prefixed) {
-            paths.push(Cow::Owned(prefixed));
+        let prefixed = || format!("{prefix}{path}");
+        if !prefix.is_empty() && others.first() != Some(&prefixed()) {
+            others.push(prefixed());
         }
     }
-    if !paths.iter().any(|path| path.contains('%')) {
-        return paths;
-    }
-    let decoded = |path: &Cow<'_, str>| percent_decode_str(path).decode_utf8().map(Cow::into_owned);
-    let decoded: Vec<_> = paths.iter().filter_map(|path| decoded(path).ok()).map(Cow::Owned).collect();
-    paths.extend(decoded);
-    paths
+    let decoded = |path: &str| percent_decode_str(path).decode_utf8().ok().map(Cow::into_owned);
+    let encoded = iter::once(path).chain(others.iter().map(String::as_str)).filter(|path| path.contains('%'));
+    let decoded: Vec<_> = encoded.filter_map(decoded).collect();
+    others.extend(decoded);
+    others
 }
 
 fn too_large(bytes_max: usize) -> ApiError {
@@ -239,16 +238,16 @@ mod tests {
 
     #[test]
     fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
-        assert_eq!(signed_paths("/apps/1/events", "", ""), ["/apps/1/events"]);
-        let paths = signed_paths("/apps/1/users/a%20b/terminate_connections", "/rt", "/rt");
-        for expected in [
+        assert!(other_signed_paths("/apps/1/events", "", "").is_empty());
+        let path = "/apps/1/users/a%20b/terminate_connections";
+        let mut paths = other_signed_paths(path, "/rt", "/rt");
+        paths.sort_unstable();
+        let expected = [
             "/apps/1/users/a b/terminate_connections",
-            "/apps/1/users/a%20b/terminate_connections",
             "/rt/apps/1/users/a b/terminate_connections",
             "/rt/apps/1/users/a%20b/terminate_connections",
-        ] {
-            assert!(paths.iter().any(|path| path == expected), "{expected}");
-        }
-        assert_eq!(signed_paths("/apps/1/events", "", "/rt"), ["/apps/1/events", "/rt/apps/1/events"]);
+        ];
+        assert_eq!(paths, expected);
+        assert_eq!(other_signed_paths("/apps/1/events", "", "/rt"), ["/rt/apps/1/events"]);
     }
 }

@@ -3,15 +3,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use smallvec::{Array, SmallVec, smallvec};
 
 use super::channels::parse as parse_channel;
 use super::info::{Attributes, Info};
-use super::{Api, ApiError, Signed};
+use super::{Api, ApiError, Signed, json_headers};
 use crate::apps::App;
 use crate::protocol::json::{self, ListError};
 use crate::protocol::message::{Event, Source};
@@ -24,44 +26,44 @@ struct Trigger<'a> {
     name: EventName<'a>,
     /// A JSON string literal, as received wherever possible.
     data: Cow<'a, str>,
-    channels: Vec<ChannelName>,
+    channels: SmallVec<[ChannelName; 1]>,
     except: Option<SocketId>,
     info: Info,
 }
 
-/// The answer to [`trigger`]: `{}`, or what was asked for of each channel.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct Triggered {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    channels: Option<BTreeMap<Box<str>, Attributes>>,
+/// The answer when nothing was asked for: a JSON object without keys, as SDKs want it.
+const NOTHING: Bytes = Bytes::from_static(b"{}");
+
+/// What was asked for of each channel that an event was published to.
+#[derive(Serialize)]
+struct Triggered {
+    channels: BTreeMap<Box<str>, Attributes>,
 }
 
-/// `POST /apps/{app_id}/events`
-pub(super) async fn trigger(State(api): State<Api>, signed: Signed) -> Result<Json<Triggered>, ApiError> {
+/// `POST /apps/{app_id}/events`: the JSON to answer with.
+pub(super) async fn trigger(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
     let query = signed.query();
     let fields = Fields::of_body(&signed.body, Some(&query))?;
     let trigger = Trigger::parse(&signed.app, &fields)?;
     api.0.hub.publish(&signed.app, trigger.events()).await;
+    if trigger.info.is_empty() {
+        return Ok(NOTHING);
+    }
     let attributes = |channel: &ChannelName| {
         let found = api.0.hub.channel(&signed.app, channel);
         (channel.as_str().into(), trigger.info.of(channel, &found))
     };
-    let channels = (!trigger.info.is_empty()).then(|| trigger.channels.iter().map(attributes).collect());
-    Ok(Json(Triggered { channels }))
+    Ok(answer(&Triggered { channels: trigger.channels.iter().map(attributes).collect() }))
 }
 
-/// The answer to [`trigger_batch`]: `{}`, or one item an event when any of them asks for something.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct BatchTriggered {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch: Option<Vec<Attributes>>,
+/// What was asked for of each event of a batch: one item an event, when any of them asks for something.
+#[derive(Serialize)]
+struct BatchTriggered {
+    batch: Vec<Attributes>,
 }
 
-/// `POST /apps/{app_id}/batch_events`: all of them or none.
-pub(super) async fn trigger_batch(
-    State(api): State<Api>,
-    signed: Signed,
-) -> Result<Json<BatchTriggered>, ApiError> {
+/// `POST /apps/{app_id}/batch_events`: all of them or none; the JSON to answer with.
+pub(super) async fn trigger_batch(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
     let events_max = signed.app.limits.events_per_batch_max;
     let items = json::pick_list(text(&signed.body)?, "batch", FIELDS, events_max);
     let items = items.map_err(|error| match error {
@@ -83,12 +85,18 @@ pub(super) async fn trigger_batch(
     }
     let events: Vec<Event<'_>> = triggers.iter().flat_map(|trigger| trigger.events()).collect();
     api.0.hub.publish(&signed.app, events).await;
+    if triggers.iter().all(|trigger| trigger.info.is_empty()) {
+        return Ok(NOTHING);
+    }
     let attributes = |trigger: &Trigger<'_>| match &trigger.channels[..] {
         [channel, ..] => trigger.info.of(channel, &api.0.hub.channel(&signed.app, channel)),
         [] => Attributes::default(),
     };
-    let asked = triggers.iter().any(|trigger| !trigger.info.is_empty());
-    Ok(Json(BatchTriggered { batch: asked.then(|| triggers.iter().map(attributes).collect()) }))
+    Ok(answer(&BatchTriggered { batch: triggers.iter().map(attributes).collect() }))
+}
+
+fn answer(answer: &impl Serialize) -> Bytes {
+    serde_json::to_vec(answer).expect("names and numbers are written to memory").into()
 }
 
 /// Says which event of a batch an error is about.
@@ -109,7 +117,7 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
 pub(super) async fn trigger_legacy(
     State(api): State<Api>,
     signed: Signed,
-) -> Result<(StatusCode, Json<Triggered>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let app = &signed.app;
     let query = signed.query();
     let name = query.value("name").ok_or_else(|| ApiError::bad("name is missing"))?;
@@ -119,12 +127,12 @@ pub(super) async fn trigger_legacy(
     let trigger = Trigger {
         name: EventName::parse(name, app.limits.event_name_chars_max).map_err(ApiError::bad)?,
         data: Cow::Owned(literal(data)),
-        channels: vec![signed.channel()?],
+        channels: smallvec![signed.channel()?],
         except: parse_socket_id(query.value("socket_id").as_deref())?,
         info: Info::default(),
     };
     api.0.hub.publish(app, trigger.events()).await;
-    Ok((StatusCode::ACCEPTED, Json(Triggered::default())))
+    Ok((StatusCode::ACCEPTED, json_headers(HeaderMap::new()), NOTHING))
 }
 
 impl<'a> Trigger<'a> {
@@ -135,7 +143,7 @@ impl<'a> Trigger<'a> {
         let data = fields.data().ok_or_else(|| ApiError::bad("data is missing"))?;
         check_data_len(app, json::decoded_len(&data))?;
         let names = fields.channels(limits.channels_per_publish_max)?;
-        let mut channels: Vec<ChannelName> = Vec::with_capacity(names.len());
+        let mut channels = SmallVec::<[ChannelName; 1]>::new();
         for name in &names {
             let channel = parse_channel(app, name)?;
             if !channels.contains(&channel) {
@@ -224,16 +232,16 @@ impl<'a> Fields<'a> {
     }
 
     /// The names of channels: a list, or one; at most `names_max`.
-    fn channels(&self, names_max: usize) -> Result<Vec<Cow<'a, str>>, ApiError> {
+    fn channels(&self, names_max: usize) -> Result<Names<'a>, ApiError> {
         let names = match self.channels.or(self.channel) {
-            Some(one) if json::is_string(one) => vec![one],
+            Some(one) if json::is_string(one) => smallvec![one],
             Some(list) if self.channels.is_some() => json::items(list.get(), usize::MAX)
                 .map_err(|_| ApiError::bad("channels is not a list of strings"))?,
             Some(_) => return Err(ApiError::bad("channel is not a string")),
             None => {
                 let query = |name| self.query.and_then(|query| query.value(name));
                 let list = self.query.map(|query| query.list("channels")).unwrap_or_default();
-                let list: Vec<_> = list.into_iter().map(Cow::Borrowed).collect();
+                let list: Names<'a> = list.into_iter().map(Cow::Borrowed).collect();
                 let one = || query("channels").or_else(|| query("channel")).into_iter().collect();
                 return at_most(names_max, if list.is_empty() { one() } else { list });
             }
@@ -245,7 +253,10 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn at_most<T>(names_max: usize, names: Vec<T>) -> Result<Vec<T>, ApiError> {
+/// Names of channels, in place while they are few.
+type Names<'a> = SmallVec<[Cow<'a, str>; 4]>;
+
+fn at_most<T: Array>(names_max: usize, names: SmallVec<T>) -> Result<SmallVec<T>, ApiError> {
     if names.len() <= names_max {
         return Ok(names);
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 /// The values of the named keys of a JSON object, as the text they came in; where a key stands twice, the last
 /// one counts. Other keys are skipped.
@@ -169,20 +170,23 @@ impl<'de, const N: usize> DeserializeSeed<'de> for Pick<N> {
     }
 }
 
+/// The items of an array, in place while they are few.
+pub type Items<'a> = SmallVec<[&'a RawValue; 4]>;
+
 /// The items of a JSON array, as the text they came in; of a longer one, `items_max` and one more, so that a list
 /// that is too long can be told without keeping all of it.
 ///
 /// # Errors
 /// `text` is not a JSON array.
-pub fn items(text: &str, items_max: usize) -> Result<Vec<&RawValue>, serde_json::Error> {
-    struct Items(usize);
-    impl<'de> Visitor<'de> for Items {
-        type Value = Vec<&'de RawValue>;
+pub fn items(text: &str, items_max: usize) -> Result<Items<'_>, serde_json::Error> {
+    struct Collect(usize);
+    impl<'de> Visitor<'de> for Collect {
+        type Value = Items<'de>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a JSON array")
         }
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut items = Vec::new();
+            let mut items = Items::new();
             while items.len() <= self.0
                 && let Some(item) = seq.next_element::<&'de RawValue>()?
             {
@@ -193,7 +197,7 @@ pub fn items(text: &str, items_max: usize) -> Result<Vec<&RawValue>, serde_json:
         }
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    let items = json.deserialize_seq(Items(items_max))?;
+    let items = json.deserialize_seq(Collect(items_max))?;
     json.end()?;
     Ok(items)
 }

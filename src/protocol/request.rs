@@ -56,8 +56,8 @@ pub enum QueryError {
     NotUtf8,
 }
 
-/// The parameters of a query string, decoded, with keys in lower case, in the order received. What needs no
-/// decoding, which is nearly all, is borrowed.
+/// The parameters of a query string, decoded, with keys in lower case, in the order in which they are signed: by
+/// key, of one key as received. What needs no decoding, which is nearly all, is borrowed.
 #[derive(Debug, Default)]
 pub struct Query<'a> {
     pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
@@ -104,6 +104,8 @@ impl<'a> Query<'a> {
             }
             pairs.push((key, decode(value)?));
         }
+        // Stable, so that Ruby's `k[]` keep their order, and by the list, so that `k[10]` does not come before `k[2]`.
+        pairs.sort_by(|(one, _), (other, _)| list_or_key(one).cmp(list_or_key(other)));
         Ok(Self { pairs })
     }
 
@@ -153,31 +155,24 @@ impl<'a> Query<'a> {
         })
     }
 
-    /// The text that is signed for the query: everything but the signature, PHP's lists folded, sorted by key
-    /// (stable, so that Ruby's `k[]` keep their order), values as decoded.
+    /// The text that is signed for the query: everything but the signature, PHP's lists folded, sorted by key,
+    /// values as decoded.
     fn canonical(&self) -> String {
-        let unsigned = self.pairs.iter().filter(|(key, _)| key != "auth_signature");
-        let named = unsigned.map(|(key, value)| match indexed(key) {
-            Some(name) => (name, value, true),
-            None => (&**key, value, false),
-        });
-        let mut pairs: Vec<(&str, &str, bool)> = Vec::with_capacity(self.pairs.len());
-        pairs.extend(named.map(|(name, value, is_indexed)| (name, &**value, is_indexed)));
-        pairs.sort_by_key(|(name, ..)| *name);
         let mut canonical = String::with_capacity(256);
-        let mut before = None;
-        for (name, value, is_indexed) in pairs {
-            if is_indexed && before == Some((name, true)) {
+        let mut list_before = None;
+        for (key, value) in self.pairs.iter().filter(|(key, _)| key != "auth_signature") {
+            let list = indexed(key);
+            if list.is_some() && list == list_before {
                 canonical.push(',');
             } else {
-                if before.is_some() {
+                if !canonical.is_empty() {
                     canonical.push('&');
                 }
-                canonical.push_str(name);
+                canonical.push_str(list.unwrap_or(key));
                 canonical.push('=');
             }
             canonical.push_str(value);
-            before = Some((name, is_indexed));
+            list_before = list;
         }
         canonical
     }
@@ -194,17 +189,17 @@ impl<'a> Query<'a> {
     ///
     /// # Errors
     /// [`SignatureError::Mismatch`].
-    pub fn verify(
+    pub fn verify<'p>(
         &self,
         auth: &Auth<'_>,
         key: &SigningKey,
         method: &str,
-        paths: &[impl AsRef<str>],
+        paths: impl IntoIterator<Item = &'p str>,
     ) -> Result<(), SignatureError> {
         let query = self.canonical();
         let mut matched = false;
         for path in paths {
-            matched |= key.verifies(auth.signature, &[method, "\n", path.as_ref(), "\n", &query]);
+            matched |= key.verifies(auth.signature, &[method, "\n", path, "\n", &query]);
         }
         if matched { Ok(()) } else { Err(SignatureError::Mismatch) }
     }
@@ -258,6 +253,11 @@ fn decode(text: &str) -> Result<Cow<'_, str>, QueryError> {
     }
 }
 
+/// What a parameter is sorted by.
+fn list_or_key(key: &str) -> &str {
+    indexed(key).unwrap_or(key)
+}
+
 /// `k` of `k[12]`.
 fn indexed(key: &str) -> Option<&str> {
     let (name, index) = key.strip_suffix(']')?.rsplit_once('[')?;
@@ -275,7 +275,7 @@ mod tests {
         let query = Query::parse(query).unwrap();
         let auth = query.auth()?;
         auth.check_time(auth.timestamp, 600)?;
-        query.verify(&auth, &SigningKey::new(secret), method, &[path])?;
+        query.verify(&auth, &SigningKey::new(secret), method, [path])?;
         auth.check_body(body.as_bytes())
     }
 

@@ -98,6 +98,28 @@ async fn an_upgrade_that_is_not_finished_in_time_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_connection_without_requests_is_dropped_and_one_with_a_request_is_not() {
+    let server = Server::with(|setup| {
+        setup.options.handshake_timeout = SECOND;
+        setup.options.keep_alive = SECOND / 2;
+    })
+    .await;
+    let publish = Request::post("/apps/1001/events", r#"{"name":"e","channel":"news","data":""}"#).signed();
+    let mut busy = server.http().await;
+    busy.write(&publish.head_with_length(publish.payload().len())).await;
+    for begun in ["", "GET /up HTTP/1.1\r\nHost: te"] {
+        let mut idle = server.http().await;
+        assert_eq!(idle.send(Request::get("/up")).await.status, 200);
+        assert_eq!(idle.send(Request::get("/up")).await.status, 200, "kept alive");
+        idle.write(begun.as_bytes()).await;
+        idle.ends().await;
+    }
+    busy.write(publish.payload()).await;
+    assert_eq!(busy.answer().await.status, 200);
+    busy.ends().await;
+}
+
+#[tokio::test]
 async fn a_body_that_makes_no_progress_is_given_up() {
     let server = Server::with(|setup| setup.options.http.read_timeout = SECOND / 5).await;
     let request = Request::post("/apps/1001/events", r#"{"name":"e","channel":"news","data":""}"#).signed();

@@ -31,6 +31,7 @@
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
+//! | [`metrics`] | every counter, typed | nothing |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors and registry | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
@@ -101,6 +102,7 @@ pub mod config;
 pub mod http;
 pub mod hub;
 pub mod limits;
+pub mod metrics;
 pub mod outbox;
 pub mod protocol;
 pub mod pusher;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::apps::App;
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
@@ -36,6 +37,7 @@ struct Inner {
     registry: Registry,
     connections: Connections,
     users: Users,
+    metrics: Metrics,
     started: Instant,
     draining: AtomicBool,
     /// Whether every join, leave and publish is logged, payloads included.
@@ -51,6 +53,7 @@ impl Hub {
             registry: Registry::default(),
             connections: Connections::default(),
             users: Users::default(),
+            metrics: Metrics::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             debug,
@@ -62,6 +65,12 @@ impl Hub {
     #[must_use]
     pub fn now(&self) -> Duration {
         self.0.started.elapsed()
+    }
+
+    /// What the node counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     /// The established connections.

@@ -4,18 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 12] = [
+const MAP: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
     ("limits", &[]),
     ("apps", &["protocol", "limits"]),
     ("session", &["protocol", "limits", "apps"]),
     ("outbox", &["protocol"]),
+    ("metrics", &[]),
     ("registry", &["protocol", "outbox"]),
-    ("hub", &["protocol", "limits", "apps", "outbox", "registry"]),
-    ("http", &["hub", "apps", "protocol", "limits"]),
-    ("pusher", &["hub", "apps", "protocol", "limits", "session", "outbox"]),
+    ("hub", &["protocol", "limits", "apps", "outbox", "metrics", "registry"]),
+    ("http", &["hub", "apps", "protocol", "limits", "metrics"]),
+    ("pusher", &["hub", "apps", "protocol", "limits", "metrics", "session", "outbox"]),
     ("config", &["apps", "limits", "protocol", "pusher", "http", "server"]),
-    ("server", &["apps", "http", "hub", "outbox", "protocol", "pusher"]),
+    ("server", &["apps", "http", "hub", "metrics", "outbox", "protocol", "pusher"]),
     ("cli", &["config", "server", "apps", "http", "pusher", "protocol", "limits"]),
 ];
 

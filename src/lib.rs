@@ -32,8 +32,9 @@
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
 //! | [`metrics`] | every counter, typed | nothing |
+//! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, outbox |
-//! | [`hub`] | join, leave, publish, query: the waist between doors and registry | all of the above but session |
+//! | [`hub`] | join, leave, publish, query: the waist between doors, registry and webhooks | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
@@ -41,13 +42,16 @@
 //! | [`cli`] | the command line | everything |
 //!
 //! `tests/it/tidy.rs` holds this table and checks every path. rustls is named in [`server`] (certificates and
-//! handshakes), [`outbox`] (the session of a WebSocket) and [`cli`] (`pusherd health`) only.
+//! handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`] (receivers) and [`cli`] (`pusherd health`) only.
 //!
 //! # Invariants
 //!
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
-//! - Locks are taken in the order channel (or user), outbox; no shard of a map stays locked meanwhile.
+//! - Locks are taken in the order ledger of webhooks, channel (or user), outbox; no shard of a map stays locked
+//!   meanwhile.
+//! - What webhooks tell of a channel is noted in its ledger in the order in which the registry decided it; an app
+//!   without webhooks has no ledger.
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
 //! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
 //!   only while the channel has more than 256 KiB undelivered.
@@ -109,3 +113,4 @@ pub mod pusher;
 pub mod registry;
 pub mod server;
 pub mod session;
+pub mod webhooks;

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         },
         Command::Config(command) => command.run(),
         Command::Health(command) => command.run(),
+        Command::Webhooks(command) => command.run(),
     }
 }
 

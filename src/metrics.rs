@@ -31,4 +31,32 @@ impl Counter {
 
 /// All counters of a node.
 #[derive(Debug, Default)]
-pub struct Metrics {}
+pub struct Metrics {
+    /// What became of webhooks.
+    pub webhooks: Webhooks,
+}
+
+/// What became of webhooks, of all apps together.
+#[derive(Debug, Default)]
+pub struct Webhooks {
+    /// Events that were put into a queue, once for each receiver.
+    pub events: Counter,
+    /// Events that were not told because whoever went came back: both halves count.
+    pub smoothed: Counter,
+    /// Requests that were answered with 2xx.
+    pub delivered: Counter,
+    /// Attempts that failed, whether or not a later one did not.
+    pub failed_attempts: Counter,
+    /// Those of them that would have gone to an address where webhooks do not go.
+    pub refused_targets: Counter,
+    /// Events that fell out of a full queue.
+    pub dropped: Counter,
+    /// Requests that were given up after all attempts.
+    pub expired: Counter,
+    /// Requests that a shutdown left unsent.
+    pub unsent: Counter,
+    /// Requests that are in the file of dead letters.
+    pub dead_lettered: Counter,
+    /// Requests that should be, and are not.
+    pub dead_letters_lost: Counter,
+}

@@ -34,8 +34,10 @@ use tracing::{debug, info, warn};
 use crate::apps::Apps;
 use crate::http::{self, Api};
 use crate::hub::Hub;
+use crate::metrics::Metrics;
 use crate::protocol::CloseCode;
 use crate::pusher::{self, Door, Peer};
+use crate::webhooks::{self, Webhooks};
 use repoll::Repoll;
 use stream::{PatientStream, Stream};
 pub use tls::{Tls, TlsError};
@@ -53,7 +55,7 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// After an accept that failed for want of descriptors, the next try waits for some to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a shutdown that must be quick waits for clients to answer its close.
+/// What a shutdown that must be quick waits for clients to answer its close, and for webhooks to be sent.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 const GOING_AWAY: &str = "Server is shutting down";
@@ -65,6 +67,8 @@ pub struct Options {
     pub pusher: pusher::Options,
     /// The HTTP API.
     pub http: http::Options,
+    /// Webhooks.
+    pub webhooks: webhooks::Options,
     /// A new connection that has not sent a whole request head by then is dropped. Default 10 s.
     pub handshake_timeout: Duration,
     /// An HTTP connection without a request for so long is dropped, before it has been so for twice as long.
@@ -83,6 +87,7 @@ impl Default for Options {
         Self {
             pusher: pusher::Options::default(),
             http: http::Options::default(),
+            webhooks: webhooks::Options::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
             drain: Duration::from_secs(10),
@@ -158,10 +163,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves `apps` on `listeners` until `shutdown` says stop, then drains: not ready, no new connections, requests
-/// in flight finished, WebSockets closed with 4200 over the window. A [`Shutdown::Now`] ends a drain at once.
+/// in flight finished, WebSockets closed with 4200 over the window, webhooks sent. A [`Shutdown::Now`] ends a drain at
+/// once.
 ///
 /// # Errors
-/// A background task that ended early.
+/// A background task that ended early, or a system that gives no thread.
 pub async fn run(
     listeners: impl Into<Listeners>,
     apps: Apps,
@@ -170,7 +176,9 @@ pub async fn run(
 ) -> io::Result<()> {
     let listeners = listeners.into();
     let apps = Arc::new(apps);
-    let hub = Hub::new(options.debug);
+    let metrics = Arc::new(Metrics::default());
+    let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &metrics)?;
+    let hub = Hub::new(options.debug, metrics, webhooks.clone());
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
@@ -198,9 +206,18 @@ pub async fn run(
         () = renew(&listeners) => return ended_early("renews the certificate"),
     };
     drop(listeners);
-    server.drain(&hub, &options, how, &mut shutdown).await;
+    let deadline = server.drain(&hub, &options, how, &mut shutdown).await;
     keeping_time.abort();
     watching.abort();
+    webhooks
+        .drain(async {
+            tokio::select! {
+                Some(_) = shutdown.recv() => {}
+                () = sleep_until(deadline.max(Instant::now() + AT_ONCE)) => {}
+            }
+        })
+        .await;
+    info!("stopped");
     Ok(())
 }
 
@@ -336,8 +353,14 @@ impl Server {
         Ok(self.http.answer(request).await)
     }
 
-    /// See [`run`].
-    async fn drain(&self, hub: &Hub, options: &Options, how: Shutdown, more: &mut mpsc::Receiver<Shutdown>) {
+    /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.
+    async fn drain(
+        &self,
+        hub: &Hub,
+        options: &Options,
+        how: Shutdown,
+        more: &mut mpsc::Receiver<Shutdown>,
+    ) -> Instant {
         let begun = Instant::now();
         let connections = hub.connections().len();
         info!(connections, window = ?options.drain, "shutting down");
@@ -358,12 +381,12 @@ impl Server {
         let deadline = if at_once { Instant::now() + AT_ONCE } else { begun + options.shutdown_deadline };
         tokio::select! {
             () = self.tasks.wait() => {}
-            Some(_) = more.recv() => {}
+            Some(_) = more.recv() => return Instant::now(),
             () = sleep_until(deadline) => {
                 warn!(connections = self.tasks.len(), "some connections did not end in time");
             }
         }
-        info!("stopped");
+        deadline
     }
 }
 

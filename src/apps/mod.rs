@@ -5,6 +5,7 @@
 //! make sense is the config room's part. Start at [`App`].
 
 mod origin;
+mod webhook;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap};
@@ -14,6 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use origin::{OriginPattern, OriginPatternError};
+pub use webhook::{
+    ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, WebhookUrlError, webhook_header,
+};
 
 use crate::limits::Rate;
 use crate::protocol::signature::SigningKey;
@@ -91,6 +95,12 @@ pub struct App {
     pub subscription_error_frames: SubscriptionErrorFrames,
     /// What connections are closed with when the app terminates a user: 4009 (stay away) or 4200 (come back).
     pub terminate_close_code: CloseCode,
+    /// Who is told by HTTP of what happens.
+    pub webhooks: Vec<Webhook>,
+    /// Whether one request may tell of several events.
+    pub webhook_batching: bool,
+    /// How long a request waits for more to tell of, in milliseconds.
+    pub webhook_batching_ms: u16,
     /// What a channel name may be.
     pub names: NameRules,
     /// How much of everything.
@@ -210,6 +220,10 @@ impl App {
             require_protocol: false,
             subscription_error_frames: SubscriptionErrorFrames::default(),
             terminate_close_code: CloseCode::Unauthorized,
+            webhooks: Vec::new(),
+            // Receivers are known that read the first event of a request only.
+            webhook_batching: false,
+            webhook_batching_ms: 50,
             names: NameRules::default(),
             limits: AppLimits::default(),
             connections: ConnectionCount::default(),

@@ -7,6 +7,7 @@ mod banner;
 mod config;
 mod health;
 mod log;
+mod webhooks;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub enum Command {
     Config(Config),
     /// Ask a running server whether it is ready: exit code 0 if so, 1 if not
     Health(Health),
+    /// Send webhooks again that could not be delivered, or check the signature of one
+    Webhooks(Webhooks),
 }
 
 /// Which files to read.
@@ -117,6 +120,39 @@ pub struct Health {
     port: Option<String>,
     #[command(flatten)]
     files: Files,
+}
+
+/// `pusherd webhooks`
+#[derive(Args, Debug)]
+pub struct Webhooks {
+    #[command(subcommand)]
+    command: WebhooksCommand,
+    #[command(flatten)]
+    files: Files,
+}
+
+#[derive(Debug, Subcommand)]
+enum WebhooksCommand {
+    /// Send what a file of dead letters holds, and leave in it what cannot be sent: exit code 1 if anything is left
+    Replay {
+        /// The file
+        file: PathBuf,
+        /// Send with the time of now, for receivers that refuse what is older than five minutes
+        #[arg(long)]
+        fresh_time: bool,
+    },
+    /// Check a body against its signature, with the secret that the configuration has for the key: exit code 1 if it
+    /// does not hold
+    Verify {
+        /// The key, as in X-Pusher-Key
+        #[arg(long)]
+        key: String,
+        /// The signature, as in X-Pusher-Signature
+        #[arg(long)]
+        signature: String,
+        /// The body [default: -, standard input]
+        file: Option<PathBuf>,
+    },
 }
 
 impl Files {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::Server;
+use super::{Server, Webhooks};
 use super::apps::Draft;
 use super::problem::Source;
 use super::section::Section;
@@ -31,8 +31,12 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host.parse::<IpAddr>().map_or(host == "localhost", |address| address.is_loopback())
 }
 
-/// Looks at the server's settings and the apps.
-pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
+/// Looks at the settings of server and webhooks and at the apps.
+pub(super) fn advise(
+    server: &Section<Server>,
+    webhooks: &Section<Webhooks>,
+    apps: &[Draft],
+) -> Vec<Advice> {
     let mut advice = Vec::new();
     let mut say = |text: String| advice.push(Advice { loud: false, text });
     let Server { host, options, tls, .. } = &server.value;
@@ -59,6 +63,7 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
             (section.value.client_events, "client_events is off", "limits.client_events_per_second"),
             (section.value.client_events, "client_events is off", "limits.client_event_data_bytes"),
             (section.value.watchlist, "watchlist is false", "limits.watchlist_users"),
+            (section.value.webhook_batching, "webhook_batching is false", "webhook_batching_ms"),
         ];
         for (in_use, why, key) in idle {
             if !in_use && section.is_set(key) {
@@ -96,6 +101,14 @@ pub(super) fn advise(server: &Section<Server>, apps: &[Draft]) -> Vec<Advice> {
         if section.value.tls_only && tls.is_none() && options.pusher.trusted_proxies.is_empty() {
             let why = "server.trusted_proxies is empty, and there is no server.tls_cert";
             say(format!("{}: refuses everyone, as {why}", at("tls_only")));
+        }
+    }
+    if apps.iter().all(|app| app.section.value.webhooks.is_empty()) {
+        for key in ["queue_bytes", "dead_letter_file", "dead_letter_bytes", "allowed_addresses"] {
+            if webhooks.is_set(key) {
+                let place = webhooks.source(key).at(&webhooks.path(key));
+                say(format!("{place}: has no effect while no app has webhooks"));
+            }
         }
     }
     if !server.is_set("host") {

@@ -38,6 +38,8 @@ pub(super) enum Kind<T> {
     Choice { words: &'static [&'static str], field: fn(&mut T) -> &mut dyn Choice },
     /// A text that `check` accepts and brings into its canonical form.
     Text { what: &'static str, check: fn(&str) -> Result<String, String>, field: fn(&mut T) -> &mut Box<str> },
+    /// A list of tables, in a variable as JSON.
+    Tables { what: &'static str, field: fn(&mut T) -> &mut dyn Tables },
     /// A list of texts.
     List { what: &'static str, field: fn(&mut T) -> &mut dyn List },
 }
@@ -74,6 +76,14 @@ pub(super) trait List {
     fn items(&self) -> Vec<String>;
 }
 
+/// A field that holds a list of tables.
+pub(super) trait Tables {
+    /// Takes the tables in, or says what is wrong with each that is.
+    fn parse(&mut self, tables: Vec<serde_json::Value>) -> Result<(), String>;
+    /// The list as TOML, secrets masked.
+    fn show(&self) -> String;
+}
+
 pub(super) const fn number<T>(min: u64, max: u64, field: fn(&mut T) -> &mut dyn Number) -> Kind<T> {
     Kind::Number { zero: None, min, max, field }
 }
@@ -104,6 +114,10 @@ pub(super) const fn text<T>(
     field: fn(&mut T) -> &mut Box<str>,
 ) -> Kind<T> {
     Kind::Text { what, check, field }
+}
+
+pub(super) const fn tables<T>(what: &'static str, field: fn(&mut T) -> &mut dyn Tables) -> Kind<T> {
+    Kind::Tables { what, field }
 }
 
 pub(super) const fn list<T>(what: &'static str, field: fn(&mut T) -> &mut dyn List) -> Kind<T> {
@@ -159,6 +173,7 @@ impl<T> Setting<T> {
             Kind::Text { check, field, .. } => {
                 *field(target) = check(given.text()?)?.into();
             }
+            Kind::Tables { field, .. } => field(target).parse(given.tables()?)?,
             Kind::List { field, .. } => field(target).parse(&given.list()?)?,
         }
         Ok(())
@@ -168,7 +183,7 @@ impl<T> Setting<T> {
     pub(super) fn may_be_empty(&self) -> bool {
         match &self.kind {
             Kind::Text { check, .. } => check("").is_ok(),
-            Kind::List { .. } => true,
+            Kind::List { .. } | Kind::Tables { .. } => true,
             Kind::Number { .. } | Kind::Switch(_) | Kind::Choice { .. } => false,
         }
     }
@@ -183,6 +198,7 @@ impl<T> Setting<T> {
                 word => quoted(word),
             },
             Kind::Text { field, .. } => quoted(field(target)),
+            Kind::Tables { field, .. } => field(target).show(),
             Kind::List { field, .. } => {
                 let items: Vec<_> = field(target).items().iter().map(|item| quoted(item)).collect();
                 format!("[{}]", items.join(", "))
@@ -201,7 +217,7 @@ impl<T> Setting<T> {
                 [others @ .., last] => format!("{} or {last}", others.join(", ")),
             },
             Kind::Text { what, .. } => (*what).to_owned(),
-            Kind::List { what, .. } => format!("a list of {what}"),
+            Kind::List { what, .. } | Kind::Tables { what, .. } => format!("a list of {what}"),
         }
     }
 }
@@ -296,6 +312,40 @@ impl<'a> Given<'a> {
             }
             Self::Value(value) => Err(format!("must be a list, not {}", found(value))),
         }
+    }
+}
+
+impl Given<'_> {
+    /// The items of a list of tables, as JSON.
+    fn tables(&self) -> Result<Vec<serde_json::Value>, String> {
+        match self {
+            Self::Text(text) if text.trim().is_empty() => Ok(Vec::new()),
+            // What the parser says may quote the text, which may hold a secret: its place is enough.
+            Self::Text(text) => serde_json::from_str(text).map_err(|error| {
+                let (line, column) = (error.line(), error.column());
+                format!("must be a list as JSON, and is not at line {line}, column {column}")
+            }),
+            Self::Value(ValueKind::Array(items)) => Ok(items.iter().map(|item| json(&item.kind)).collect()),
+            Self::Value(value) => Err(format!("must be a list, not {}", found(value))),
+        }
+    }
+}
+
+fn json(value: &ValueKind) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        ValueKind::Nil => Value::Null,
+        ValueKind::Boolean(value) => Value::from(*value),
+        ValueKind::I64(number) => Value::from(*number),
+        ValueKind::U64(number) => Value::from(*number),
+        ValueKind::I128(number) => Value::from(number.to_string()),
+        ValueKind::U128(number) => Value::from(number.to_string()),
+        ValueKind::Float(number) => Value::from(*number),
+        ValueKind::String(text) => Value::from(text.as_str()),
+        ValueKind::Table(table) => {
+            Value::Object(table.iter().map(|(key, value)| (key.clone(), json(&value.kind))).collect())
+        }
+        ValueKind::Array(items) => Value::Array(items.iter().map(|item| json(&item.kind)).collect()),
     }
 }
 

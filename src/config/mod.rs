@@ -20,6 +20,7 @@ mod secret;
 mod section;
 mod show;
 mod variables;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,9 +36,11 @@ use crate::apps::App;
 use crate::server;
 use apps::{Draft, Drafts};
 use file::ConfigFile;
-use schema::{LOG, SERVER};
+use schema::{LOG, SERVER, WEBHOOKS};
 use section::{Line, Section};
-use variables::{CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables};
+use variables::{
+    CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX,
+};
 
 /// The file that is read from the working directory if it is there and none is named.
 const LOCAL_FILE: &str = "config/pusherd.toml";
@@ -122,6 +125,15 @@ impl Server {
     pub fn port_speaks_tls(&self) -> bool {
         !self.tls_cert.is_empty() && self.tls_port.is_none()
     }
+}
+
+/// How webhooks are sent.
+#[derive(Clone, Debug, Default)]
+struct Webhooks {
+    /// The file of dead letters as it was written; empty: none.
+    dead_letter_file: Box<str>,
+    /// What the room must know.
+    options: crate::webhooks::Options,
 }
 
 /// How to log.
@@ -273,6 +285,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
 
     let mut server = Section::new("server", SERVER, Server::default());
     let mut log = Section::new("log", LOG, Log::default());
+    let mut webhooks = Section::new("webhooks", WEBHOOKS, Webhooks::default());
     let mut apps = None;
     if let Some(file) = &mut file {
         let source = file.source();
@@ -281,11 +294,12 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
                 _ if value.kind == config::ValueKind::Nil => {}
                 "server" => server.fill_from_value(value, &source, &mut problems),
                 "log" => log.fill_from_value(value, &source, &mut problems),
+                "webhooks" => webhooks.fill_from_value(value, &source, &mut problems),
                 "apps" => apps = Some(value),
                 _ => {
                     let nested = SERVER.iter().map(|row| server.path(row.key));
-                    let known: Vec<String> =
-                        ["server", "log", "apps"].map(str::to_owned).into_iter().chain(nested).collect();
+                    let sections = ["server", "log", "webhooks", "apps"].map(str::to_owned);
+                    let known: Vec<String> = sections.into_iter().chain(nested).collect();
                     let what = section::unknown(&section, known.iter().map(String::as_str));
                     problems.add(&source, &section, what);
                 }
@@ -294,24 +308,27 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     }
     server.fill_from_variables(SERVER_PREFIX, &variables, &mut problems);
     log.fill_from_variables(LOG_PREFIX, &variables, &mut problems);
+    webhooks.fill_from_variables(WEBHOOKS_PREFIX, &variables, &mut problems);
     server.fill_from_flags(&sources.flags, &mut problems);
     log.fill_from_flags(&sources.flags, &mut problems);
     let Drafts { apps, main } = Drafts::gather(file.as_ref().zip(apps), &variables, directory, &mut problems);
     settle(&mut server, &apps, &mut problems);
     let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
     settle_tls(&mut server, (directory, folder), sources.reads_certificate, &mut problems);
+    webhooks::refuse_targets(&apps, &webhooks.value.options.allowed_addresses, &mut problems);
+    settle_webhooks(&mut server, &webhooks, (directory, folder));
     if !problems.is_empty() {
         return Err(problems);
     }
 
     let (main_app, key_source) = main;
     let clients = clients(&variables, &key_source);
-    let mut advice = advice::advise(&server, &apps);
+    let mut advice = advice::advise(&server, &webhooks, &apps);
     if clients.is_none() {
         advice.extend(advice::publishes_elsewhere(&key_source));
     }
     let default_secret = apps.iter().any(Draft::has_default_secret);
-    let mut shown = vec![("[server]", server.lines()), ("[log]", log.lines())];
+    let mut shown = vec![("[server]", server.lines()), ("[log]", log.lines()), ("[webhooks]", webhooks.lines())];
     let mut ready = Vec::with_capacity(apps.len());
     for draft in apps {
         let (app, lines) = draft.finish();
@@ -383,16 +400,29 @@ fn settle_tls(
             );
         }
         (false, false) => {
-            let path = |key, text: &str| match server.source(key) {
-                Source::File(_) => folder.join(text),
-                Source::Default | Source::Variable { .. } | Source::Flag(_) => directory.join(text),
-            };
+            let path = |key, text: &str| placed(&server.source(key), text, (directory, folder));
             match server::Tls::load(path(CERT, tls_cert), path(KEY, tls_key)) {
                 Ok(tls) => server.value.tls = Some(tls),
                 Err(server::TlsError::Certificate(why)) => refuse(server, CERT, &why),
                 Err(server::TlsError::Key(why)) => refuse(server, KEY, &why),
             }
         }
+    }
+}
+
+/// Hands the server what it must know of webhooks.
+fn settle_webhooks(server: &mut Section<Server>, webhooks: &Section<Webhooks>, folders: (&Path, &Path)) {
+    let Webhooks { dead_letter_file, options } = &webhooks.value;
+    let file = placed(&webhooks.source("dead_letter_file"), dead_letter_file, folders);
+    let dead_letter_file = (!dead_letter_file.is_empty()).then_some(file);
+    server.value.options.webhooks = crate::webhooks::Options { dead_letter_file, ..options.clone() };
+}
+
+/// Where a path that was written in `source` is: in the file's `folder`, or in `directory`.
+fn placed(source: &Source, path: &str, (directory, folder): (&Path, &Path)) -> PathBuf {
+    match source {
+        Source::File(_) => folder.join(path),
+        Source::Default | Source::Variable { .. } | Source::Flag(_) => directory.join(path),
     }
 }
 

@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use super::kind::{Kind, Setting, choice, list, number, number_or_zero, switch, text};
-use super::{Log, Server};
+use super::kind::{Kind, Setting, choice, list, number, number_or_zero, switch, tables, text};
+use super::{Log, Server, Webhooks};
 use crate::apps::App;
 
 const KIB: u64 = 1024;
@@ -21,6 +21,10 @@ const fn server(key: &'static str, kind: Kind<Server>, doc: &'static str) -> Set
 }
 
 const fn log(key: &'static str, kind: Kind<Log>, doc: &'static str) -> Setting<Log> {
+    Setting::new(key, kind, doc)
+}
+
+const fn webhooks(key: &'static str, kind: Kind<Webhooks>, doc: &'static str) -> Setting<Webhooks> {
     Setting::new(key, kind, doc)
 }
 
@@ -135,6 +139,31 @@ pub(super) const LOG: &[Setting<Log>] = &[
     .flag("--log-level"),
 ];
 
+/// The section `[webhooks]`; variables begin with `PUSHERD_WEBHOOKS_`.
+pub(super) const WEBHOOKS: &[Setting<Webhooks>] = &[
+    webhooks(
+        "queue_bytes",
+        number(64 * KIB, GIB, |webhooks| &mut webhooks.options.queue_bytes),
+        "What may wait for one receiver. When it is more, the oldest is given up.",
+    ),
+    webhooks(
+        "dead_letter_file",
+        text("a file", path, |webhooks| &mut webhooks.dead_letter_file),
+        "Where webhooks are kept that could not be delivered, as JSON lines; empty: nowhere. A relative path starts \
+         from the folder of the configuration file, or from the working directory for a variable.",
+    ),
+    webhooks(
+        "dead_letter_bytes",
+        number(64 * KIB, 1024 * GIB, |webhooks| &mut webhooks.options.dead_letter_bytes),
+        "The size that this file does not grow beyond: what is in it stays, what comes then is lost.",
+    ),
+    webhooks(
+        "allowed_addresses",
+        list("addresses and networks", |webhooks| &mut webhooks.options.allowed_addresses),
+        "Where webhooks may go although it is link-local, multicast or a cloud's metadata service.",
+    ),
+];
+
 /// A section `[[apps]]`; variables begin with `PUSHERD_APP_`. The credentials are in [`CREDENTIALS`].
 pub(super) const APP: &[Setting<App>] = &[
     app(
@@ -213,6 +242,24 @@ pub(super) const APP: &[Setting<App>] = &[
         choice(&["4009", "4200"], |app| &mut app.terminate_close_code),
         "How connections end when the app terminates a user's: 4009 is stay away, 4200 come back at once.",
     ),
+    app(
+        "webhooks",
+        tables("tables with `url`, `headers`, `event_types` and `filter`", |app| &mut app.webhooks),
+        "Who is told by HTTP of what happens on channels. In a variable, the same as JSON. See *Webhooks* below.",
+    )
+    .aliases(&["SOKETI_DEFAULT_APP_WEBHOOKS"]),
+    app(
+        "webhook_batching",
+        switch(|app| &mut app.webhook_batching),
+        "Whether one request may tell of several events. Some receivers read the first only.",
+    )
+    .aliases(&["SOKETI_WEBHOOKS_BATCHING"]),
+    app(
+        "webhook_batching_ms",
+        number(1, 10_000, |app| &mut app.webhook_batching_ms),
+        "How long such a request waits for more, in milliseconds; it has 100 events at most.",
+    )
+    .aliases(&["SOKETI_WEBHOOKS_BATCHING_DURATION"]),
     app(
         "channel_name_extra_chars",
         text("ASCII punctuation other than : # \" \\", extra_chars, |app| &mut app.names.extra_chars),

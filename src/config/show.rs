@@ -5,10 +5,10 @@ use std::fmt::{self, Write as _};
 
 use super::apps::Draft;
 use super::kind::Setting;
-use super::schema::{APP, CREDENTIALS, LOG, SERVER};
+use super::schema::{APP, CREDENTIALS, LOG, SERVER, WEBHOOKS};
 use super::section::Line;
-use super::variables::{APP_PREFIX, LOG_PREFIX, SERVER_PREFIX};
-use super::{Log, Server, Settings};
+use super::variables::{APP_PREFIX, LOG_PREFIX, SERVER_PREFIX, WEBHOOKS_PREFIX};
+use super::{Log, Server, Settings, Webhooks};
 
 /// Values shorter than this have their source in one column.
 const COLUMN: usize = 44;
@@ -51,6 +51,8 @@ pub fn reference() -> String {
     rows(&mut text, SERVER, SERVER_PREFIX, &mut Server::default());
     heading(&mut text, "[log]");
     rows(&mut text, LOG, LOG_PREFIX, &mut Log::default());
+    heading(&mut text, "[webhooks]");
+    rows(&mut text, WEBHOOKS, WEBHOOKS_PREFIX, &mut Webhooks::default());
     heading(&mut text, "[[apps]]");
     for row in CREDENTIALS {
         let variable = row.variable.map(|name| format!("`{APP_PREFIX}{name}`")).unwrap_or_default();

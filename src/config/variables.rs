@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use super::dotenv;
 use super::problem::{Problems, Source, closest};
-use super::schema::{APP, CREDENTIALS, LOG, SERVER};
+use super::schema::{APP, CREDENTIALS, LOG, SERVER, WEBHOOKS};
 
-/// What the variables of `[server]`, `[log]` and `[[apps]]` begin with.
+/// What the variables of `[server]`, `[log]`, `[webhooks]` and `[[apps]]` begin with.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
 /// See [`SERVER_PREFIX`].
 pub(super) const LOG_PREFIX: &str = "PUSHERD_LOG_";
+/// See [`SERVER_PREFIX`].
+pub(super) const WEBHOOKS_PREFIX: &str = "PUSHERD_WEBHOOKS_";
 /// See [`SERVER_PREFIX`].
 pub(super) const APP_PREFIX: &str = "PUSHERD_APP_";
 
@@ -131,6 +133,7 @@ pub(super) fn known() -> impl Iterator<Item = String> {
     let own = |name: &str| name.to_owned();
     let rows = SERVER.iter().map(|row| (row.variable(SERVER_PREFIX), row.aliases));
     let rows = rows.chain(LOG.iter().map(|row| (row.variable(LOG_PREFIX), row.aliases)));
+    let rows = rows.chain(WEBHOOKS.iter().map(|row| (row.variable(WEBHOOKS_PREFIX), row.aliases)));
     let rows = rows.chain(APP.iter().map(|row| (row.variable(APP_PREFIX), row.aliases)));
     let rows = rows.flat_map(move |(name, aliases)| {
         std::iter::once(name).chain(aliases.iter().map(move |name| own(name)))

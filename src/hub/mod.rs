@@ -1,7 +1,8 @@
 //! The waist between the doors and everything behind them: join, leave, publish, sign in, query.
 //!
 //! The hub makes facts of the registry into what follows from them, after the registry's locks are released: it
-//! drives large channels, lets publishers wait where a channel has too much before it, and keeps the node's clock.
+//! drives large channels, lets publishers wait where a channel has too much before it, notes for webhooks what has
+//! happened, and keeps the node's clock.
 //! It is all that a door knows of the rest of the server. It does not know what a wire or a session is.
 //!
 //! Start at [`Hub`].
@@ -20,7 +21,8 @@ use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
-use crate::registry::{ChannelKey, Drive, Join, Left, Published, Registry, Users};
+use crate::registry::{ChannelKey, Drive, Join, Joined, Left, Published, Registry, Users};
+use crate::webhooks::{self, Ledger, Webhooks};
 
 /// Deliveries on the spot before other work gets its turn.
 const AT_A_TURN: usize = 64;
@@ -37,7 +39,8 @@ struct Inner {
     registry: Registry,
     connections: Connections,
     users: Users,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
+    webhooks: Webhooks,
     started: Instant,
     draining: AtomicBool,
     /// Whether every join, leave and publish is logged, payloads included.
@@ -48,12 +51,13 @@ struct Inner {
 impl Hub {
     /// A hub with nothing behind it yet. To be made inside of a runtime, which will drive its channels.
     #[must_use]
-    pub fn new(debug: bool) -> Self {
+    pub fn new(debug: bool, metrics: Arc<Metrics>, webhooks: Webhooks) -> Self {
         Self(Arc::new(Inner {
             registry: Registry::default(),
             connections: Connections::default(),
             users: Users::default(),
-            metrics: Metrics::default(),
+            metrics,
+            webhooks,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             debug,
@@ -110,7 +114,13 @@ impl Hub {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
         let join = Join { member, members_max, counts: app.subscription_counts };
-        match self.0.registry.join(&key, outbox, &join, self.now()) {
+        // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
+        let ledger = self.0.webhooks.of_subscription(app, channel);
+        let joined = self.0.registry.join(&key, outbox, &join, self.now());
+        if let (Some(ledger), Ok(joined)) = (ledger, &joined) {
+            note_joined(ledger, channel, join.member.as_ref(), joined);
+        }
+        match joined {
             Ok(joined) => {
                 self.deliver(joined.drive);
                 if self.0.debug {
@@ -152,7 +162,11 @@ impl Hub {
     }
 
     fn left(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
+        let ledger = self.0.webhooks.of_subscription(app, channel);
         let left = self.0.registry.leave(&key(app, channel), socket, app.subscription_counts, self.now())?;
+        if let Some(ledger) = ledger {
+            note_left(ledger, channel, &left);
+        }
         if self.0.debug {
             debug!(app = %app.id, %channel, %socket, "unsubscribed");
         }
@@ -177,7 +191,13 @@ impl Hub {
 
     /// Publishes an event of a client. A backlog says when the connection may go on.
     pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Option<Backlog> {
+        let ledger = self.0.webhooks.of_client_event(app, event.channel);
         let published = self.start(app, event);
+        // Whoever sends it is the one who does not get it.
+        if let (Some(mut ledger), Source::Client(user), Some(socket)) = (ledger, event.source, event.except) {
+            let Event { channel, name, data, .. } = *event;
+            ledger.note(&webhooks::Event::ClientEvent { channel, event: name, data, socket, user });
+        }
         self.deliver(published.drive);
         published.backlog
     }
@@ -231,7 +251,11 @@ impl Hub {
         watched: &[UserId],
         watchlist: &[UserId],
     ) {
-        self.0.users.sign_in(&app.id.0, user, outbox);
+        let ledger = self.0.webhooks.of_user(app, user);
+        let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
+        if let Some(mut ledger) = ledger.filter(|_| is_first) {
+            ledger.note(&webhooks::Event::UserOnline(user));
+        }
         self.0.users.unwatch(&app.id.0, watched, outbox.socket());
         self.0.users.watch(&app.id.0, watchlist, outbox);
         if self.0.debug {
@@ -241,7 +265,11 @@ impl Hub {
 
     /// Counts a connection as no longer signed in.
     pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
-        self.0.users.sign_out(&app.id.0, user, socket, self.now());
+        let ledger = self.0.webhooks.of_user(app, user);
+        let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
+        if let Some(mut ledger) = ledger.filter(|_| was_last) {
+            ledger.note(&webhooks::Event::UserOffline(user));
+        }
         self.0.users.unwatch(&app.id.0, watchlist, socket);
     }
 
@@ -280,8 +308,14 @@ impl Hub {
         loop {
             second.tick().await;
             let now = self.now();
-            for drive in self.0.registry.tell_counts(now) {
-                self.drive(Some(drive));
+            for due in self.0.registry.counts_due() {
+                let ChannelKey { app, channel } = due.key();
+                let ledger = self.0.webhooks.of_count(app, channel);
+                let (count, drive) = due.tell(now);
+                if let (Some(mut ledger), Some(count)) = (ledger, count) {
+                    ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+                }
+                self.drive(drive);
             }
             self.0.users.settle(now);
             if now - expired >= EXPIRE_INTERVAL {
@@ -289,6 +323,35 @@ impl Hub {
                 self.0.registry.expire(now);
             }
         }
+    }
+}
+
+/// What receivers may hear of a join, in the order in which a channel fills.
+fn note_joined(mut ledger: Ledger<'_>, channel: &ChannelName, member: Option<&Member>, joined: &Joined) {
+    if joined.occupied {
+        ledger.note(&webhooks::Event::ChannelOccupied(channel));
+    }
+    if let Some(member) = member.filter(|_| joined.member_added) {
+        ledger.note(&webhooks::Event::MemberAdded(channel, &member.id));
+    }
+    if joined.cache_miss {
+        ledger.note(&webhooks::Event::CacheMiss(channel));
+    }
+    if let Some(count) = joined.count {
+        ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+    }
+}
+
+/// What receivers may hear of a leave, in the order in which a channel empties.
+fn note_left(mut ledger: Ledger<'_>, channel: &ChannelName, left: &Left) {
+    if let Some(user) = &left.member_removed {
+        ledger.note(&webhooks::Event::MemberRemoved(channel, user));
+    }
+    if left.vacated {
+        ledger.note(&webhooks::Event::ChannelVacated(channel));
+    }
+    if let Some(count) = left.count {
+        ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
     }
 }
 

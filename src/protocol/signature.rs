@@ -35,6 +35,22 @@ impl SigningKey {
         mac
     }
 
+    /// The signature of the body of a webhook, as 64 lower-case hex digits.
+    ///
+    /// Source: protocol.md §9.1.
+    #[must_use]
+    pub fn sign_webhook(&self, body: &[u8]) -> String {
+        hex::encode(self.0.clone().chain_update(body).finalize().into_bytes())
+    }
+
+    /// Whether `signature` (hex of either case) is that of the body of a webhook.
+    #[must_use]
+    pub fn verifies_webhook(&self, signature: &str, body: &[u8]) -> bool {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(signature, &mut bytes).is_ok()
+            && self.0.clone().chain_update(body).verify_slice(&bytes).is_ok()
+    }
+
     /// The signature of `parts` put together, as 64 lower-case hex digits.
     #[must_use]
     pub fn sign(&self, parts: &[&str]) -> String {
@@ -185,6 +201,32 @@ mod tests {
             assert!(key.verifies_sign_in(signature, socket, user_data), "{user_data}");
             assert!(!key.verifies_sign_in(signature, socket, &user_data.replace('"', "'")));
             assert!(!key.verifies_subscription(signature, socket, "private-x", Some(user_data)));
+        }
+    }
+
+    #[test]
+    fn webhook_vectors_hold() {
+        let table = [
+            (
+                "demo-secret",
+                r#"{"time_ms":1700000000123,"events":[{"name":"channel_occupied","channel":"orders"}]}"#,
+                "a416264d213b25872a9d0f48ace11bcee6bb3e1d79ecf66066ca8812cff24d39",
+            ),
+            (
+                "secret",
+                r#"{"hello":"world"}"#,
+                "2677ad3e7c090b2fa2c0fb13020d66d5420879b8316eb356a2d60fb9073bc778",
+            ),
+        ];
+        for (secret, body, signature) in table {
+            let key = SigningKey::new(secret);
+            assert_eq!(key.sign_webhook(body.as_bytes()), signature);
+            assert!(key.verifies_webhook(signature, body.as_bytes()));
+            assert!(key.verifies_webhook(&signature.to_uppercase(), body.as_bytes()));
+            assert!(!key.verifies_webhook(signature, format!("{body}\n").as_bytes()));
+            assert!(!key.verifies_webhook(&signature[..63], body.as_bytes()));
+            assert!(!key.verifies_webhook("", body.as_bytes()));
+            assert!(!SigningKey::new("other").verifies_webhook(signature, body.as_bytes()));
         }
     }
 

@@ -111,12 +111,13 @@ mod tests {
     use crate::apps::{Apps, OriginPattern};
     use crate::hub::Hub;
     use crate::pusher::Options;
+    use crate::webhooks::Webhooks;
 
     fn door(change: impl FnOnce(&mut App, &mut Options)) -> Door {
         let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
         change(&mut app, &mut options);
         let apps = Apps::new([app, App::new("2", "k.2", "s")]);
-        Door::new(Hub::new(false), Arc::new(apps), options, TaskTracker::new())
+        Door::new(Hub::new(false, Arc::default(), Webhooks::default()), Arc::new(apps), options, TaskTracker::new())
     }
 
     fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {

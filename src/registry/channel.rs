@@ -283,12 +283,10 @@ impl Channel {
         } else if caches {
             outbox.say(&ServerMessage::CacheMiss { channel: self.name() });
         }
-        if join.counts {
-            self.count_changed(&mut state, registry, now);
-        }
+        let count = if join.counts { self.count_changed(&mut state, registry, now) } else { None };
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        Some(Ok(Joined { occupied, member_added, cache_miss, again: false, drive, backlog }))
+        Some(Ok(Joined { occupied, member_added, cache_miss, again: false, count, drive, backlog }))
     }
 
     fn add_member(&self, state: &mut State, member: &Member) -> bool {
@@ -330,12 +328,10 @@ impl Channel {
             }
             member_removed = Some(user.clone());
         }
-        if counts {
-            self.count_changed(&mut state, registry, now);
-        }
+        let count = if counts { self.count_changed(&mut state, registry, now) } else { None };
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        Some(Left { vacated, member_removed, drive, backlog })
+        Some(Left { vacated, member_removed, count, drive, backlog })
     }
 
     /// See [`Registry::publish`]; `None` when the channel was given up.
@@ -382,40 +378,49 @@ impl Channel {
         Some(Drive { registry: registry.clone(), channel: Arc::clone(self), is_small })
     }
 
-    fn count_changed(self: &Arc<Self>, state: &mut State, registry: &Registry, now: Duration) {
+    /// Tells the count, or notes that it is due; the count, if it is told.
+    fn count_changed(
+        self: &Arc<Self>,
+        state: &mut State,
+        registry: &Registry,
+        now: Duration,
+    ) -> Option<usize> {
         if !self.name().has_subscription_count() || state.subscribers.is_empty() {
-            return;
+            return None;
         }
         if state.subscribers.len() <= COUNT_AT_ONCE || !state.counts.told_lately(now) {
-            return self.say_count(state, now);
+            return Some(self.say_count(state, now));
         }
         state.counts.due = true;
         if !state.counts.listed {
             state.counts.listed = true;
             registry.0.counts_due.lock().push(Arc::clone(self));
         }
+        None
     }
 
-    fn say_count(&self, state: &mut State, now: Duration) {
+    fn say_count(&self, state: &mut State, now: Duration) -> usize {
         state.counts.told = Some(now);
         state.counts.due = false;
         let count = state.subscribers.len();
         state.say(&ServerMessage::SubscriptionCount { channel: self.name(), count });
+        count
     }
 
-    /// Tells a count that is due, or notes again that it will be.
-    pub(super) fn tell_count(self: &Arc<Self>, registry: &Registry, now: Duration) -> Option<Drive> {
+    /// See [`CountDue::tell`].
+    fn tell_count(self: &Arc<Self>, registry: &Registry, now: Duration) -> (Option<usize>, Option<Drive>) {
         let mut state = self.state.lock();
+        let mut count = None;
         if state.counts.due && !state.subscribers.is_empty() {
             if state.counts.told_lately(now) {
                 registry.0.counts_due.lock().push(Arc::clone(self));
-                return None;
+                return (None, None);
             }
-            self.say_count(&mut state, now);
+            count = Some(self.say_count(&mut state, now));
         }
         state.counts.due = false;
         state.counts.listed = false;
-        self.start(registry, &mut state)
+        (count, self.start(registry, &mut state))
     }
 
     pub(super) fn info(&self, now: Duration) -> ChannelInfo {
@@ -445,6 +450,31 @@ impl Channel {
         let unused = state.subscribers.is_empty() && state.cached.is_none() && !state.queue.driven;
         state.given_up |= unused;
         unused
+    }
+}
+
+/// A channel whose subscribers may be due to be told how many they are.
+#[derive(Debug)]
+#[must_use = "the channel is looked at no more until it is told"]
+pub struct CountDue {
+    registry: Registry,
+    channel: Arc<Channel>,
+}
+
+impl CountDue {
+    pub(super) fn new(registry: &Registry, channel: Arc<Channel>) -> Self {
+        Self { registry: registry.clone(), channel }
+    }
+
+    /// Which channel.
+    #[must_use]
+    pub fn key(&self) -> &ChannelKey {
+        self.channel.key()
+    }
+
+    /// Tells the count, if it is still due, or notes again that it will be; the count that is told.
+    pub fn tell(&self, now: Duration) -> (Option<usize>, Option<Drive>) {
+        self.channel.tell_count(&self.registry, now)
     }
 }
 

@@ -24,7 +24,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use channel::Channel;
-pub use channel::{Backlog, Drive, Pass};
+pub use channel::{Backlog, CountDue, Drive, Pass};
 pub use connections::Connections;
 pub use users::Users;
 
@@ -79,6 +79,8 @@ pub struct Joined {
     pub cache_miss: bool,
     /// The connection was subscribed already: it was told so again, nothing else happened.
     pub again: bool,
+    /// So many subscribers there are, if they are told so now.
+    pub count: Option<usize>,
     /// Messages to deliver.
     pub drive: Option<Drive>,
     /// The channel has more waiting than it should.
@@ -102,6 +104,8 @@ pub struct Left {
     pub vacated: bool,
     /// The user is not in the channel any more.
     pub member_removed: Option<UserId>,
+    /// So many subscribers there are, if they are told so now.
+    pub count: Option<usize>,
     /// Messages to deliver.
     pub drive: Option<Drive>,
     /// The channel has more waiting than it should.
@@ -247,11 +251,11 @@ impl Registry {
         self.0.channels.is_empty()
     }
 
-    /// Tells the counts that are due; call about once a second.
-    #[must_use = "the drives deliver the counts"]
-    pub fn tell_counts(&self, now: Duration) -> Vec<Drive> {
+    /// The channels whose subscribers may be due to be told how many they are; call about once a second.
+    #[must_use = "each is to be told"]
+    pub fn counts_due(&self) -> Vec<CountDue> {
         let due = std::mem::take(&mut *self.0.counts_due.lock());
-        due.iter().filter_map(|channel| channel.tell_count(self, now)).collect()
+        due.into_iter().map(|channel| CountDue::new(self, channel)).collect()
     }
 
     /// Forgets cached events that have expired; call about once a minute. Until then an expired event costs

@@ -93,24 +93,28 @@ impl Users {
         Some(done)
     }
 
-    /// Counts a connection as signed in.
-    pub fn sign_in(&self, app: &Arc<str>, id: &UserId, outbox: &Arc<Outbox>) {
+    /// Counts a connection as signed in; whether it is the user's first.
+    pub fn sign_in(&self, app: &Arc<str>, id: &UserId, outbox: &Arc<Outbox>) -> bool {
         self.with(&(Arc::clone(app), id.clone()), |user| {
+            let is_first = user.connections.is_empty();
             user.connections.insert(outbox.socket(), Arc::clone(outbox));
             user.turn(true, id);
-        });
+            is_first
+        })
     }
 
-    /// Counts a connection as no longer signed in.
-    pub fn sign_out(&self, app: &Arc<str>, id: &UserId, socket: SocketId, now: Duration) {
+    /// Counts a connection as no longer signed in; whether it was the user's last.
+    pub fn sign_out(&self, app: &Arc<str>, id: &UserId, socket: SocketId, now: Duration) -> bool {
         let key = (Arc::clone(app), id.clone());
         let last = self.with_known(&key, |user| {
             user.left = now;
             user.connections.remove(&socket).is_some() && user.connections.is_empty()
         });
-        if last == Some(true) {
+        let was_last = last == Some(true);
+        if was_last {
             self.0.leaving.lock().push((now + LINGER, key));
         }
+        was_last
     }
 
     /// Counts as offline whoever left long enough ago and has not come back since; call about once a second.

@@ -1,0 +1,290 @@
+//! The webhooks of an app, in the shape that Soketi gave them. Source: protocol.md §9.4.
+//!
+//! What is wrong is told without repeating URLs and values of headers, which may hold secrets.
+
+use std::fmt::Write as _;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use super::apps::Draft;
+use super::kind::{Tables, quoted};
+use super::problem::{Problems, closest};
+use crate::apps::{
+    ChannelFilter, EventType, EventTypes, Webhook, WebhookUrl, webhook_header,
+};
+use crate::webhooks::target;
+
+const KEYS: [&str; 4] = ["url", "headers", "event_types", "filter"];
+const FILTER_KEYS: [&str; 2] = ["channel_name_starts_with", "channel_name_ends_with"];
+
+impl Tables for Vec<Webhook> {
+    fn parse(&mut self, tables: Vec<Value>) -> Result<(), String> {
+        let (mut webhooks, mut problems) = (Vec::with_capacity(tables.len()), Vec::new());
+        for (at, table) in tables.into_iter().enumerate() {
+            match webhook(table) {
+                Ok(webhook) => webhooks.push(webhook),
+                Err(found) => problems.extend(found.into_iter().map(|problem| format!("[{at}]{problem}"))),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
+        }
+        *self = webhooks;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        let shown: Vec<_> = self.iter().map(show).collect();
+        format!("[{}]", shown.join(", "))
+    }
+}
+
+/// One webhook as TOML. Values of headers and the query of the URL are masked.
+fn show(webhook: &Webhook) -> String {
+    let query = if webhook.url.target().contains('?') { "?***" } else { "" };
+    let mut text = format!("{{ url = {}", quoted(&format!("{}{query}", webhook.url)));
+    if !webhook.headers.is_empty() {
+        let headers: Vec<_> =
+            webhook.headers.keys().map(|name| format!("{} = \"***\"", quoted(name.as_str()))).collect();
+        let _ = write!(text, ", headers = {{ {} }}", headers.join(", "));
+    }
+    if webhook.event_types != EventTypes::PUSHER {
+        let types: Vec<_> = webhook.event_types.iter().map(|event_type| quoted(event_type.name())).collect();
+        let _ = write!(text, ", event_types = [{}]", types.join(", "));
+    }
+    let filter = [(FILTER_KEYS[0], &webhook.filter.starts_with), (FILTER_KEYS[1], &webhook.filter.ends_with)];
+    let filter: Vec<_> = filter
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(key, text)| format!("{key} = {}", quoted(text)))
+        .collect();
+    if !filter.is_empty() {
+        let _ = write!(text, ", filter = {{ {} }}", filter.join(", "));
+    }
+    text + " }"
+}
+
+/// A webhook of its table, or all that is wrong with it, each as `.key: what`.
+fn webhook(table: Value) -> Result<Webhook, Vec<String>> {
+    let Value::Object(mut table) = table else { return Err(vec![": must be a table with a url".to_owned()]) };
+    let mut problems = Vec::new();
+    for key in ["lambda_function", "lambda"] {
+        if take(&mut table, key).is_some() {
+            problems.push(format!(".{key}: functions of AWS Lambda are not supported; give a url"));
+        }
+    }
+    let mut note = |key: &str, what: String| problems.push(format!(".{key}: {what}"));
+    let url = match take(&mut table, "url") {
+        None => Err("is missing".to_owned()),
+        Some(Value::String(text)) => WebhookUrl::parse(&text).map_err(|error| error.to_string()),
+        Some(_) => Err("must be text".to_owned()),
+    };
+    let url = url.map_err(|what| note("url", what)).ok();
+    let headers = take(&mut table, "headers").map(|headers| self::headers(headers, &mut note));
+    let event_types = take(&mut table, "event_types").map(event_types).transpose();
+    let event_types = event_types.map_err(|what| note("event_types", what)).unwrap_or_default();
+    let filter = take(&mut table, "filter").map(|filter| self::filter(filter, &mut note));
+    unknown(&table, &KEYS, "", &mut note);
+    match url {
+        Some(url) if problems.is_empty() => {
+            let mut webhook = Webhook::new(url);
+            webhook.headers = headers.unwrap_or_default();
+            webhook.event_types = event_types.unwrap_or(EventTypes::PUSHER);
+            webhook.filter = filter.unwrap_or_default();
+            Ok(webhook)
+        }
+        Some(_) | None => Err(problems),
+    }
+}
+
+fn headers(given: Value, note: &mut impl FnMut(&str, String)) -> hyper::HeaderMap {
+    let mut headers = hyper::HeaderMap::new();
+    let Value::Object(given) = given else {
+        note("headers", "must be a table of names and values".to_owned());
+        return headers;
+    };
+    for (name, value) in given {
+        let at = format!("headers.{}", name.escape_debug());
+        let Value::String(value) = value else {
+            note(&at, "must be text".to_owned());
+            continue;
+        };
+        match webhook_header(&name, &value) {
+            Ok((name, value)) => {
+                headers.insert(name, value);
+            }
+            Err(error) => note(&at, error.to_string()),
+        }
+    }
+    headers
+}
+
+fn event_types(given: Value) -> Result<EventTypes, String> {
+    let Value::Array(given) = given else { return Err("must be a list of types".to_owned()) };
+    if given.is_empty() {
+        return Err("lists no type, so nothing would be sent; leave it out for Pusher's seven".to_owned());
+    }
+    let (mut types, mut unknown) = (Vec::new(), Vec::new());
+    for name in given {
+        let Value::String(name) = name else { return Err("must be a list of texts".to_owned()) };
+        match EventType::parse(&name) {
+            Some(event_type) => types.push(event_type),
+            None => unknown.push(super::kind::excerpt(&name)),
+        }
+    }
+    if !unknown.is_empty() {
+        let known: Vec<_> = EventType::ALL.into_iter().map(EventType::name).collect();
+        return Err(format!("has unknown types: {}; there are {}", unknown.join(", "), known.join(", ")));
+    }
+    Ok(EventTypes::of(&types))
+}
+
+fn filter(given: Value, note: &mut impl FnMut(&str, String)) -> ChannelFilter {
+    let Value::Object(mut given) = given else {
+        note("filter", "must be a table".to_owned());
+        return ChannelFilter::default();
+    };
+    let mut text = |key: &str| match take(&mut given, key) {
+        None => "".into(),
+        Some(Value::String(text)) => text.into(),
+        Some(_) => {
+            note(&format!("filter.{key}"), "must be text".to_owned());
+            "".into()
+        }
+    };
+    let filter = ChannelFilter { starts_with: text(FILTER_KEYS[0]), ends_with: text(FILTER_KEYS[1]) };
+    unknown(&given, &FILTER_KEYS, "filter.", note);
+    filter
+}
+
+/// The value of `key`, where it is there and not null.
+fn take(table: &mut Map<String, Value>, key: &str) -> Option<Value> {
+    table.remove(key).filter(|value| !value.is_null())
+}
+
+fn unknown(table: &Map<String, Value>, known: &[&str], at: &str, note: &mut impl FnMut(&str, String)) {
+    for (key, _) in table.iter().filter(|(_, value)| !value.is_null()) {
+        let hint = closest(key, known.iter().copied()).map(|known| format!("; did you mean {known}?"));
+        note(&format!("{at}{}", key.escape_debug()), format!("is not a setting{}", hint.unwrap_or_default()));
+    }
+}
+
+/// Reports URLs whose host is an address that webhooks do not go to.
+pub(super) fn refuse_targets(apps: &[Draft], allowed: &[IpNet], problems: &mut Problems) {
+    for app in apps {
+        for (at, webhook) in app.section.value.webhooks.iter().enumerate() {
+            let refused = webhook.url.address().and_then(|address| target::refusal(address, allowed));
+            if let Some(why) = refused {
+                let what = format!(
+                    "[{at}].url: {} is {why}: webhooks do not go there, unless webhooks.allowed_addresses has it",
+                    webhook.url.host()
+                );
+                problems.add(&app.section.source("webhooks"), &app.section.path("webhooks"), what);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parsed(tables: Value) -> Result<Vec<Webhook>, String> {
+        let mut webhooks = Vec::new();
+        let Value::Array(tables) = tables else { panic!("a list") };
+        Tables::parse(&mut webhooks, tables).map(|()| webhooks)
+    }
+
+    #[test]
+    fn what_soketi_reads_is_read() {
+        let webhooks = parsed(json!([
+            {
+                "url": "https://app.example/hooks",
+                "headers": { "X-Env": "prod" },
+                "event_types": ["channel_occupied", "member_added"],
+                "filter": { "channel_name_starts_with": "presence-", "channel_name_ends_with": "" },
+            },
+            { "url": "http://127.0.0.1:8000/hooks", "headers": null, "filter": {} },
+        ]))
+        .unwrap();
+        assert_eq!(webhooks[0].url.target(), "/hooks");
+        assert_eq!(webhooks[0].headers["x-env"], "prod");
+        let types = [EventType::ChannelOccupied, EventType::MemberAdded];
+        assert_eq!(webhooks[0].event_types, EventTypes::of(&types));
+        assert_eq!(&*webhooks[0].filter.starts_with, "presence-");
+        assert_eq!(webhooks[1].event_types, EventTypes::PUSHER);
+        assert_eq!(webhooks[1].filter, ChannelFilter::default());
+    }
+
+    #[test]
+    fn everything_wrong_is_told_without_secrets() {
+        let table = [
+            (json!(["x"]), "[0]: must be a table with a url"),
+            (json!([{}]), "[0].url: is missing"),
+            (json!([{ "url": 5 }]), "[0].url: must be text"),
+            (json!([{ "url": "ftp://hunter2" }]), "[0].url: must be a URL such as https://app.example.com/hooks"),
+            (
+                json!([{ "url": "http://u:hunter2@x/" }]),
+                "[0].url: must not hold a user and password; use a header, such as Authorization",
+            ),
+            (
+                json!([{ "url": "http://x", "headers": { "Content-Type": "hunter2" } }]),
+                "[0].headers.Content-Type: is a header that pusherd sets itself",
+            ),
+            (
+                json!([{ "url": "http://x", "headers": { "X-Pusher-Key": "hunter2" } }]),
+                "[0].headers.X-Pusher-Key: is a header that pusherd sets itself",
+            ),
+            (
+                json!([{ "url": "http://x", "headers": { "A": "hunter2\n" } }]),
+                "[0].headers.A: must be visible ASCII characters, spaces and tabs",
+            ),
+            (json!([{ "url": "http://x", "headers": { "A": 7 } }]), "[0].headers.A: must be text"),
+            (json!([{ "url": "http://x", "headers": [] }]), "[0].headers: must be a table of names and values"),
+            (
+                json!([{ "url": "http://x" }, { "url": "http://x", "event_types": ["channel_vacated", "gone"] }]),
+                "[1].event_types: has unknown types: \"gone\"; there are channel_occupied, channel_vacated, \
+                 member_added, member_removed, client_event, cache_miss, subscription_count, user_online, \
+                 user_offline",
+            ),
+            (
+                json!([{ "url": "http://x", "event_types": [] }]),
+                "[0].event_types: lists no type, so nothing would be sent; leave it out for Pusher's seven",
+            ),
+            (
+                json!([{ "lambda_function": "f" }]),
+                "[0].lambda_function: functions of AWS Lambda are not supported; give a url; [0].url: is missing",
+            ),
+            (
+                json!([{ "url": "http://x", "event_type": [] }]),
+                "[0].event_type: is not a setting; did you mean event_types?",
+            ),
+            (
+                json!([{ "url": "http://x", "filter": { "prefix": "a", "channel_name_ends_with": 1 } }]),
+                "[0].filter.channel_name_ends_with: must be text; [0].filter.prefix: is not a setting",
+            ),
+        ];
+        for (given, expected) in table {
+            assert_eq!(parsed(given.clone()).unwrap_err(), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_secret_is_not_shown() {
+        let webhooks = parsed(json!([
+            { "url": "http://x/hooks?token=hunter2", "headers": { "Authorization": "Bearer hunter2" } },
+            { "url": "http://y", "event_types": ["user_offline"], "filter": { "channel_name_ends_with": "-a" } },
+        ]))
+        .unwrap();
+        assert_eq!(
+            webhooks.show(),
+            "[{ url = \"http://x/hooks?***\", headers = { \"authorization\" = \"***\" } }, \
+             { url = \"http://y/\", event_types = [\"user_offline\"], \
+             filter = { channel_name_ends_with = \"-a\" } }]"
+        );
+        assert!(!format!("{webhooks:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,247 @@
+//! One request to one receiver: the address checked, TLS where the URL says so, and an answer that is looked at no
+//! further than its status.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+use tracing::{debug, warn};
+
+use super::target;
+use crate::apps::{Webhook, WebhookUrl};
+
+/// The head of an answer may have no more than this.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// What is read of the body of an answer, so that the connection can be used again. Nobody looks at it.
+const BODY_BYTES: usize = 64 * 1024;
+
+const KEY: HeaderName = HeaderName::from_static("x-pusher-key");
+const SIGNATURE: HeaderName = HeaderName::from_static("x-pusher-signature");
+
+/// Why a request does not count as delivered. Names no URL, no header and no body.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("the host cannot be looked up: {0}")]
+    Lookup(io::Error),
+    #[error("the host is at {0}, which is {1}: webhooks do not go there (webhooks.allowed_addresses)")]
+    Refused(IpAddr, &'static str),
+    #[error("no connection: {0}")]
+    Connect(io::Error),
+    #[error("no TLS connection: {0}")]
+    Tls(io::Error),
+    #[error("no answer: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the request cannot be written: {0}")]
+    Request(#[from] hyper::http::Error),
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    #[error("the answer is {0}, not 2xx")]
+    Status(u16),
+}
+
+impl SendError {
+    /// Whether the receiver was not even there to refuse.
+    pub(super) const fn is_without_answer(&self) -> bool {
+        !matches!(self, Self::Status(_))
+    }
+}
+
+/// What a request carries beside its headers.
+#[derive(Clone, Debug)]
+pub(super) struct Signed {
+    /// The very bytes that were signed.
+    pub(super) body: Bytes,
+    /// The key whose secret signed.
+    pub(super) key: HeaderValue,
+    /// The signature.
+    pub(super) signature: HeaderValue,
+}
+
+/// Sends requests. Proxies of the environment are not used, redirects not followed.
+#[derive(Debug)]
+pub(super) struct Client {
+    tls: TlsConnectorOnce,
+    allowed: Vec<IpNet>,
+    /// For all of a request.
+    timeout: Duration,
+}
+
+/// The settings of TLS, with the system's certificates: read when a URL is `https`, not otherwise.
+struct TlsConnectorOnce(std::sync::OnceLock<TlsConnector>);
+
+impl std::fmt::Debug for TlsConnectorOnce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsConnector")
+    }
+}
+
+/// A connection that may be used again.
+#[derive(Debug, Default)]
+pub(super) struct KeptAlive(Option<SendRequest<Full<Bytes>>>);
+
+impl Client {
+    pub(super) fn new(allowed: Vec<IpNet>, timeout: Duration) -> Self {
+        Self { tls: TlsConnectorOnce(std::sync::OnceLock::new()), allowed, timeout }
+    }
+
+    /// Reads the system's certificates, so that the first request need not.
+    pub(super) fn prepare_tls(&self) {
+        self.tls.0.get_or_init(connector);
+    }
+
+    /// Sends one request over `kept`, or over a new connection that is kept there.
+    ///
+    /// # Errors
+    /// Anything but an answer of 2xx in time.
+    pub(super) async fn post(
+        &self,
+        webhook: &Webhook,
+        signed: &Signed,
+        kept: &mut KeptAlive,
+    ) -> Result<(), SendError> {
+        let deadline = Instant::now() + self.timeout;
+        let sending = async {
+            if let Some(mut sender) = kept.0.take()
+                && sender.ready().await.is_ok()
+            {
+                match sender.send_request(request(webhook, signed)?).await {
+                    Ok(response) => return Ok((sender, response)),
+                    // The receiver had just ended a connection that nobody used: ask over a new one.
+                    Err(error) if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
+                    Err(error) if is_reset(&error) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let mut sender = self.connect(&webhook.url, deadline).await?;
+            let response = sender.send_request(request(webhook, signed)?).await?;
+            Ok((sender, response))
+        };
+        let sent = timeout_at(deadline, sending).await.unwrap_or(Err(SendError::Timeout(self.timeout)));
+        let (sender, response) = sent?;
+        let status = response.status();
+        // What the receiver said counts, whatever comes of the rest.
+        if timeout_at(deadline, read_to_end(response)).await == Ok(true) {
+            kept.0 = Some(sender);
+        }
+        if status.is_success() { Ok(()) } else { Err(SendError::Status(status.as_u16())) }
+    }
+
+    async fn connect(
+        &self,
+        url: &WebhookUrl,
+        deadline: Instant,
+    ) -> Result<SendRequest<Full<Bytes>>, SendError> {
+        let stream = self.connect_tcp(url, deadline).await?;
+        // A request is one write, but for its body; neither is to wait for the other.
+        stream.set_nodelay(true).map_err(SendError::Connect)?;
+        let stream = if url.is_https() {
+            let name = ServerName::try_from(url.host().to_owned())
+                .map_err(|error| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+            let connector = self.tls.0.get_or_init(connector);
+            Either::Right(connector.connect(name, stream).await.map_err(SendError::Tls)?)
+        } else {
+            Either::Left(stream)
+        };
+        let (sender, connection) =
+            http1::Builder::new().max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection to a receiver of webhooks ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// Connects to the first of the host's addresses that may be connected to and answers.
+    async fn connect_tcp(&self, url: &WebhookUrl, deadline: Instant) -> Result<TcpStream, SendError> {
+        let found = lookup_host((url.host(), url.port())).await.map_err(SendError::Lookup)?;
+        let mut refused = None;
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in found {
+            match target::refusal(address.ip(), &self.allowed) {
+                Some(why) => refused = Some(SendError::Refused(address.ip(), why)),
+                None => addresses.push(address),
+            }
+        }
+        let mut last = refused.unwrap_or_else(|| SendError::Lookup(io::ErrorKind::NotFound.into()));
+        for (at, address) in addresses.iter().enumerate() {
+            // None takes the time of those after it.
+            let left = (deadline - Instant::now()) / (addresses.len() - at) as u32;
+            match tokio::time::timeout(left, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = SendError::Connect(error),
+                Err(_) => last = SendError::Timeout(self.timeout),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let kinds = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+    io.is_some_and(|error| kinds.contains(&error.kind()))
+}
+
+fn request(webhook: &Webhook, signed: &Signed) -> Result<Request<Full<Bytes>>, SendError> {
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(webhook.url.target())
+        .body(Full::new(signed.body.clone()))?;
+    let headers = request.headers_mut();
+    *headers = webhook.headers.clone();
+    headers.insert(HOST, HeaderValue::from_str(webhook.url.authority()).map_err(hyper::http::Error::from)?);
+    // Exactly so: SDKs compare the text. Source: protocol.md §9.1.
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("pusherd/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(KEY, signed.key.clone());
+    headers.insert(SIGNATURE, signed.signature.clone());
+    Ok(request)
+}
+
+/// Reads an answer that nobody needs; whether it ended within what is read.
+async fn read_to_end(mut response: Response<Incoming>) -> bool {
+    let mut read = 0;
+    while let Some(frame) = response.body_mut().frame().await {
+        let Ok(frame) = frame else { return false };
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > BODY_BYTES {
+            return false;
+        }
+    }
+    true
+}
+
+/// TLS with the system's certificates; those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, where they are set.
+fn connector() -> TlsConnector {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        warn!(errors = ?found.errors, "the system has no certificates to trust: https webhooks will fail");
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions of TLS")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsConnector::from(Arc::new(config))
+}

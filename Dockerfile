@@ -17,7 +17,7 @@ RUN mkdir -p src benches \
 COPY src ./src
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked
 
-# glibc and nothing else; runs as user 65532.
+# glibc, the certificates that https webhooks are checked against, and nothing else; runs as user 65532.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/pusherd /usr/local/bin/pusherd
 # In a container "any address" is the container's own: what is published is decided outside.

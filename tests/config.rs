@@ -973,3 +973,64 @@ fn with_json_logs_the_address_is_told_in_json_however_little_is_logged() {
     running.signal("INT");
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
 }
+
+/// What Soketi reads from its variable.
+const WEBHOOKS: &str = r#"[{"url":"https://app.test/hooks?token=hunter2","headers":{"X-Env":"hunter2"},"event_types":["channel_occupied","member_added"],"filter":{"channel_name_starts_with":"presence-","channel_name_ends_with":""}},{"url":"http://127.0.0.1:8000"}]"#;
+
+#[test]
+fn webhooks_are_read_in_soketis_shape_from_files_and_variables() {
+    let shown = "[{ url = \"https://app.test/hooks?***\", headers = { \"x-env\" = \"***\" }, \
+                 event_types = [\"channel_occupied\", \"member_added\"], \
+                 filter = { channel_name_starts_with = \"presence-\" } }, { url = \"http://127.0.0.1:8000/\" }]";
+    let json = format!(r#"{{"apps":[{{"id":"1","key":"k","secret":"long enough","webhooks":{WEBHOOKS}}}]}}"#);
+    let toml = "[[apps.webhooks]]\nurl = 'https://app.test/hooks?token=hunter2'\nheaders = { X-Env = 'hunter2' }\n\
+                event_types = ['channel_occupied', 'member_added']\n\
+                filter = { channel_name_starts_with = 'presence-' }\n\
+                [[apps.webhooks]]\nurl = 'http://127.0.0.1:8000'\n";
+    let of_soketi = "SOKETI_WEBHOOKS_BATCHING=1\nSOKETI_WEBHOOKS_BATCHING_DURATION=100\n";
+    for (place, flags, source) in [
+        (Place::new().file("p.json", json), "--config p.json", "p.json"),
+        (Place::new().file("p.toml", format!("{APP}{toml}")), "--config p.toml", "p.toml"),
+        (
+            Place::new().env(&format!("SOKETI_DEFAULT_APP_WEBHOOKS={WEBHOOKS}")),
+            "",
+            "environment: SOKETI_DEFAULT_APP_WEBHOOKS",
+        ),
+        (
+            Place::new().file(".env", format!("PUSHERD_APP_WEBHOOKS='{WEBHOOKS}'\n")),
+            "",
+            ".env: PUSHERD_APP_WEBHOOKS",
+        ),
+    ] {
+        let place = place.env(of_soketi);
+        let found = place.show(flags);
+        found.assert("webhooks", shown, source);
+        found.assert("webhook_batching", "true", "environment: SOKETI_WEBHOOKS_BATCHING");
+        found.assert("webhook_batching_ms", "100", "environment: SOKETI_WEBHOOKS_BATCHING_DURATION");
+        assert!(!found.0.contains("hunter2"));
+    }
+}
+
+#[test]
+fn webhooks_that_cannot_be_are_refused_without_repeating_secrets() {
+    let place = Place::new()
+        .env("PUSHERD_APP_WEBHOOKS=[{\"url\":\"http://x/?hunter2\",\"headers\":{\"Host\":\"hunter2\"}}]");
+    assert_eq!(
+        place.problem(""),
+        "environment: PUSHERD_APP_WEBHOOKS: [0].headers.Host: is a header that pusherd sets itself"
+    );
+    let place = Place::new().env("PUSHERD_APP_WEBHOOKS=[{\"url\":\"hunter2\"");
+    assert_eq!(
+        place.problem(""),
+        "environment: PUSHERD_APP_WEBHOOKS: must be a list as JSON, and is not at line 1, column 17"
+    );
+    let place = Place::new().file("config/pusherd.toml", format!("{APP}webhooks = 'http://x'\n"));
+    assert_eq!(place.problem(""), "config/pusherd.toml: apps[0].webhooks: must be a list of tables");
+    let place = Place::new()
+        .file("config/pusherd.toml", format!("{APP}[[apps.webhooks]]\nurl = 'http://169.254.1.1'\n"));
+    assert_eq!(
+        place.problem(""),
+        "config/pusherd.toml: apps[0].webhooks: [0].url: 169.254.1.1 is link-local: webhooks do not go there, unless \
+         webhooks.allowed_addresses has it"
+    );
+}

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 pub use origin::{OriginPattern, OriginPatternError};
 pub use webhook::{
-    ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, WebhookUrlError, webhook_header,
+    ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, WebhookUrlError,
+    webhook_header,
 };
 
 use crate::limits::Rate;

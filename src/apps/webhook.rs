@@ -184,7 +184,8 @@ impl WebhookUrl {
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         // What follows the last colon of the authority is a port, or belongs to an address in brackets.
         let has_port = authority.as_str().rsplit(':').next() != Some(authority.as_str());
-        let bad_port = has_port && !authority.as_str().ends_with(']') && authority.port_u16().is_none_or(|p| p == 0);
+        let bad_port =
+            has_port && !authority.as_str().ends_with(']') && authority.port_u16().is_none_or(|p| p == 0);
         if !is_web || authority.host().is_empty() || bad_port {
             return Err(WebhookUrlError::Malformed);
         }
@@ -382,7 +383,8 @@ mod tests {
     #[test]
     fn headers_of_pusherds_own_are_refused_and_values_do_not_print() {
         use WebhookHeaderError::{Name, Reserved, Value};
-        for name in ["Content-Type", "HOST", "X-Pusher-Key", "x-pusher-anything", "User-Agent", "Connection"] {
+        for name in ["Content-Type", "HOST", "X-Pusher-Key", "x-pusher-anything", "User-Agent", "Connection"]
+        {
             assert_eq!(webhook_header(name, "x"), Err(Reserved), "{name}");
         }
         assert_eq!(webhook_header("a b", "x"), Err(Name));

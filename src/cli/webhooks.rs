@@ -74,7 +74,9 @@ fn replay(settings: &Settings, path: &Path, fresh_time: bool) -> Result<String, 
     runtime.shutdown_background();
     if delivered > 0 {
         letters.leave(&left).map_err(|error| {
-            format!("{delivered} delivered, but {shown} cannot be written, so that it still holds them: {error}")
+            format!(
+                "{delivered} delivered, but {shown} cannot be written, so that it still holds them: {error}"
+            )
         })?;
     }
     if left.is_empty() {
@@ -97,7 +99,8 @@ fn verify(apps: &[App], key: &str, signature: &str, path: Option<&Path>) -> Resu
     let bytes = body.len();
     // The usual reasons, each tried before it is named.
     let bare = body.strip_suffix(b"\n").map(|body| body.strip_suffix(b"\r").unwrap_or(body));
-    let other = apps.iter().flat_map(|app| &app.keys).find(|pair| pair.secret.verifies_webhook(signature, &body));
+    let other =
+        apps.iter().flat_map(|app| &app.keys).find(|pair| pair.secret.verifies_webhook(signature, &body));
     let hint = if bare.is_some_and(|bare| secret.verifies_webhook(signature, bare)) {
         "; it is that of the body without the line end after it, which was not sent".to_owned()
     } else if let Some(pair) = other {

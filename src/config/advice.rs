@@ -3,10 +3,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{Server, Webhooks};
 use super::apps::Draft;
 use super::problem::Source;
 use super::section::Section;
+use super::{Server, Webhooks};
 
 /// A remark on settings that work, but hardly as meant.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,11 +32,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 }
 
 /// Looks at the settings of server and webhooks and at the apps.
-pub(super) fn advise(
-    server: &Section<Server>,
-    webhooks: &Section<Webhooks>,
-    apps: &[Draft],
-) -> Vec<Advice> {
+pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, apps: &[Draft]) -> Vec<Advice> {
     let mut advice = Vec::new();
     let mut say = |text: String| advice.push(Advice { loud: false, text });
     let Server { host, options, tls, .. } = &server.value;

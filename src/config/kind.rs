@@ -326,7 +326,7 @@ impl Given<'_> {
                 format!("must be a list as JSON, and is not at line {line}, column {column}")
             }),
             Self::Value(ValueKind::Array(items)) => Ok(items.iter().map(|item| json(&item.kind)).collect()),
-            Self::Value(value) => Err(format!("must be a list, not {}", found(value))),
+            Self::Value(_) => Err("must be a list of tables".to_owned()),
         }
     }
 }

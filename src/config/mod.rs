@@ -38,9 +38,7 @@ use apps::{Draft, Drafts};
 use file::ConfigFile;
 use schema::{LOG, SERVER, WEBHOOKS};
 use section::{Line, Section};
-use variables::{
-    CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX,
-};
+use variables::{CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX};
 
 /// The file that is read from the working directory if it is there and none is named.
 const LOCAL_FILE: &str = "config/pusherd.toml";
@@ -328,7 +326,8 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
         advice.extend(advice::publishes_elsewhere(&key_source));
     }
     let default_secret = apps.iter().any(Draft::has_default_secret);
-    let mut shown = vec![("[server]", server.lines()), ("[log]", log.lines()), ("[webhooks]", webhooks.lines())];
+    let mut shown =
+        vec![("[server]", server.lines()), ("[log]", log.lines()), ("[webhooks]", webhooks.lines())];
     let mut ready = Vec::with_capacity(apps.len());
     for draft in apps {
         let (app, lines) = draft.finish();

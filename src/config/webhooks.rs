@@ -10,9 +10,7 @@ use serde_json::{Map, Value};
 use super::apps::Draft;
 use super::kind::{Tables, quoted};
 use super::problem::{Problems, closest};
-use crate::apps::{
-    ChannelFilter, EventType, EventTypes, Webhook, WebhookUrl, webhook_header,
-};
+use crate::apps::{ChannelFilter, EventType, EventTypes, Webhook, WebhookUrl, webhook_header};
 use crate::webhooks::target;
 
 const KEYS: [&str; 4] = ["url", "headers", "event_types", "filter"];
@@ -225,7 +223,10 @@ mod tests {
             (json!(["x"]), "[0]: must be a table with a url"),
             (json!([{}]), "[0].url: is missing"),
             (json!([{ "url": 5 }]), "[0].url: must be text"),
-            (json!([{ "url": "ftp://hunter2" }]), "[0].url: must be a URL such as https://app.example.com/hooks"),
+            (
+                json!([{ "url": "ftp://hunter2" }]),
+                "[0].url: must be a URL such as https://app.example.com/hooks",
+            ),
             (
                 json!([{ "url": "http://u:hunter2@x/" }]),
                 "[0].url: must not hold a user and password; use a header, such as Authorization",
@@ -243,7 +244,10 @@ mod tests {
                 "[0].headers.A: must be visible ASCII characters, spaces and tabs",
             ),
             (json!([{ "url": "http://x", "headers": { "A": 7 } }]), "[0].headers.A: must be text"),
-            (json!([{ "url": "http://x", "headers": [] }]), "[0].headers: must be a table of names and values"),
+            (
+                json!([{ "url": "http://x", "headers": [] }]),
+                "[0].headers: must be a table of names and values",
+            ),
             (
                 json!([{ "url": "http://x" }, { "url": "http://x", "event_types": ["channel_vacated", "gone"] }]),
                 "[1].event_types: has unknown types: \"gone\"; there are channel_occupied, channel_vacated, \

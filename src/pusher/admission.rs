@@ -117,7 +117,12 @@ mod tests {
         let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
         change(&mut app, &mut options);
         let apps = Apps::new([app, App::new("2", "k.2", "s")]);
-        Door::new(Hub::new(false, Arc::default(), Webhooks::default()), Arc::new(apps), options, TaskTracker::new())
+        Door::new(
+            Hub::new(false, Arc::default(), Webhooks::default()),
+            Arc::new(apps),
+            options,
+            TaskTracker::new(),
+        )
     }
 
     fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {

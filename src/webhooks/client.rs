@@ -124,7 +124,8 @@ impl Client {
                 match sender.send_request(request(webhook, signed)?).await {
                     Ok(response) => return Ok((sender, response)),
                     // The receiver had just ended a connection that nobody used: ask over a new one.
-                    Err(error) if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
+                    Err(error)
+                        if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
                     Err(error) if is_reset(&error) => {}
                     Err(error) => return Err(error.into()),
                 }

@@ -12,14 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::metrics::Metrics;
 
-/// Letters that wait for the disk.
-const WAITING_MAX: usize = 1024;
+/// What may wait for the disk, in bytes.
+const WAITING_BYTES: u32 = 16 * 1024 * 1024;
+
+/// What a letter costs beside its body.
+const OVERHEAD_BYTES: usize = 512;
 
 /// The same complaint is logged this often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,13 +47,15 @@ pub struct DeadLetter {
 /// Where dead letters go. Cloning shares it.
 #[derive(Clone, Debug)]
 pub(super) struct DeadLetters {
-    writer: mpsc::Sender<Order>,
+    writer: mpsc::UnboundedSender<Order>,
+    /// Room for letters that wait, in bytes: it bounds the channel.
+    room: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 enum Order {
-    Keep(DeadLetter),
+    Keep(DeadLetter, OwnedSemaphorePermit),
     /// Answer when all before it is written.
     Flush(oneshot::Sender<()>),
 }
@@ -58,22 +63,28 @@ enum Order {
 impl DeadLetters {
     /// Starts the thread that writes to `path`; without one it only counts.
     pub(super) fn start(path: Option<PathBuf>, bytes_max: u64, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let (writer, orders) = mpsc::channel(WAITING_MAX);
+        let (writer, orders) = mpsc::unbounded_channel();
         let mut desk = Desk { path, bytes_max, metrics: Arc::clone(metrics), complained: None };
         std::thread::Builder::new().name("dead-letters".to_owned()).spawn(move || desk.work(orders))?;
-        Ok(Self { writer, metrics: Arc::clone(metrics) })
+        let room = Arc::new(Semaphore::new(WAITING_BYTES as usize));
+        Ok(Self { writer, room, metrics: Arc::clone(metrics) })
     }
 
     /// Keeps a letter, if the disk keeps up. Never waits.
     pub(super) fn put(&self, letter: DeadLetter) {
-        if self.writer.try_send(Order::Keep(letter)).is_err() {
-            self.metrics.webhooks.dead_letters_lost.count();
-        }
+        let place = Arc::clone(&self.room).try_acquire_many_owned(cost(&letter)).ok();
+        self.hand_over(letter, place);
     }
 
     /// Keeps a letter, and waits for the disk if need be.
     pub(super) async fn put_patiently(&self, letter: DeadLetter) {
-        if self.writer.send(Order::Keep(letter)).await.is_err() {
+        let place = Arc::clone(&self.room).acquire_many_owned(cost(&letter)).await.ok();
+        self.hand_over(letter, place);
+    }
+
+    fn hand_over(&self, letter: DeadLetter, place: Option<OwnedSemaphorePermit>) {
+        let sent = place.is_some_and(|place| self.writer.send(Order::Keep(letter, place)).is_ok());
+        if !sent {
             self.metrics.webhooks.dead_letters_lost.count();
         }
     }
@@ -83,7 +94,7 @@ impl DeadLetters {
         let (done, written) = oneshot::channel();
         let flushed = async {
             // An error is a thread that ended.
-            if self.writer.send(Order::Flush(done)).await.is_ok() {
+            if self.writer.send(Order::Flush(done)).is_ok() {
                 let _ = written.await;
             }
         };
@@ -91,6 +102,11 @@ impl DeadLetters {
             warn!("the file of dead letters could not be written in time");
         }
     }
+}
+
+/// The room that a letter takes while it waits.
+fn cost(letter: &DeadLetter) -> u32 {
+    u32::try_from(letter.body.len() + OVERHEAD_BYTES).unwrap_or(u32::MAX).min(WAITING_BYTES)
 }
 
 /// Where letters are written, one after the other.
@@ -102,10 +118,10 @@ struct Desk {
 }
 
 impl Desk {
-    fn work(&mut self, mut orders: mpsc::Receiver<Order>) {
+    fn work(&mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = orders.blocking_recv() {
             match order {
-                Order::Keep(letter) => self.keep(&letter),
+                Order::Keep(letter, _place) => self.keep(&letter),
                 Order::Flush(done) => {
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
@@ -230,7 +246,8 @@ impl DeadLetterFile {
         name.push(".new");
         let new = self.path.with_file_name(name);
         let written = (|| {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.set_permissions(current.metadata()?.permissions())?;
             for line in left {
                 file.write_all(line.as_bytes())?;
@@ -341,7 +358,8 @@ mod tests {
         let (_directory, path) = place();
         append(&path, 10_000, &letter("one")).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| (0..50).for_each(|at| append(&path, 1_000_000, &letter(&at.to_string())).unwrap()));
+            scope
+                .spawn(|| (0..50).for_each(|at| append(&path, 1_000_000, &letter(&at.to_string())).unwrap()));
             for _ in 0..20 {
                 let read = DeadLetterFile::read(&path).unwrap();
                 let all: Vec<_> = read.lines.iter().map(|(line, _)| line.as_str()).collect();

@@ -146,7 +146,8 @@ impl Endpoint {
         for waiting in fallen {
             self.post.metrics.webhooks.dropped.count();
             let outgoing = self.outgoing(&[waiting]);
-            let letter = outgoing.map(|outgoing| self.letter(outgoing, "the queue was full (webhooks.queue_bytes)"));
+            let letter =
+                outgoing.map(|outgoing| self.letter(outgoing, "the queue was full (webhooks.queue_bytes)"));
             letter.into_iter().for_each(|letter| self.post.dead_letters.put(letter));
         }
     }
@@ -287,9 +288,8 @@ impl Endpoint {
             metrics.refused_targets.count();
         }
         let mut health = self.health.lock();
-        let begins = health.failing == 0;
         health.failing |= 1 << lane;
-        if begins && !health.told && health.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
+        if !health.told && health.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
             health.warned = Some(Instant::now());
             health.told = true;
             warn!(app = %self.app, url = %self.webhook.url, "webhooks fail and are tried again: {error}");

@@ -142,8 +142,12 @@ mod tests {
     #[test]
     fn events_read_as_specified() {
         let channel = |name: &str| ChannelName::parse(name, &NameRules::default()).unwrap();
-        let (orders, room, cache, seven) =
-            (channel("orders"), channel("presence-room"), channel("cache-btc"), UserId::parse("7", 128).unwrap());
+        let (orders, room, cache, seven) = (
+            channel("orders"),
+            channel("presence-room"),
+            channel("cache-btc"),
+            UserId::parse("7", 128).unwrap(),
+        );
         let client = |data, user| Event::ClientEvent {
             channel: &room,
             event: "client-typing",

@@ -54,7 +54,8 @@ impl Queue {
         self.lanes[lane].push_back(waiting);
         let mut fallen = Vec::new();
         while self.bytes > self.bytes_max {
-            let fronts = self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((lane.front()?.since, at)));
+            let fronts =
+                self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((lane.front()?.since, at)));
             let Some((_, oldest)) = fronts.min() else { break };
             fallen.extend(self.pop(oldest));
         }

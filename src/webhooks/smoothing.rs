@@ -6,7 +6,7 @@
 //!
 //! Source: protocol.md §9.3.
 
-use std::collections::{BTreeMap, HashSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::event::Event;
@@ -218,7 +218,10 @@ mod tests {
     #[test]
     fn both_halves_of_a_flap_are_dropped() {
         assert_eq!(told("0 +a\n 100 -a\n 3099 +a\n 9000 ."), ["0 +a"]);
-        assert_eq!(told("0 +r/7\n 100 -r/7\n 200 +r/7\n 300 -r/7\n 3299 .\n 3300 ."), ["0 +r/7", "3300 -r/7"]);
+        assert_eq!(
+            told("0 +r/7\n 100 -r/7\n 200 +r/7\n 300 -r/7\n 3299 .\n 3300 ."),
+            ["0 +r/7", "3300 -r/7"]
+        );
         assert_eq!(told("0 +@7\n 1 -@7\n 2 +@7\n 9000 ."), ["0 +@7"]);
     }
 
@@ -238,7 +241,8 @@ mod tests {
 
     #[test]
     fn an_empty_cache_is_told_of_once_in_ten_seconds() {
-        let script = "0 ?cache-a\n 1 ?cache-b\n 9999 ?cache-a\n 10000 ?cache-a\n 10000 ?cache-b\n 10001 ?cache-b";
+        let script =
+            "0 ?cache-a\n 1 ?cache-b\n 9999 ?cache-a\n 10000 ?cache-a\n 10000 ?cache-b\n 10001 ?cache-b";
         assert_eq!(told(script), ["0 ?cache-a", "1 ?cache-b", "10000 ?cache-a", "10001 ?cache-b"]);
     }
 

@@ -6,6 +6,7 @@
 
 mod http;
 mod raw;
+pub mod receiver;
 mod signing;
 mod websocket;
 
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 
 pub use http::{Answer, Http, Request};
 pub use raw::{Frame, RawSocket, frame, frame_head, text_frame, unmasked_frame};
+pub use receiver::{Hook, Receiver, Reply, webhook};
 pub use signing::{DEMO, Key, OTHER, channel_auth, md5_hex, unix_now, user_auth};
 pub use websocket::{Client, Upgrade};
 

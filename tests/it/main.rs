@@ -28,4 +28,6 @@ mod slow_reader;
 mod tidy;
 mod tls;
 mod watchlist;
+mod webhooks;
+mod webhooks_cli;
 mod websocket;

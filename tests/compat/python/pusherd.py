@@ -39,12 +39,15 @@ cache_ttl_secs = 1800
 
 
 class Pusherd:
-    """One server on a free port, in an empty directory, with nothing of the caller's environment."""
+    """One server on a free port, in an empty directory, with nothing of the caller's environment.
 
-    def __init__(self):
+    `app` is what the app has beside its usual settings, as TOML.
+    """
+
+    def __init__(self, app=""):
         self._directory = tempfile.TemporaryDirectory(prefix="pusherd-compat-")
         config = Path(self._directory.name) / "pusherd.toml"
-        config.write_text(CONFIG, encoding="utf-8")
+        config.write_text(CONFIG + app, encoding="utf-8")
         self._process = subprocess.Popen(
             [BINARY, "serve", "--config", config, "--host", HOST, "--port", "0"],
             cwd=self._directory.name,

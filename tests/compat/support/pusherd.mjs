@@ -133,18 +133,19 @@ class Pusherd {
   }
 }
 
-/** Starts a server with `APPS`. The caller stops it. */
-export function startPusherd({ server = {} } = {}) {
-  const apps = Object.values(APPS).map((app) => ({ ...APP, ...app }));
+/** Starts a server with `APPS`; `apps` goes over their settings, by name. The caller stops it. */
+export function startPusherd({ server = {}, apps: changes = {} } = {}) {
+  const apps = Object.entries(APPS).map(([name, app]) => ({ ...APP, ...app, ...changes[name] }));
   return new Pusherd({ server: { ...SERVER, ...server }, apps }).start();
 }
 
-/** Enough TOML for the settings above: scalars, tables, lists of tables. */
+/** Enough TOML for the settings above: scalars, lists of them, tables, lists of tables. */
 function toToml(table, path = []) {
   const entries = Object.entries(table);
   const isTable = (value) => typeof value === 'object' && !Array.isArray(value);
-  const scalars = entries.filter(([, value]) => typeof value !== 'object');
-  const lists = entries.filter(([, value]) => Array.isArray(value));
+  const isTables = (value) => Array.isArray(value) && value.every(isTable);
+  const scalars = entries.filter(([, value]) => !isTable(value) && !isTables(value));
+  const lists = entries.filter(([, value]) => isTables(value));
   const tables = entries.filter(([, value]) => isTable(value));
   return [
     ...scalars.map(([key, value]) => `${key} = ${JSON.stringify(value)}\n`),

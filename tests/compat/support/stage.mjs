@@ -16,9 +16,9 @@ class Stage {
   sdk = {};
   #names = 0;
 
-  async open(server) {
+  async open(server, apps) {
     this.auth = await startAuth();
-    this.server = await startPusherd({ server });
+    this.server = await startPusherd({ server, apps: await apps() });
     for (const name of Object.keys(APPS)) this.sdk[name] = this.sdkFor(name);
   }
 
@@ -100,11 +100,14 @@ class Stage {
   }
 }
 
-/** Opens a stage for the tests of this file, and after it whatever else they need. `server` goes over its settings. */
-export function useStage({ server = {}, open = () => {}, close = () => {} } = {}) {
+/**
+ * Opens a stage for the tests of this file, and after it whatever else they need. `server` goes over its settings, and
+ * what `apps` answers over those of the apps, by name.
+ */
+export function useStage({ server = {}, apps = () => {}, open = () => {}, close = () => {} } = {}) {
   const stage = new Stage();
   before(async () => {
-    await stage.open(server);
+    await stage.open(server, apps);
     await open();
   });
   after(async () => {

@@ -1,0 +1,197 @@
+//! A receiver of webhooks that answers, fails, hangs or lies as a test says, and shows what it got.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pusherd::apps::{Webhook, WebhookUrl};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::http::find;
+use super::{Stream, in_time};
+
+/// What a receiver does with a request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Answers with this status and no body.
+    Status(u16),
+    /// Answers with these bytes, then hangs up.
+    Raw(&'static str),
+    /// Sends the other side elsewhere.
+    Redirect(String),
+    /// Says nothing.
+    Hang,
+    /// Hangs up without an answer.
+    HangUp,
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    pub request_line: String,
+    headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// What was done with it.
+    pub reply: Reply,
+    /// Which connection it came over, by number.
+    pub connection: usize,
+}
+
+impl Hook {
+    /// All values of a header.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(given, _)| given.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str()).collect()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn events(&self) -> Vec<Value> {
+        self.json()["events"].as_array().unwrap().clone()
+    }
+}
+
+type Decide = dyn Fn(usize, &Hook) -> Reply + Send + Sync;
+
+/// See the module's documentation.
+pub struct Receiver {
+    pub address: SocketAddr,
+    hooks: mpsc::UnboundedReceiver<Hook>,
+    /// Of hooks that were taken, what was not asked for yet.
+    events: VecDeque<Value>,
+}
+
+impl Receiver {
+    /// A receiver that takes everything.
+    pub async fn start() -> Self {
+        Self::that(|_, _| Reply::Status(200)).await
+    }
+
+    /// A receiver that does with a request what `decide` says of its number, from 0, and of itself.
+    pub async fn that(decide: impl Fn(usize, &Hook) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (put, hooks) = mpsc::unbounded_channel();
+        let (decide, requests): (Arc<Decide>, _) = (Arc::new(decide), Arc::new(AtomicUsize::new(0)));
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (decide, requests, put) = (Arc::clone(&decide), Arc::clone(&requests), put.clone());
+                tokio::spawn(async move { serve(stream, connection, &*decide, &requests, &put).await });
+            }
+        });
+        Self { address, hooks, events: VecDeque::new() }
+    }
+
+    /// Where it is reached.
+    pub fn url(&self, target: &str) -> String {
+        format!("http://{}{target}", self.address)
+    }
+
+    /// A webhook that goes there.
+    pub fn webhook(&self) -> Webhook {
+        webhook(&self.url("/hooks"))
+    }
+
+    /// The next request.
+    pub async fn hook(&mut self) -> Hook {
+        in_time("a webhook", self.hooks.recv()).await.unwrap()
+    }
+
+    /// The next event, whichever request it came with; those that were not answered with 200 are passed over.
+    pub async fn event(&mut self) -> Value {
+        while self.events.is_empty() {
+            let hook = self.hook().await;
+            if matches!(hook.reply, Reply::Status(200)) {
+                self.events.extend(hook.events());
+            }
+        }
+        self.events.pop_front().unwrap()
+    }
+
+    /// The next event must be this one.
+    pub async fn expect(&mut self, expected: Value) {
+        assert_eq!(self.event().await, expected);
+    }
+
+    /// Whether nothing has come that was not asked for.
+    pub fn is_idle(&mut self) -> bool {
+        self.events.is_empty() && self.hooks.try_recv().is_err()
+    }
+}
+
+/// Milliseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "a webhook carries the time of day")]
+pub fn unix_ms() -> u64 {
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since_1970.as_millis().try_into().unwrap()
+}
+
+/// A webhook that goes to `url`.
+pub fn webhook(url: &str) -> Webhook {
+    Webhook::new(WebhookUrl::parse(url).unwrap())
+}
+
+/// Serves the requests of one connection.
+pub async fn serve(
+    mut stream: impl Stream,
+    connection: usize,
+    decide: &Decide,
+    requests: &AtomicUsize,
+    put: &mpsc::UnboundedSender<Hook>,
+) {
+    let mut buffer = Vec::new();
+    loop {
+        let head_len = loop {
+            if let Some(at) = find(&buffer, b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                return;
+            }
+        };
+        let head = String::from_utf8(buffer.drain(..head_len).collect()).unwrap();
+        let mut lines = head.trim_end().split("\r\n");
+        let request_line = lines.next().unwrap().to_owned();
+        let headers = lines.map(|line| {
+            let (name, value) = line.split_once(':').unwrap();
+            (name.to_owned(), value.trim().to_owned())
+        });
+        let mut hook = Hook {
+            request_line,
+            headers: headers.collect(),
+            body: Vec::new(),
+            reply: Reply::Hang,
+            connection,
+        };
+        let length: usize = hook.header("content-length")[0].parse().unwrap();
+        while buffer.len() < length {
+            if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        hook.body = buffer.drain(..length).collect();
+        hook.reply = decide(requests.fetch_add(1, Ordering::SeqCst), &hook);
+        let reply = hook.reply.clone();
+        // A test that has seen enough takes no more.
+        let _ = put.send(hook);
+        let answer = match &reply {
+            Reply::Status(status) => format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"),
+            Reply::Raw(text) => (*text).to_owned(),
+            Reply::Redirect(url) => {
+                format!("HTTP/1.1 307 X\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n")
+            }
+            Reply::Hang => std::future::pending().await,
+            Reply::HangUp => return,
+        };
+        if stream.write_all(answer.as_bytes()).await.is_err() || matches!(reply, Reply::Raw(_)) {
+            return;
+        }
+    }
+}

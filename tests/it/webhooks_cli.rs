@@ -1,0 +1,358 @@
+//! `pusherd webhooks`, and what the binary says of webhooks while it runs.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+
+use crate::harness::{DEMO, Hook, PATIENCE, Receiver, Reply, Upgrade, eventually, in_time, receiver};
+
+/// A folder with a configuration, in which the binary is run.
+struct Place(TempDir);
+
+impl Place {
+    /// The demo app with these settings of its own, and of the section `[webhooks]`.
+    fn new(app: &str, webhooks: &str) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let text = format!(
+            "[server]\nhost = '127.0.0.1'\nport = 0\ndrain_secs = 0\n[webhooks]\n{webhooks}\n\
+             [[apps]]\nid = '1001'\nkeys = [{{ key = 'demo-key', secret = 'demo-secret' }}, \
+             {{ key = 'newer-key', secret = 'newer-secret' }}]\n{app}\n"
+        );
+        fs::create_dir(place.0.path().join("config")).unwrap();
+        fs::write(place.0.path().join("config/pusherd.toml"), text).unwrap();
+        place
+    }
+
+    fn telling(url: &str) -> Self {
+        Self::new(&format!("webhooks = [{{ url = '{url}', headers = {{ X-Env = 'prod' }} }}]"), "")
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pusherd"));
+        command.args(args).current_dir(self.0.path()).env_clear().stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs to the end: the exit code, and all that is said.
+    async fn run(&self, args: &[&str]) -> (i32, String) {
+        let mut command = self.command(args);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        said(&output)
+    }
+}
+
+fn said(Output { status, stdout, stderr }: &Output) -> (i32, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (status.code().unwrap(), text(stdout) + &text(stderr))
+}
+
+/// A running binary. Its log goes to a file.
+struct Running {
+    child: Child,
+    log: std::path::PathBuf,
+    address: String,
+}
+
+impl Running {
+    async fn start(place: &Place, environment: &[(&str, &Path)]) -> Self {
+        let log = place.path("log");
+        let file = fs::File::create(&log).unwrap();
+        let mut command = place.command(&["serve", "--log-format", "json"]);
+        command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().unwrap();
+        let mut running = Self { child, log, address: String::new() };
+        let address = |log: &str| {
+            let (_, rest) = log.split_once("listening on ")?;
+            Some(rest.split('"').next()?.to_owned())
+        };
+        eventually("the binary listens", || async { address(&running.log()).is_some() }).await;
+        running.address = address(&running.log()).unwrap();
+        running
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    async fn subscribe(&self, channel: &str) {
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        let mut client = Upgrade::of(stream, "/app/demo-key?protocol=7", &[]).await.established().await;
+        client.subscribe(channel).await;
+    }
+
+    /// Ends it as an operator does; its exit code.
+    async fn stop(mut self) -> i32 {
+        let pid = pid_of(&self.child);
+        Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        let waited = tokio::task::spawn_blocking(move || {
+            let code = self.child.wait().unwrap().code();
+            (self, code)
+        });
+        in_time("the binary ends", waited).await.unwrap().1.unwrap()
+    }
+}
+
+fn pid_of(child: &Child) -> String {
+    child.id().to_string()
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+    }
+}
+
+fn letter(app: &str, url: &str, channel: &str) -> String {
+    let body = format!(
+        r#"{{"time_ms":1700000000123,"events":[{{"name":"channel_occupied","channel":"{channel}"}}]}}"#
+    );
+    let letter = json!({
+        "app_id": app, "url": url, "time_ms": 1_700_000_000_123_u64, "attempts": 3, "error": "x", "body": body,
+    });
+    format!("{letter}\n")
+}
+
+#[tokio::test]
+async fn dead_letters_are_sent_again_in_order_and_are_gone_from_the_file() {
+    let mut receiver = Receiver::start().await;
+    let (place, url) = (Place::telling(&receiver.url("/hooks?token=x")), receiver.url("/hooks"));
+    let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
+    fs::write(place.path("dead.jsonl"), lines).unwrap();
+    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.ends_with("2 delivered, none left\n"), "{text}");
+    for channel in ["a", "b"] {
+        let hook = receiver.hook().await;
+        assert_eq!(hook.request_line, "POST /hooks?token=x HTTP/1.1", "as configured");
+        assert_eq!(hook.header("x-env"), ["prod"]);
+        assert_eq!(hook.header("x-pusher-key"), ["demo-key"]);
+        let body = String::from_utf8(hook.body.clone()).unwrap();
+        assert_eq!(hook.header("x-pusher-signature"), [DEMO.sign(&body)]);
+        assert_eq!(hook.json()["time_ms"], json!(1_700_000_000_123_u64), "when it happened");
+        assert_eq!(hook.events()[0]["channel"], channel);
+    }
+    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), "");
+}
+
+#[tokio::test]
+async fn with_a_fresh_time_the_body_is_of_now_and_signed_anew() {
+    let mut receiver = Receiver::start().await;
+    let place = Place::telling(&receiver.url("/hooks"));
+    fs::write(place.path("dead.jsonl"), letter("1001", &receiver.url("/hooks"), "a")).unwrap();
+    let before = receiver::unix_ms();
+    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl", "--fresh-time"]).await;
+    assert_eq!(code, 0, "{text}");
+    let hook = receiver.hook().await;
+    assert!(hook.json()["time_ms"].as_u64().unwrap() >= before);
+    let body = String::from_utf8(hook.body.clone()).unwrap();
+    assert_eq!(hook.header("x-pusher-signature"), [DEMO.sign(&body)]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_again_stays_in_the_file() {
+    let mut receiver =
+        Receiver::that(|_, hook| Reply::Status(if hook.events()[0]["channel"] == "bad" { 500 } else { 200 }))
+            .await;
+    let (place, url) = (Place::telling(&receiver.url("/hooks")), receiver.url("/hooks"));
+    let (good, bad) = (letter("1001", &url, "good"), letter("1001", &url, "bad"));
+    let (no_app, no_webhook) = (letter("9", &url, "a"), letter("1001", "http://elsewhere.test/", "a"));
+    let lines = [good.as_str(), &bad, "{\"app_id\":\"10\n", "\n", &no_app, &no_webhook, &good].concat();
+    fs::write(place.path("dead.jsonl"), lines).unwrap();
+    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    assert_eq!(code, 1, "{text}");
+    for expected in [
+        "1: delivered",
+        "2: not delivered to http://127.0.0.1",
+        "the answer is 500, not 2xx",
+        "3: skipped: not a dead letter, perhaps a part of one",
+        "4: not delivered to http://127.0.0.1",
+        "there is no app 9",
+        "app 1001 has no webhook for http://elsewhere.test/",
+        "6: delivered",
+        "2 delivered, 4 left in dead.jsonl",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let left = fs::read_to_string(place.path("dead.jsonl")).unwrap();
+    assert_eq!(left, [&bad, "{\"app_id\":\"10\n", &no_app, &no_webhook].concat());
+    for _ in 0..3 {
+        receiver.hook().await;
+    }
+    assert!(receiver.is_idle());
+}
+
+#[tokio::test]
+async fn nothing_overtakes_a_letter_whose_receiver_does_not_answer() {
+    let receiver = Receiver::that(|_, _| Reply::HangUp).await;
+    let (place, url) = (Place::telling(&receiver.url("/")), receiver.url("/"));
+    let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
+    fs::write(place.path("dead.jsonl"), &lines).unwrap();
+    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    assert_eq!(code, 1);
+    assert!(text.contains("2: not delivered") && text.contains("did not answer before"), "{text}");
+    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), lines);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_told_of() {
+    let place = Place::telling("http://127.0.0.1:9/");
+    let (code, text) = place.run(&["webhooks", "replay", "nowhere.jsonl"]).await;
+    assert_eq!(code, 1);
+    assert!(text.contains("nowhere.jsonl cannot be read: No such file"), "{text}");
+}
+
+#[tokio::test]
+async fn a_signature_is_checked_with_the_secret_of_its_key() {
+    let place = Place::telling("http://127.0.0.1:9/");
+    let body = r#"{"time_ms":1700000000123,"events":[{"name":"channel_occupied","channel":"orders"}]}"#;
+    let signature = "a416264d213b25872a9d0f48ace11bcee6bb3e1d79ecf66066ca8812cff24d39";
+    fs::write(place.path("body"), body).unwrap();
+    fs::write(place.path("with-newline"), format!("{body}\n")).unwrap();
+    fs::write(place.path("other"), body.replace("orders", "others")).unwrap();
+    let upper = signature.to_uppercase();
+    for (key, signature, file, code, expected) in [
+        ("demo-key", signature, "body", 0, "valid: 84 bytes, signed for app 1001 with key demo-key\n"),
+        ("demo-key", &upper, "body", 0, "valid: "),
+        ("demo-key", signature, "other", 1, "not valid: "),
+        ("demo-key", signature, "with-newline", 1, "without the line end after it"),
+        ("newer-key", signature, "body", 1, "made with the secret of key demo-key"),
+        ("demo-key", "abc", "body", 1, "not valid: "),
+        ("unknown", signature, "body", 1, "no app has the key unknown"),
+        ("demo-key", signature, "nowhere", 1, "nowhere cannot be read"),
+    ] {
+        let args = ["webhooks", "verify", "--key", key, "--signature", signature, file];
+        let (found, text) = place.run(&args).await;
+        assert!(found == code && text.contains(expected), "{args:?}: {found} {text}");
+        assert!(!text.contains("secret\"") && !text.contains("demo-secret"), "{text}");
+    }
+    // From standard input, named or not.
+    for dash in [&["-"][..], &[]] {
+        let args = [&["webhooks", "verify", "--key", "demo-key", "--signature", signature], dash].concat();
+        let mut command = place.command(&args);
+        command.stdin(fs::File::open(place.path("body")).unwrap());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert_eq!(said(&output).0, 0, "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn settings_that_are_refused_are_told_of_before_anything_is_done() {
+    let place = Place::telling("http://169.254.169.254/");
+    for args in [&["webhooks", "replay", "x"][..], &["config", "check"], &["serve"]] {
+        let (code, text) = place.run(args).await;
+        assert_eq!(code, 78, "{text}");
+        let expected = "config/pusherd.toml: apps[0].webhooks: [0].url: 169.254.169.254 is a cloud's metadata service: \
+                        webhooks do not go there, unless webhooks.allowed_addresses has it";
+        assert!(text.contains(expected), "{text}");
+    }
+    let allowed =
+        Place::new("webhooks = [{ url = 'http://169.254.1.1/' }]", "allowed_addresses = ['169.254.0.0/16']");
+    assert_eq!(allowed.run(&["config", "check"]).await.0, 0);
+}
+
+#[tokio::test]
+async fn that_a_receiver_fails_is_said_once_and_once_that_it_recovers() {
+    let is_open = Arc::new(AtomicBool::new(false));
+    let mut receiver = {
+        let is_open = Arc::clone(&is_open);
+        Receiver::that(move |_, _| Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 }))
+            .await
+    };
+    let place = Place::new(
+        &format!(
+            "webhooks = [{{ url = '{}', headers = {{ Authorization = 'Bearer hunter2' }} }}]\nwebhook_batching = true",
+            receiver.url("/hooks?token=hunter2")
+        ),
+        "",
+    );
+    let running = Running::start(&place, &[]).await;
+    running.subscribe("a").await;
+    for _ in 0..3 {
+        receiver.hook().await;
+    }
+    is_open.store(true, Ordering::SeqCst);
+    eventually("it says so", || async { running.log().contains("delivered again") }).await;
+    let log = running.log();
+    assert_eq!(
+        log.matches("webhooks fail and are tried again: the answer is 500, not 2xx").count(),
+        1,
+        "{log}"
+    );
+    assert_eq!(log.matches("webhooks are delivered again").count(), 1, "{log}");
+    assert!(log.contains(&receiver.url("/hooks")) && !log.contains("hunter2"), "{log}");
+    assert_eq!(running.stop().await, 0);
+}
+
+#[tokio::test]
+async fn lost_letters_are_complained_of_once() {
+    let receiver = Receiver::that(|_, _| Reply::Status(500)).await;
+    let place = Place::new(
+        &format!("webhooks = [{{ url = '{}' }}]", receiver.url("/")),
+        "dead_letter_file = '/dev/full'",
+    );
+    let running = Running::start(&place, &[]).await;
+    for at in 0..5 {
+        running.subscribe(&format!("channel-{at}")).await;
+    }
+    let log = running.log.clone();
+    // A second order makes the shutdown quick, and all that waits dead letters.
+    let pid = pid_of(&running.child);
+    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    eventually("it drains", || async { fs::read_to_string(&log).unwrap().contains("shutting down") }).await;
+    assert_eq!(running.stop().await, 0);
+    let log = fs::read_to_string(&log).unwrap();
+    assert_eq!(log.matches("cannot be written: No space left on device").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_receiver_is_trusted_by_the_certificates_of_the_system() {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (put, mut hooks) = mpsc::unbounded_channel::<Hook>();
+    tokio::spawn(async move {
+        let (acceptor, requests) = (TlsAcceptor::from(Arc::new(config)), Arc::new(AtomicUsize::new(0)));
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (acceptor, requests, put) = (acceptor.clone(), Arc::clone(&requests), put.clone());
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    receiver::serve(stream, 0, &|_, _| Reply::Status(200), &requests, &put).await;
+                }
+            });
+        }
+    });
+    let place = Place::telling(&format!("https://localhost:{port}/hooks"));
+    let roots = place.path("roots.pem");
+    fs::write(&roots, certificate.cert.pem()).unwrap();
+    let running = Running::start(&place, &[("SSL_CERT_FILE", &roots)]).await;
+    running.subscribe("a").await;
+    let hook = tokio::time::timeout(PATIENCE, hooks.recv()).await.unwrap().unwrap();
+    let expected: Value = json!({ "name": "channel_occupied", "channel": "a" });
+    assert_eq!(hook.events(), [expected]);
+    assert_eq!(hook.header("host"), [format!("localhost:{port}")]);
+    assert_eq!(running.stop().await, 0);
+}

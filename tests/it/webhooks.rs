@@ -404,7 +404,12 @@ async fn whatever_is_not_2xx_is_tried_again_with_the_same_bytes() {
     let mut elsewhere = elsewhere;
     assert!(elsewhere.is_idle(), "a redirect is not followed");
     server.stop().await;
-    assert!(receiver.is_idle(), "what was answered with 2xx is not sent again");
+    assert_eq!(
+        receiver.hook().await.events(),
+        [vacated(NEWS)],
+        "what was answered with 2xx is not sent again"
+    );
+    assert!(receiver.is_idle());
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ async fn a_signature_is_checked_with_the_secret_of_its_key() {
     fs::write(place.path("other"), body.replace("orders", "others")).unwrap();
     let upper = signature.to_uppercase();
     for (key, signature, file, code, expected) in [
-        ("demo-key", signature, "body", 0, "valid: 84 bytes, signed for app 1001 with key demo-key\n"),
+        ("demo-key", signature, "body", 0, "valid: 83 bytes, signed for app 1001 with key demo-key\n"),
         ("demo-key", &upper, "body", 0, "valid: "),
         ("demo-key", signature, "other", 1, "not valid: "),
         ("demo-key", signature, "with-newline", 1, "without the line end after it"),

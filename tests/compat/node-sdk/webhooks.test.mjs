@@ -5,33 +5,32 @@ import { APPS } from '../support/pusherd.mjs';
 import { startReceiver } from '../support/receiver.mjs';
 import { subscribe, useStage } from '../support/stage.mjs';
 
-let receiver;
+/** One for each app that has webhooks. */
+const receivers = {};
 
 const stage = useStage({
   apps: async () => {
-    receiver = await startReceiver();
+    for (const app of ['main', 'counting']) receivers[app] = await startReceiver();
     const types = ['channel_occupied', 'channel_vacated', 'member_added', 'member_removed', 'client_event', 'cache_miss'];
     // One after the other, whatever the channel.
     const batched = { webhook_batching: true, webhook_batching_ms: 1 };
     return {
-      main: { webhooks: [{ url: receiver.url, event_types: [...types, 'user_online', 'user_offline'] }], ...batched },
-      counting: { webhooks: [{ url: receiver.url, event_types: ['subscription_count'] }], ...batched },
+      main: { webhooks: [{ url: receivers.main.url, event_types: [...types, 'user_online', 'user_offline'] }], ...batched },
+      counting: { webhooks: [{ url: receivers.counting.url, event_types: ['subscription_count'] }], ...batched },
     };
   },
 });
 
-after(() => receiver?.close());
+after(() => Promise.all(Object.values(receivers).map((receiver) => receiver.close())));
 
 const waiting = [];
 
 /** The next event, after the SDK has found its request good. */
 async function event(app = 'main') {
   while (waiting.length === 0) {
-    const before = Date.now() - 10_000;
-    const webhook = stage.sdk[app].webhook(await receiver.requests.take());
+    const webhook = stage.sdk[app].webhook(await receivers[app].requests.take());
     assert.ok(webhook.isValid());
-    const age = webhook.getTime().getTime() - before;
-    assert.ok(age > 0 && age <= 11_000, `${age}`);
+    assert.ok(Math.abs(Date.now() - webhook.getTime().getTime()) < 5_000, `${webhook.getTime()}`);
     waiting.push(...webhook.getEvents());
   }
   return waiting.shift();
@@ -105,12 +104,10 @@ test('the SDK refuses what was changed, and what another app signed', async (t) 
   const pusher = await stage.connect(t);
   const channel = stage.unique('news');
   await subscribe(pusher, channel);
-  // What clients of tests before this one leave behind may come first.
-  const request = await receiver.requests.take();
+  const request = await receivers.main.requests.take();
   const { key, secret } = APPS.main;
-  const token = { key, secret };
-  assert.ok(stage.sdk.quiet.webhook(request).isValid(token));
+  assert.ok(stage.sdk.quiet.webhook(request).isValid({ key, secret }));
   assert.ok(!stage.sdk.quiet.webhook(request).isValid());
-  const changed = { ...request, rawBody: request.rawBody.replace(channel, 'other') };
+  const changed = { ...request, rawBody: request.rawBody.replace('events', 'Events') };
   assert.ok(!stage.sdk.main.webhook(changed).isValid());
 });

@@ -7,6 +7,7 @@ use super::apps::Draft;
 use super::problem::Source;
 use super::section::Section;
 use super::{Server, Webhooks};
+use crate::apps::{EventType, EventTypes, Webhook};
 
 /// A remark on settings that work, but hardly as meant.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,11 +60,23 @@ pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, app
             (section.value.client_events, "client_events is off", "limits.client_events_per_second"),
             (section.value.client_events, "client_events is off", "limits.client_event_data_bytes"),
             (section.value.watchlist, "watchlist is false", "limits.watchlist_users"),
-            (section.value.webhook_batching, "webhook_batching is false", "webhook_batching_ms"),
         ];
         for (in_use, why, key) in idle {
             if !in_use && section.is_set(key) {
                 say(format!("{}: has no effect while {why}", at(key)));
+            }
+        }
+        let silent = [
+            (EventType::ClientEvent, section.value.client_events, "client_events is off"),
+            (EventType::SubscriptionCount, section.value.subscription_counts, "subscription_counts is false"),
+        ];
+        for (event_type, in_use, why) in silent {
+            let asks = |webhook: &Webhook| {
+                webhook.event_types != EventTypes::PUSHER
+                    && webhook.event_types.has_any(EventTypes::of(&[event_type]))
+            };
+            if !in_use && section.value.webhooks.iter().any(asks) {
+                say(format!("{}: {} is never sent while {why}", at("webhooks"), event_type.name()));
             }
         }
         let message = if limits.message_bytes_max == 0 { usize::MAX } else { limits.message_bytes_max };
@@ -99,13 +112,10 @@ pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, app
             say(format!("{}: refuses everyone, as {why}", at("tls_only")));
         }
     }
-    if apps.iter().all(|app| app.section.value.webhooks.is_empty()) {
-        for key in ["queue_bytes", "dead_letter_file", "dead_letter_bytes", "allowed_addresses"] {
-            if webhooks.is_set(key) {
-                let place = webhooks.source(key).at(&webhooks.path(key));
-                say(format!("{place}: has no effect while no app has webhooks"));
-            }
-        }
+    let none_has_webhooks = apps.iter().all(|app| app.section.value.webhooks.is_empty());
+    if none_has_webhooks && !webhooks.value.dead_letter_file.is_empty() {
+        let place = webhooks.source("dead_letter_file").at(&webhooks.path("dead_letter_file"));
+        say(format!("{place}: has no effect while no app has webhooks"));
     }
     if !server.is_set("host") {
         for place in apps.iter().filter_map(Draft::written_default_secret) {

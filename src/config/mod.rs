@@ -532,6 +532,16 @@ mod tests {
             (app.clone() + "limits.messages_burst = 50", "messages_per_second: 100 is never reached"),
             (app.clone() + "limits.outbox_bytes = 4096", "event_data_bytes: 102400 is never reached"),
             (format!("[server]\ntrusted_proxies = []\n{app}tls_only = true"), "refuses everyone"),
+            (format!("[webhooks]\ndead_letter_file = 'x'\n{app}"), "has no effect while no app has webhooks"),
+            (
+                app.clone() + "webhooks = [{ url = 'http://x', event_types = ['subscription_count'] }]",
+                "subscription_count is never sent while subscription_counts is false",
+            ),
+            (
+                app.clone()
+                    + "client_events = 'off'\nwebhooks = [{ url = 'http://x', event_types = ['client_event'] }]",
+                "client_event is never sent while client_events is off",
+            ),
             (format!("[server]\nactivity_timeout_secs = 90\n{app}"), "server.activity_timeout_secs: clients"),
         ];
         for (toml, expected) in table {

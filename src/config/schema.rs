@@ -154,7 +154,7 @@ pub(super) const WEBHOOKS: &[Setting<Webhooks>] = &[
     ),
     webhooks(
         "dead_letter_bytes",
-        number(64 * KIB, 1024 * GIB, |webhooks| &mut webhooks.options.dead_letter_bytes),
+        number(64 * KIB, GIB, |webhooks| &mut webhooks.options.dead_letter_bytes),
         "The size that this file does not grow beyond: what is in it stays, what comes then is lost.",
     ),
     webhooks(

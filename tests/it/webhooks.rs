@@ -376,7 +376,7 @@ async fn whoever_comes_and_goes_at_once_is_told_by_turns_and_the_truth_last() {
 async fn whatever_is_not_2xx_is_tried_again_with_the_same_bytes() {
     let elsewhere = Receiver::start().await;
     let redirect = elsewhere.url("/elsewhere");
-    let replies = vec![
+    let replies = [
         Reply::Status(500),
         Reply::Status(404),
         Reply::Status(304),

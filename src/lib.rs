@@ -22,6 +22,15 @@
 //!        → hub.join, hub.leave, hub.publish_from_client → as above
 //! ```
 //!
+//! What applications are told of both, by HTTP:
+//!
+//! ```text
+//! hub: webhooks.of_subscription (a ledger, locked) → the registry decides → ledger.note
+//!  → webhooks::smoothing  what is gone is held, and forgotten if it comes back
+//!  → webhooks::queue      one for each receiver that wants it, bounded
+//!  → webhooks::endpoint   signed, sent, tried again; in order for each channel → webhooks::dead_letters
+//! ```
+//!
 //! # The map
 //!
 //! | room | what it is for | may use |

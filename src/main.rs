@@ -30,7 +30,12 @@ fn main() -> ExitCode {
 
 fn serve(settings: Settings) -> ExitCode {
     cli::start_logging(&settings);
-    let served = tokio::runtime::Runtime::new().and_then(|runtime| runtime.block_on(run(settings)));
+    let served = tokio::runtime::Runtime::new().and_then(|runtime| {
+        let served = runtime.block_on(run(settings));
+        // A name that is still being looked up, for a webhook, would hold up the end.
+        runtime.shutdown_background();
+        served
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -14,6 +14,9 @@ use crate::apps::{ChannelFilter, EventType, EventTypes, Webhook, WebhookUrl, web
 use crate::webhooks::target;
 
 const KEYS: [&str; 4] = ["url", "headers", "event_types", "filter"];
+/// What is shown in the place of what may be secret.
+const MASK: &str = "***";
+
 const FILTER_KEYS: [&str; 2] = ["channel_name_starts_with", "channel_name_ends_with"];
 
 impl Tables for Vec<Webhook> {
@@ -40,11 +43,14 @@ impl Tables for Vec<Webhook> {
 
 /// One webhook as TOML. Values of headers and the query of the URL are masked.
 fn show(webhook: &Webhook) -> String {
-    let query = if webhook.url.target().contains('?') { "?***" } else { "" };
+    let query = if webhook.url.target().contains('?') { format!("?{MASK}") } else { String::new() };
     let mut text = format!("{{ url = {}", quoted(&format!("{}{query}", webhook.url)));
     if !webhook.headers.is_empty() {
-        let headers: Vec<_> =
-            webhook.headers.keys().map(|name| format!("{} = \"***\"", quoted(name.as_str()))).collect();
+        let headers: Vec<_> = webhook
+            .headers
+            .keys()
+            .map(|name| format!("{} = {}", quoted(name.as_str()), quoted(MASK)))
+            .collect();
         let _ = write!(text, ", headers = {{ {} }}", headers.join(", "));
     }
     if webhook.event_types != EventTypes::PUSHER {
@@ -75,6 +81,9 @@ fn webhook(table: Value) -> Result<Webhook, Vec<String>> {
     let mut note = |key: &str, what: String| problems.push(format!(".{key}: {what}"));
     let url = match take(&mut table, "url") {
         None => Err("is missing".to_owned()),
+        Some(Value::String(text)) if text.ends_with(&format!("?{MASK}")) => {
+            Err("has the mask of `pusherd config show` for a query".to_owned())
+        }
         Some(Value::String(text)) => WebhookUrl::parse(&text).map_err(|error| error.to_string()),
         Some(_) => Err("must be text".to_owned()),
     };
@@ -108,6 +117,10 @@ fn headers(given: Value, note: &mut impl FnMut(&str, String)) -> hyper::HeaderMa
             note(&at, "must be text".to_owned());
             continue;
         };
+        if value == MASK {
+            note(&at, "is the mask of `pusherd config show`, not a value".to_owned());
+            continue;
+        }
         match webhook_header(&name, &value) {
             Ok((name, value)) => {
                 headers.insert(name, value);
@@ -244,6 +257,11 @@ mod tests {
                 "[0].headers.A: must be visible ASCII characters, spaces and tabs",
             ),
             (json!([{ "url": "http://x", "headers": { "A": 7 } }]), "[0].headers.A: must be text"),
+            (
+                json!([{ "url": "http://x?***", "headers": { "A": "***" } }]),
+                "[0].url: has the mask of `pusherd config show` for a query; \
+                 [0].headers.A: is the mask of `pusherd config show`, not a value",
+            ),
             (
                 json!([{ "url": "http://x", "headers": [] }]),
                 "[0].headers: must be a table of names and values",

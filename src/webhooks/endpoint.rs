@@ -78,8 +78,6 @@ impl Signer {
 /// Whether a receiver takes what it is sent, as the log has it.
 #[derive(Debug, Default)]
 struct Health {
-    /// The lanes whose last attempt failed.
-    failing: u32,
     /// The operator has been told that it fails, and not yet that it does no more.
     told: bool,
     warned: Option<Instant>,
@@ -99,7 +97,6 @@ struct Outgoing {
 /// A lane's connection, and its pace.
 #[derive(Debug, Default)]
 struct Lane {
-    at: usize,
     kept: KeptAlive,
     /// Attempts that failed since the last one that did not.
     failures: u32,
@@ -164,7 +161,7 @@ impl Endpoint {
 
     /// Sends what comes into a lane, until it is closed and empty. Once `cut`, what is left are dead letters.
     pub(super) async fn run(self: Arc<Self>, at: usize, cut: CancellationToken) {
-        let mut lane = Lane { at, ..Lane::default() };
+        let mut lane = Lane::default();
         loop {
             let next = tokio::select! {
                 biased;
@@ -182,7 +179,7 @@ impl Endpoint {
                 Some(true) => metrics.delivered.count(),
                 Some(false) => {
                     metrics.expired.count();
-                    self.post.dead_letters.put_patiently(self.letter(outgoing, "it waited too long")).await;
+                    self.post.dead_letters.put(self.letter(outgoing, "it waited too long"));
                 }
                 None => {
                     self.leave(outgoing).await;
@@ -267,28 +264,27 @@ impl Endpoint {
             match self.post.client.post(&self.webhook, &outgoing.signed, &mut lane.kept).await {
                 Ok(()) => {
                     lane.failures = 0;
-                    self.recovers(lane.at);
+                    self.recovers();
                     return true;
                 }
                 Err(error) => {
                     lane.failures += 1;
                     let random = getrandom::u32().unwrap_or_default();
                     lane.resume = Some(Instant::now() + back_off(lane.failures, random, timing));
-                    self.fails(lane.at, &error);
+                    self.fails(&error);
                     outgoing.error = Some(error);
                 }
             }
         }
     }
 
-    fn fails(&self, lane: usize, error: &SendError) {
+    fn fails(&self, error: &SendError) {
         let metrics = &self.post.metrics.webhooks;
         metrics.failed_attempts.count();
         if matches!(error, SendError::Refused(..)) {
             metrics.refused_targets.count();
         }
         let mut health = self.health.lock();
-        health.failing |= 1 << lane;
         if !health.told && health.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
             health.warned = Some(Instant::now());
             health.told = true;
@@ -296,14 +292,9 @@ impl Endpoint {
         }
     }
 
-    fn recovers(&self, lane: usize) {
+    fn recovers(&self) {
         let mut health = self.health.lock();
-        if health.failing == 0 {
-            return;
-        }
-        health.failing &= !(1 << lane);
-        if health.failing == 0 && health.told {
-            health.told = false;
+        if std::mem::take(&mut health.told) {
             info!(app = %self.app, url = %self.webhook.url, "webhooks are delivered again");
         }
     }

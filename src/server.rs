@@ -203,6 +203,7 @@ pub async fn run(
         () = server.accept_all(&listeners) => return ended_early("accepts connections"),
         _ = &mut keeping_time => return ended_early("keeps time"),
         _ = &mut watching => return ended_early("watches connections"),
+        () = webhooks.ended() => return ended_early("sends webhooks"),
         () = renew(&listeners) => return ended_early("renews the certificate"),
     };
     drop(listeners);

@@ -317,6 +317,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn in_five_minutes_there_are_about_fourteen_attempts() {
+        let timing = Timing::default();
+        for (random, expected) in [(0, 18), (u32::MAX / 2, 14), (u32::MAX, 12)] {
+            let (mut at, mut attempts) = (Duration::ZERO, 0);
+            while at < timing.retry {
+                attempts += 1;
+                at += back_off(attempts, random, &timing);
+            }
+            assert_eq!(attempts, expected);
+        }
+    }
+
+    #[test]
     fn attempts_are_twice_as_far_apart_each_time_up_to_a_bound() {
         let timing = Timing::default();
         let secs = |failures, random| back_off(failures, random, &timing).as_secs_f64();

@@ -133,6 +133,8 @@ struct Inner {
     clocks: CancellationToken,
     /// Cancelled when there is no more time to send.
     cut: CancellationToken,
+    /// Cancelled when any of these tasks ends.
+    ended: CancellationToken,
 }
 
 /// The webhooks of one app.
@@ -185,22 +187,30 @@ impl Webhooks {
         }
         let dead_letters = DeadLetters::start(dead_letter_file, dead_letter_bytes, metrics)?;
         let post = Arc::new(Post { client, dead_letters, metrics: Arc::clone(metrics), timing, queue_bytes });
-        let (lanes, clocks, cut) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let lanes = TaskTracker::new();
+        let [clocks, cut, ended] = std::array::from_fn(|_| CancellationToken::new());
         let mut started = HashMap::new();
         for app in with_webhooks {
             let webhooks = Arc::new(AppWebhooks::new(app, &post));
             for endpoint in &webhooks.endpoints {
                 for lane in 0..endpoint.lanes() {
-                    lanes.spawn(Arc::clone(endpoint).run(lane, cut.clone()));
+                    let sending = Arc::clone(endpoint).run(lane, cut.clone());
+                    lanes.spawn(telling_its_end(sending, ended.clone()));
                 }
             }
-            tokio::spawn({
-                let (webhooks, clocks) = (Arc::clone(&webhooks), clocks.clone());
-                async move { clocks.run_until_cancelled_owned(webhooks.keep_time()).await }
-            });
+            let keeping_time = clocks.clone().run_until_cancelled_owned(Arc::clone(&webhooks).keep_time());
+            tokio::spawn(telling_its_end(keeping_time, ended.clone()));
             started.insert(app.id.clone(), webhooks);
         }
-        Ok(Self(Some(Arc::new(Inner { apps: started, post, lanes, clocks, cut }))))
+        Ok(Self(Some(Arc::new(Inner { apps: started, post, lanes, clocks, cut, ended }))))
+    }
+
+    /// Waits until a task has ended, as none does before [`Webhooks::drain`].
+    pub async fn ended(&self) {
+        match &self.0 {
+            Some(inner) => inner.ended.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Where a subscription to `channel` is noted, if anybody wants to hear of such.
@@ -267,6 +277,12 @@ impl Webhooks {
         }
         inner.post.dead_letters.flush(FLUSH_PATIENCE).await;
     }
+}
+
+/// A task whose end, by a panic as well, is told by `ended`.
+async fn telling_its_end<T>(task: impl Future<Output = T>, ended: CancellationToken) -> T {
+    let _end = ended.drop_guard();
+    task.await
 }
 
 impl AppWebhooks {

@@ -36,16 +36,17 @@
 //! | room | what it is for | may use |
 //! | --- | --- | --- |
 //! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
-//! | [`limits`] | the token bucket. Pure. | nothing |
+//! | [`limits`] | the token bucket, the count of places, the name of every limit. Pure. | nothing |
+//! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
-//! | [`metrics`] | every counter, typed | nothing |
+//! | [`metrics`] | every counter, typed | limits |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |
-//! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, outbox |
+//! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors, registry and webhooks | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
-//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, session, outbox |
+//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, addresses, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
 //! | [`server`] | builds the rooms, binds, accepts, shakes hands of TLS, drains | everything |
 //! | [`cli`] | the command line | everything |
@@ -67,7 +68,11 @@
 //! - An idle connection owns no buffer and no timer, nor a compressor: no message is compressed or inflated with
 //!   anything of the one before. (Of TLS, rustls keeps 4 KiB to read into.)
 //! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
-//! - Whatever counts connections is a place that gives itself back when it is dropped.
+//! - Whatever counts connections or channels is a place that gives itself back when it is dropped.
+//! - A connection is a stranger's, and bounded in number and time, until it is a WebSocket that was let in or a
+//!   request on it was signed: `server::arrivals`.
+//! - A limit that is reached is counted and reported by [`hub::Hub::refused`], and nowhere else. Sessions and the
+//!   registry only say so.
 //!
 //! # Where the hot path's pitfalls are answered
 //!
@@ -109,6 +114,7 @@
 //! - Liveness is decided by a pure function (`session::liveness`) over two numbers of each connection, in a sweep:
 //!   a deadline in every session would need a timer for every connection.
 
+pub mod addresses;
 pub mod apps;
 pub mod cli;
 pub mod config;

@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::limits::Limit;
+
 /// A count that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -32,8 +34,22 @@ impl Counter {
 /// All counters of a node.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// See [`Metrics::refused`].
+    refused: [Counter; Limit::ALL.len()],
+    /// Requests of the API whose signature does not hold (401).
+    pub signatures_refused: Counter,
+    /// Requests that were answered with what their idempotency key was answered with before.
+    pub repeats_answered: Counter,
     /// What became of webhooks.
     pub webhooks: Webhooks,
+}
+
+impl Metrics {
+    /// What a limit has refused: connections, messages, requests or events, each once.
+    #[must_use]
+    pub const fn refused(&self, limit: Limit) -> &Counter {
+        &self.refused[limit as usize]
+    }
 }
 
 /// What became of webhooks, of all apps together.

@@ -15,7 +15,7 @@ mod tls;
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -94,8 +94,19 @@ struct State {
 pub enum Closing {
     /// The server closes it; the frames that say so are written or queued.
     Code(CloseCode),
+    /// The same, with 4100, because more waits for the client than may.
+    TooSlow,
     /// The transport failed.
     Broken,
+}
+
+/// Which message has begun and not ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unfinished {
+    /// None has ended since this was last asked, so one that had begun then is still the one.
+    Same,
+    /// One that began after another one had ended.
+    New,
 }
 
 /// When a client was last heard, in whole seconds of the node's clock: one store a read, and no timer a
@@ -103,10 +114,35 @@ pub enum Closing {
 #[derive(Debug, Default)]
 pub struct Pulse {
     heard_secs: AtomicU32,
-    /// 0, or when the Ping was sent that has not been answered, plus one.
-    pinged_secs: AtomicU32,
+    /// When the Ping was sent that has not been answered.
+    pinged: Lately,
+    /// When the message began that has not ended.
+    begun: Lately,
     /// 0, or by when the client has to prove that the application lets it in, plus one.
     authorize_by_secs: AtomicU32,
+}
+
+/// A moment of the last 18 hours, or none, in two bytes. Whoever notes one looks at it within the timeout that it
+/// is for, which no setting makes longer than an hour.
+#[derive(Debug, Default)]
+struct Lately(AtomicU16);
+
+/// 0 is none, so a moment is one of so many.
+const MOMENTS: u64 = u16::MAX as u64;
+
+impl Lately {
+    fn note(&self, now: Duration) {
+        self.0.store((now.as_secs() % MOMENTS + 1) as u16, Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self, now: Duration) -> Option<Duration> {
+        let moment = u64::from(self.0.load(Ordering::Relaxed).checked_sub(1)?);
+        Some(Duration::from_secs((now.as_secs() % MOMENTS + MOMENTS - moment) % MOMENTS))
+    }
 }
 
 impl Pulse {
@@ -116,7 +152,8 @@ impl Pulse {
     pub fn new(now: Duration, authorize_by: Option<Duration>) -> Self {
         Self {
             heard_secs: AtomicU32::new(now.as_secs() as u32),
-            pinged_secs: AtomicU32::new(0),
+            pinged: Lately::default(),
+            begun: Lately::default(),
             authorize_by_secs: AtomicU32::new(authorize_by.map_or(0, |by| by.as_secs() as u32 + 1)),
         }
     }
@@ -124,12 +161,21 @@ impl Pulse {
     /// Notes that the client was heard.
     pub fn beat(&self, now: Duration) {
         self.heard_secs.store(now.as_secs() as u32, Ordering::Relaxed);
-        self.pinged_secs.store(0, Ordering::Relaxed);
+        self.pinged.forget();
     }
 
     /// Notes that the client was asked for a sign of life.
     pub fn pinged(&self, now: Duration) {
-        self.pinged_secs.store(now.as_secs() as u32 + 1, Ordering::Relaxed);
+        self.pinged.note(now);
+    }
+
+    /// Notes whether a message of the client's has begun and not ended: the same one as before, or another one.
+    pub fn unfinished(&self, message: Option<Unfinished>, now: Duration) {
+        match message {
+            None => self.begun.forget(),
+            Some(Unfinished::Same) if self.begun.since(now).is_some() => {}
+            Some(Unfinished::Same | Unfinished::New) => self.begun.note(now),
+        }
     }
 
     /// Notes that the client proved that the application lets it in.
@@ -146,8 +192,13 @@ impl Pulse {
     /// For how long a Ping has gone unanswered, if one has.
     #[must_use]
     pub fn unanswered(&self, now: Duration) -> Option<Duration> {
-        let pinged = self.pinged_secs.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(now.saturating_sub(Duration::from_secs(pinged.into())))
+        self.pinged.since(now)
+    }
+
+    /// For how long a message has begun and not ended, if one has.
+    #[must_use]
+    pub fn unfinished_for(&self, now: Duration) -> Option<Duration> {
+        self.begun.since(now)
     }
 
     /// Whether the client should have proved by now that the application lets it in, and has not.
@@ -219,6 +270,9 @@ impl Outbox {
             self.write(&mut state, frames);
         } else if self.is_full(&state) {
             self.close_locked(&mut state, CloseCode::OverCapacity, "Reading too slowly: the queue is full");
+            if state.closing == Some(Closing::Code(CloseCode::OverCapacity)) {
+                state.closing = Some(Closing::TooSlow);
+            }
         } else {
             state.push(frames.clone());
         }
@@ -536,7 +590,7 @@ mod tests {
             sends += 1;
             assert!(outbox.queued_bytes() <= 130_000);
         }
-        assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::OverCapacity)));
+        assert_eq!(outbox.closing(), Some(Closing::TooSlow));
         assert!(outbox.queued_bytes() <= 10_400, "only the frame that has begun and the farewell are kept");
     }
 

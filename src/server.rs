@@ -4,6 +4,8 @@
 //! of hyper down to its TCP stream (and the TLS session on it), and the listener carries the socket options that
 //! delivery relies on. A handshake of TLS belongs to the task of its connection; nobody else waits for it.
 
+mod arrivals;
+mod proxy_protocol;
 mod repoll;
 mod stream;
 mod tls;
@@ -11,13 +13,13 @@ mod tls;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -31,13 +33,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::addresses::{self, Addresses, Kind};
 use crate::apps::Apps;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Caller};
 use crate::hub::Hub;
+use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::protocol::CloseCode;
 use crate::pusher::{self, Door, Peer};
 use crate::webhooks::{self, Webhooks};
+use arrivals::{Arrival, Arrivals};
 use repoll::Repoll;
 use stream::{PatientStream, Stream};
 pub use tls::{Tls, TlsError};
@@ -69,11 +74,20 @@ pub struct Options {
     pub http: http::Options,
     /// Webhooks.
     pub webhooks: webhooks::Options,
-    /// A new connection that has not sent a whole request head by then is dropped. Default 10 s.
+    /// Where clients come from, and how many from each address.
+    pub addresses: addresses::Options,
+    /// Whether every connection begins with a header of the PROXY protocol, and comes from a trusted proxy.
+    pub proxy_protocol: bool,
+    /// Connections at once that are neither a WebSocket nor one whose requests are signed. Default 2000: with the
+    /// largest head each, 40 MB.
+    pub unauthenticated_max: u32,
+    /// A new connection that has neither become a WebSocket nor sent a signed request by then is ended. Default 10 s.
     pub handshake_timeout: Duration,
     /// An HTTP connection without a request for so long is dropped, before it has been so for twice as long.
     /// Default 75 s.
     pub keep_alive: Duration,
+    /// What the node counts in. Keep a clone to read it.
+    pub metrics: Arc<Metrics>,
     /// On shutdown, the closing of WebSockets is spread over so much time. Default 10 s.
     pub drain: Duration,
     /// What has not ended so long after the shutdown began is cut off. Default 20 s; never less than `drain`.
@@ -88,6 +102,10 @@ impl Default for Options {
             pusher: pusher::Options::default(),
             http: http::Options::default(),
             webhooks: webhooks::Options::default(),
+            addresses: addresses::Options::default(),
+            proxy_protocol: false,
+            unauthenticated_max: 2000,
+            metrics: Arc::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
             drain: Duration::from_secs(10),
@@ -176,12 +194,17 @@ pub async fn run(
 ) -> io::Result<()> {
     let listeners = listeners.into();
     let apps = Arc::new(apps);
-    let metrics = Arc::new(Metrics::default());
-    let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &metrics)?;
-    let hub = Hub::new(options.debug, metrics, webhooks.clone());
+    let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &options.metrics)?;
+    let hub = Hub::new(options.debug, Arc::clone(&options.metrics), webhooks.clone());
     let tasks = TaskTracker::new();
+    let addresses = Arc::new(Addresses::new(options.addresses.clone()));
+    let (pusher, for_door) = (options.pusher.clone(), Arc::clone(&addresses));
     let server = Arc::new(Server {
-        door: Door::new(hub.clone(), Arc::clone(&apps), options.pusher.clone(), tasks.clone()),
+        door: Door::new(hub.clone(), Arc::clone(&apps), for_door, pusher, tasks.clone()),
+        hub: hub.clone(),
+        addresses,
+        arrivals: Arc::new(Arrivals::new(options.unauthenticated_max)),
+        proxy_protocol: options.proxy_protocol,
         http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone())),
         handshake_timeout: options.handshake_timeout,
         keep_alive: options.keep_alive,
@@ -231,7 +254,12 @@ async fn renew(listeners: &Listeners) {
 }
 
 struct Server {
+    hub: Hub,
     door: Door,
+    addresses: Arc<Addresses>,
+    /// Connections of strangers.
+    arrivals: Arc<Arrivals>,
+    proxy_protocol: bool,
     http: http::Service,
     handshake_timeout: Duration,
     keep_alive: Duration,
@@ -264,10 +292,7 @@ impl Server {
         let mut warned: Option<Instant> = None;
         loop {
             match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let (server, tls) = (Arc::clone(self), tls.cloned());
-                    self.tasks.spawn(async move { server.serve(stream, peer, tls).await });
-                }
+                Ok((stream, peer)) => self.receive(stream, peer, tls.cloned()).await,
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -281,30 +306,107 @@ impl Server {
         }
     }
 
-    /// Serves the requests of one connection, until it ends or is upgraded.
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, tls: Option<Tls>) {
-        let mut patience = pin!(sleep(self.handshake_timeout));
-        let wants_tls = tls.is_some();
-        let stream: Stream = match tls {
-            None => Either::Left(stream),
-            Some(tls) => tokio::select! {
-                // In a box, so that a connection without TLS does not have room for it.
-                accepted = Box::pin(tls.accept(stream)) => match accepted {
-                    Ok(stream) => stream,
-                    Err(error) => {
-                        debug!(%address, %error, "no TLS connection");
-                        return;
-                    }
-                },
-                () = &mut patience => return,
-                () = self.stopping.cancelled() => return,
-            },
+    /// Takes a stranger in, when there is a place, and not at all if its address has too many.
+    async fn receive(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, tls: Option<Tls>) {
+        let refused = match self.proxy_protocol {
+            // Who it is will be told.
+            true if self.addresses.trusts(address.ip()) => Ok(None),
+            true => Err(Limit::ProxyProtocol),
+            false => self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()),
         };
+        let place = match refused {
+            Ok(place) => place,
+            Err(limit) => return self.hub.refused(limit, None),
+        };
+        let (arrival, evicted) = self.arrivals.enter().await;
+        (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
+        arrival.keep_address(place);
+        let (server, number) = (Arc::clone(self), arrival.number());
+        let task = self.tasks.spawn(async move { server.serve(stream, address, tls, arrival).await });
+        self.arrivals.belongs_to(number, task.abort_handle());
+    }
+
+    /// Waits for the first bytes of a client, behind the header of a proxy and the handshake of TLS. `None`: there
+    /// will be none.
+    async fn open(
+        &self,
+        mut stream: TcpStream,
+        mut address: SocketAddr,
+        tls: Option<Tls>,
+        arrival: &Arrival,
+    ) -> Option<(Stream, SocketAddr)> {
+        // In boxes, so that a connection without does not have room for it.
+        if self.proxy_protocol {
+            match Box::pin(proxy_protocol::read(&mut stream)).await {
+                Ok(client) => address = client.unwrap_or(address),
+                Err(error) => {
+                    debug!(%address, %error, "no header of the PROXY protocol");
+                    self.hub.refused(Limit::ProxyProtocol, None);
+                    return None;
+                }
+            }
+            match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
+                Ok(place) => arrival.keep_address(place),
+                Err(limit) => {
+                    self.hub.refused(limit, None);
+                    return None;
+                }
+            }
+        }
+        let opened = match tls {
+            // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
+            None => match stream.peek(&mut [0]).await {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                seen => seen.map(|_| Either::Left(stream)),
+            },
+            Some(tls) => Box::pin(tls.accept(stream)).await,
+        };
+        match opened {
+            Ok(stream) => Some((stream, address)),
+            Err(error) => {
+                debug!(%address, %error, "no connection");
+                None
+            }
+        }
+    }
+
+    /// Serves one connection, until it ends or is upgraded.
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, tls: Option<Tls>, arrival: Arrival) {
+        let until = Instant::now() + self.handshake_timeout;
+        let wants_tls = tls.is_some();
+        let (stream, address) = tokio::select! {
+            opened = self.open(stream, address, tls, &arrival) => match opened {
+                Some(opened) => opened,
+                None => return,
+            },
+            () = sleep_until(until) => return self.hub.refused(Limit::Handshake, None),
+            () = self.stopping.cancelled() => return,
+        };
+        // In a box, so that who says nothing does not have room for it.
+        Box::pin(self.answer_all(stream, address, wants_tls, arrival, until)).await;
+    }
+
+    /// Answers the requests of one connection, which is a stranger's until one of them is signed, and then `until` at
+    /// the latest.
+    async fn answer_all(
+        &self,
+        stream: Stream,
+        address: SocketAddr,
+        wants_tls: bool,
+        arrival: Arrival,
+        until: Instant,
+    ) {
+        let mut patience = pin!(sleep_until(until));
         let peer = Peer { address, over_tls: matches!(stream, Either::Right(_)) };
         let misses_tls = wants_tls && !peer.over_tls;
+        let caller = Caller::default();
+        let arrival = Arc::new(arrival);
+        let stranger = Arc::downgrade(&arrival);
+        let mut arrival = Some(arrival);
         let requests = Requests::default();
-        let service =
-            service_fn(|request: Request<Incoming>| self.answer(request, peer, misses_tls, requests.begin()));
+        let service = service_fn(|request: Request<Incoming>| {
+            self.answer(request, peer, misses_tls, &caller, &stranger, requests.begin())
+        });
         let connection = http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
             // An answer is small: its body is copied behind its head, which costs less than a vector of two.
@@ -313,7 +415,7 @@ impl Server {
             .with_upgrades();
         let mut connection = pin!(connection);
         let mut stopping = pin!(self.stopping.cancelled());
-        let (mut repoll, mut is_stopping, mut seen) = (Repoll::default(), false, 0);
+        let (mut repoll, mut is_stopping, mut is_late, mut seen) = (Repoll::default(), false, false, 0);
         // By hand, because this is polled for every request: what no longer matters is not looked at.
         std::future::poll_fn(|cx| {
             if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
@@ -324,14 +426,31 @@ impl Server {
             if repoll.poll(cx, connection.as_mut()).is_ready() {
                 return Poll::Ready(());
             }
+            if arrival.is_some() && caller.is_known() {
+                // A stranger no longer: its place is for others.
+                arrival = None;
+            }
             // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
             // it is over, and there was a request meanwhile, it starts again.
             while patience.as_mut().poll(cx).is_ready() {
+                if requests.begun() == 0 {
+                    self.hub.refused(Limit::Handshake, None);
+                    return Poll::Ready(());
+                }
                 if requests.are_idle_since(seen) {
                     return Poll::Ready(());
                 }
                 seen = requests.begun();
-                patience.as_mut().reset(Instant::now() + self.keep_alive);
+                let more = if arrival.is_some() { self.handshake_timeout } else { self.keep_alive };
+                patience.as_mut().reset(Instant::now() + more);
+                if arrival.is_some() && !is_late {
+                    // It was answered, as a health check is, and that was that.
+                    is_late = true;
+                    connection.as_mut().graceful_shutdown();
+                    if repoll.poll(cx, connection.as_mut()).is_ready() {
+                        return Poll::Ready(());
+                    }
+                }
             }
             Poll::Pending
         })
@@ -343,15 +462,26 @@ impl Server {
         request: Request<Incoming>,
         peer: Peer,
         misses_tls: bool,
+        caller: &Caller,
+        stranger: &Weak<Arrival>,
         _begun: Begun<'_>,
     ) -> Result<Response<http::AnswerBody>, std::convert::Infallible> {
         if misses_tls {
-            return Ok(tls_required().map(http::AnswerBody::Right));
+            return Ok(hung_up_on("This port speaks TLS: use https:// or wss://"));
+        }
+        if !names_one_host(request.version(), request.headers()) {
+            return Ok(hung_up_on("The request must have one header Host, with a host in it"));
         }
         if pusher::is_upgrade(request.headers()) {
-            return Ok(self.door.upgrade(request, peer, stream::take_apart).map(http::AnswerBody::Right));
+            let response = self.door.upgrade(request, peer, stranger.upgrade(), stream::take_apart);
+            return Ok(response.map(http::AnswerBody::Right));
         }
-        Ok(self.http.answer(request).await)
+        let mut response = self.http.answer(request, caller).await;
+        if response.status() == StatusCode::UNAUTHORIZED && !caller.is_known() {
+            // Whoever guesses opens a connection for each guess, and those are counted.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 
     /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.
@@ -424,13 +554,21 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// What plain HTTP is told by a listener that speaks TLS.
-fn tls_required() -> Response<Body> {
-    let mut response = Response::new(Body::from("This port speaks TLS: use https:// or wss://"));
+/// Whether a request says which host it is for, as it must. Source: RFC 9112 §3.2.
+fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next() else { return version < Version::HTTP_11 };
+    let is_of_a_host = |byte: &u8| byte.is_ascii_graphic() && !b"/?#@\\,\"<>".contains(byte);
+    hosts.next().is_none() && host.as_bytes().iter().all(is_of_a_host)
+}
+
+/// A refusal of what is no request for this port.
+fn hung_up_on(sentence: &'static str) -> Response<http::AnswerBody> {
+    let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

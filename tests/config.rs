@@ -9,7 +9,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use pusherd::protocol::signature::SigningKey;
 use tempfile::TempDir;
 
 /// A working directory, and what runs in it.
@@ -961,6 +963,115 @@ fn serve_never_prints_a_secret_of_ones_own() {
     let (_running, banner, _) = Running::start(&Place::new().file(".env", dotenv), "serve");
     assert!(banner.contains("connect to https://ws.test as .env says"), "{banner}");
     assert!(!banner.contains("7-secret") && !banner.contains("BROADCAST"), "{banner}");
+}
+
+/// Talks to a server in every way that a secret takes part in, rightly and wrongly.
+fn speak_to(port: u16, secret: &str) {
+    let key = SigningKey::new(secret);
+    let send = |request: String| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert!(!answer.contains(secret), "{answer}");
+        answer
+    };
+    #[expect(clippy::disallowed_methods, reason = "a signed request carries the time of day")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let get = |path: &str, signature: Option<String>| {
+        let query = format!("auth_key=k1&auth_timestamp={now}&auth_version=1.0");
+        let signature = signature.unwrap_or_else(|| key.sign(&["GET\n", path, "\n", &query]));
+        send(format!(
+            "GET {path}?{query}&auth_signature={signature} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+        ))
+    };
+    assert!(get("/apps/1/channels", None).starts_with("HTTP/1.1 200 "));
+    assert!(get("/apps/1/channels", Some("0".repeat(64))).starts_with("HTTP/1.1 401 "));
+    assert!(get("/apps/1/channels", Some("x".to_owned())).starts_with("HTTP/1.1 401 "));
+    assert!(get("/apps/2/channels", None).starts_with("HTTP/1.1 404 "));
+
+    // Subscriptions and sign-ins, good and bad. The socket id is in the answer, so this is read in steps.
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .write_all(
+            b"GET /app/k1 HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .unwrap();
+    let mut said = String::new();
+    let mut read_until = |end: &str, stream: &mut TcpStream| {
+        let mut bytes = [0; 4096];
+        while !said.contains(end) {
+            let read = stream.read(&mut bytes).unwrap();
+            assert!(read > 0, "{said}");
+            said.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        said.clone()
+    };
+    let established = read_until("activity_timeout", &mut stream);
+    let (_, rest) = established.split_once("socket_id\\\":\\\"").unwrap();
+    let (socket, _) = rest.split_once('\\').unwrap();
+    let frame = |text: String| {
+        let mut bytes = vec![0x81, 0x80 | 126];
+        bytes.extend((text.len() as u16).to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(text.as_bytes());
+        bytes
+    };
+    let user_data = r#"{\"id\":\"7\"}"#;
+    for (sign_as, signs) in [("good", true), ("bad", false)] {
+        let auth = |parts: &[&str]| {
+            if signs { format!("k1:{}", key.sign(parts)) } else { format!("k1:{}", "0".repeat(64)) }
+        };
+        let subscribe = auth(&[socket, ":", &format!("private-{sign_as}")]);
+        let sign_in = auth(&[socket, "::user::", r#"{"id":"7"}"#]);
+        for text in [
+            format!(
+                r#"{{"event":"pusher:subscribe","data":{{"channel":"private-{sign_as}","auth":"{subscribe}"}}}}"#
+            ),
+            format!(r#"{{"event":"pusher:signin","data":{{"auth":"{sign_in}","user_data":"{user_data}"}}}}"#),
+        ] {
+            stream.write_all(&frame(text)).unwrap();
+        }
+    }
+    let said = read_until("Sign-in refused", &mut stream);
+    for answer in ["subscription_succeeded", "subscription_error", "signin_success"] {
+        assert!(said.contains(answer), "{answer}: {said}");
+    }
+    assert!(!said.contains(secret), "{said}");
+}
+
+#[test]
+fn no_secret_is_in_any_line_of_the_most_verbose_log_nor_in_the_arguments() {
+    const SECRET: &str = "hunter2-hunter2-hunter2";
+    for (place, line) in [
+        (Place::new(), "serve --debug --log-level trace --log-format json --drain-secs 0"),
+        (Place::new(), "serve --log-level trace --log-format json --drain-secs 0"),
+    ] {
+        let place = place
+            .file("config/pusherd.toml", format!("[[apps]]\nid = '1'\nkey = 'k1'\nsecret = '{SECRET}'\n"))
+            .env("PUSHERD_HOST=127.0.0.1\nPUSHERD_PORT=0\nRUST_LOG=trace\n");
+        let mut command = place.command(line);
+        let log = place.directory.path().join("log");
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        let mut running = Running(command.spawn().unwrap());
+        let port = loop {
+            let text = fs::read_to_string(&log).unwrap();
+            if let Some((_, rest)) = text.split_once("listening on 127.0.0.1:") {
+                break rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+            }
+            assert!(running.0.try_wait().unwrap().is_none(), "{text}");
+            std::thread::yield_now();
+        };
+        speak_to(port, SECRET);
+        let arguments = fs::read(format!("/proc/{}/cmdline", running.0.id())).unwrap();
+        assert!(!String::from_utf8_lossy(&arguments).contains(SECRET));
+        running.signal("TERM");
+        assert_eq!(running.0.wait().unwrap().code(), Some(0));
+        let log = fs::read_to_string(&log).unwrap();
+        assert!(log.contains("string_to_sign"), "what was signed is told to the operator: {log}");
+        assert!(!log.contains(SECRET), "{log}");
+    }
 }
 
 #[test]

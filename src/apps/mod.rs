@@ -11,7 +11,6 @@ use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use origin::{OriginPattern, OriginPatternError};
@@ -20,7 +19,9 @@ pub use webhook::{
     webhook_header,
 };
 
-use crate::limits::Rate;
+use parking_lot::Mutex;
+
+use crate::limits::{Count, Rate, Reports, TokenBucket};
 use crate::protocol::signature::SigningKey;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
@@ -107,7 +108,15 @@ pub struct App {
     /// How much of everything.
     pub limits: AppLimits,
     /// Connections open now.
-    pub connections: ConnectionCount,
+    pub connections: Count,
+    /// Channels that are occupied now, or that keep an event.
+    pub channels: Arc<Count>,
+    /// The HTTP requests of this second.
+    pub requests: Mutex<TokenBucket>,
+    /// The events published over HTTP in this second.
+    pub events: Mutex<TokenBucket>,
+    /// When the operator was told of each of its limits.
+    pub reports: Reports,
 }
 
 /// How much of everything an app may have. Defaults: protocol.md §12.1.
@@ -115,6 +124,13 @@ pub struct App {
 pub struct AppLimits {
     /// Connections at once; `None`: as many as the node takes.
     pub connections_max: Option<u32>,
+    /// Channels that are occupied or keep an event, at once; `None`: no limit.
+    pub channels_max: Option<u32>,
+    /// Signed HTTP requests a second, and as many at once; `None`: no limit.
+    pub requests_per_second: Option<u32>,
+    /// Events published over HTTP a second, however many channels each goes to, and as many at once, but never less
+    /// than one batch; `None`: no limit.
+    pub events_per_second: Option<u32>,
     /// Longest event name, in characters.
     pub event_name_chars_max: usize,
     /// Longest `data` of an event published over HTTP, in bytes of the decoded string.
@@ -151,6 +167,12 @@ pub struct AppLimits {
     pub cache_ttl: Duration,
     /// How far the clock of a signed request may be off, in seconds.
     pub auth_window_secs: u64,
+    /// For how long an idempotency key is remembered.
+    pub idempotency_window: Duration,
+    /// Idempotency keys that are remembered at once.
+    pub idempotency_keys_max: usize,
+    /// Bytes that remembered keys and their answers may have.
+    pub idempotency_bytes_max: usize,
 }
 
 impl Default for AppLimits {
@@ -159,6 +181,9 @@ impl Default for AppLimits {
         let client_event_data_bytes_max = 10_240;
         Self {
             connections_max: None,
+            channels_max: None,
+            requests_per_second: None,
+            events_per_second: None,
             event_name_chars_max: 200,
             event_data_bytes_max,
             client_event_data_bytes_max,
@@ -180,6 +205,10 @@ impl Default for AppLimits {
             outbox_bytes_max: 8 * 1024 * 1024,
             cache_ttl: Duration::from_secs(1800),
             auth_window_secs: 600,
+            idempotency_window: Duration::from_secs(120),
+            // What a busy application publishes in the window; an answer is a few bytes.
+            idempotency_keys_max: 10_000,
+            idempotency_bytes_max: 4 * 1024 * 1024,
         }
     }
 }
@@ -227,7 +256,11 @@ impl App {
             webhook_batching_ms: 50,
             names: NameRules::default(),
             limits: AppLimits::default(),
-            connections: ConnectionCount::default(),
+            connections: Count::default(),
+            channels: Arc::default(),
+            requests: Mutex::default(),
+            events: Mutex::default(),
+            reports: Reports::default(),
         }
     }
 
@@ -247,22 +280,30 @@ impl App {
         self.keys.iter().find(|pair| *pair.key == *key).map(|pair| &pair.secret)
     }
 
+    /// Counts a signed request at `now`.
+    ///
+    /// # Errors
+    /// The app makes too many; how long until the next may come.
+    pub fn take_request(&self, now: Duration) -> Result<(), Duration> {
+        let Some(per_second) = self.limits.requests_per_second else { return Ok(()) };
+        self.requests.lock().take_many(1, Rate { per_second, burst: per_second }, now)
+    }
+
+    /// Counts `count` events that are published together, all or none, at `now`.
+    ///
+    /// # Errors
+    /// The app publishes too many; how long until there is room for these.
+    pub fn take_events(&self, count: usize, now: Duration) -> Result<(), Duration> {
+        let Some(per_second) = self.limits.events_per_second else { return Ok(()) };
+        let batch_max = u32::try_from(self.limits.events_per_batch_max).unwrap_or(u32::MAX);
+        let rate = Rate { per_second, burst: per_second.max(batch_max) };
+        self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now)
+    }
+
     /// Whether a browser may connect from `origin`.
     #[must_use]
     pub fn allows_origin(&self, origin: &str) -> bool {
         self.allowed_origins.is_empty() || self.allowed_origins.iter().any(|pattern| pattern.matches(origin))
-    }
-}
-
-/// Connections that an app has open, counted so that two never share the last place.
-#[derive(Debug, Default)]
-pub struct ConnectionCount(AtomicU32);
-
-impl ConnectionCount {
-    /// Connections open now.
-    #[must_use]
-    pub fn now(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -274,10 +315,7 @@ impl ConnectionPlace {
     /// Takes a place, or answers `None` when the app has none left.
     #[must_use]
     pub fn take(app: &Arc<App>) -> Option<Self> {
-        let max = app.limits.connections_max.unwrap_or(u32::MAX);
-        let grown = |count: u32| (count < max).then(|| count + 1);
-        let taken = app.connections.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
-        taken.is_ok().then(|| Self(Arc::clone(app)))
+        app.connections.take(app.limits.connections_max).then(|| Self(Arc::clone(app)))
     }
 
     /// Whose place it is.
@@ -289,7 +327,7 @@ impl ConnectionPlace {
 
 impl Drop for ConnectionPlace {
     fn drop(&mut self) {
-        self.0.connections.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.give_back();
     }
 }
 
@@ -382,6 +420,16 @@ mod tests {
         assert_eq!((places.len(), app.connections.now()), (10, 10));
         drop(places);
         assert_eq!(app.connections.now(), 0);
+    }
+
+    #[test]
+    fn a_whole_batch_fits_the_rate_of_events_however_low_it_is() {
+        let mut app = App::new("1", "k", "s");
+        app.limits.events_per_second = Some(2);
+        assert_eq!(app.take_events(10, Duration::ZERO), Ok(()));
+        assert_eq!(app.take_events(1, Duration::ZERO), Err(Duration::from_millis(500)));
+        assert_eq!(app.take_events(10, Duration::from_secs(5)), Ok(()));
+        assert_eq!(app.take_request(Duration::ZERO), Ok(()), "requests have a rate of their own");
     }
 
     #[test]

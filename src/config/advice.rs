@@ -107,7 +107,7 @@ pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, app
                 say(format!("{key}: {value} is never reached, as limits.{bound_key} is {bound}"));
             }
         }
-        if section.value.tls_only && tls.is_none() && options.pusher.trusted_proxies.is_empty() {
+        if section.value.tls_only && tls.is_none() && options.addresses.trusted_proxies.is_empty() {
             let why = "server.trusted_proxies is empty, and there is no server.tls_cert";
             say(format!("{}: refuses everyone, as {why}", at("tls_only")));
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use config::ValueKind;
 use ipnet::IpNet;
 
+use crate::addresses::ForwardedHeader;
 use crate::apps::{OriginPattern, SubscriptionErrorFrames};
 use crate::protocol::CloseCode;
 
@@ -426,6 +427,7 @@ pub(super) use choice_field;
 
 choice_field!(bool: false, true);
 choice_field!(CloseCode: Self::Unauthorized, Self::Reconnect);
+choice_field!(ForwardedHeader: Self::XForwardedFor, Self::Forwarded);
 choice_field!(SubscriptionErrorFrames: Self::Both, Self::Channel, Self::Connection);
 
 impl List for Vec<IpNet> {

@@ -209,8 +209,7 @@ pub struct Clients {
     pub scheme: Option<String>,
 }
 
-/// Where settings are looked for.
-#[derive(Debug)]
+/// Where settings are looked for. No `Debug`: variables hold secrets.
 pub struct Sources {
     /// Values of flags, by flag (`--port`).
     pub flags: BTreeMap<&'static str, String>,

@@ -85,12 +85,17 @@ pub(super) const SERVER: &[Setting<Server>] = &[
     server(
         "handshake_timeout_secs",
         number(1, 600, |server| &mut server.options.handshake_timeout),
-        "A new connection that has not sent a whole request head by then is dropped.",
+        "A new connection that has neither become a WebSocket nor sent a signed request by then is ended.",
     ),
     server(
         "read_timeout_secs",
         number(1, HOUR, |server| &mut server.options.http.read_timeout),
-        "A request whose body makes no progress for so long is dropped.",
+        "A request whose body makes no progress for so long is dropped; after ten times as long, any body.",
+    ),
+    server(
+        "message_timeout_secs",
+        number(1, HOUR, |server| &mut server.options.pusher.message_timeout),
+        "A client's message that is not whole so long after its first byte ends the connection (4100).",
     ),
     server(
         "connections",
@@ -98,9 +103,45 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         "Connections this node takes, of all apps together; the next is sent elsewhere (4100).",
     ),
     server(
+        "unauthenticated_connections",
+        number(1, 1_000_000, |server| &mut server.options.unauthenticated_max),
+        "Connections at once that are neither a WebSocket nor one whose requests are signed. The next takes the place \
+         of the one that has waited longest, a second at least, and waits until then.",
+    ),
+    server(
+        "connections_per_address",
+        number_or_zero("no limit", 1, u32::MAX as u64, |server| &mut server.options.addresses.connections_max),
+        "WebSockets from one address at once (4100), and unauthenticated connections (not taken). Not those whose \
+         requests are signed. IPv6 is counted by its /64.",
+    ),
+    server(
+        "new_connections_per_address",
+        number_or_zero("no limit", 1, 1_000_000, |server| &mut server.options.addresses.new_per_second),
+        "New connections from one address a second, and ten times as many at once; more are not taken, or closed \
+         (4100) behind a proxy.",
+    ),
+    server(
+        "unlimited_addresses",
+        list("addresses and networks", |server| &mut server.options.addresses.unlimited),
+        "Addresses without these two limits, beside those of `trusted_proxies`: your application's, where it opens a \
+         connection for each event.",
+    ),
+    server(
         "trusted_proxies",
-        list("addresses and networks", |server| &mut server.options.pusher.trusted_proxies),
-        "Proxies whose `X-Forwarded-Proto` is believed.",
+        list("addresses and networks", |server| &mut server.options.addresses.trusted_proxies),
+        "Proxies that are believed when they say who the client is and, by `X-Forwarded-Proto`, whether it came by TLS.",
+    ),
+    server(
+        "client_address_header",
+        choice(&["x-forwarded-for", "forwarded"], |server| &mut server.options.addresses.header),
+        "The header in which trusted proxies say who the client is: the right-most address in it that is not a trusted \
+         proxy's. The other one is not read, as a proxy passes it on as the client wrote it.",
+    ),
+    server(
+        "proxy_protocol",
+        switch(|server| &mut server.options.proxy_protocol),
+        "Whether every connection begins with a header of the PROXY protocol (1 or 2), and comes from one of \
+         `trusted_proxies`; others are not taken.",
     ),
     server(
         "drain_secs",
@@ -266,9 +307,31 @@ pub(super) const APP: &[Setting<App>] = &[
         "Characters that channel names may have beyond `A-Z a-z 0-9 _ - = @ , . ;`.",
     ),
     app(
+        "idempotency_window_secs",
+        number(1, DAY, |app| &mut app.limits.idempotency_window),
+        "For how long a publish with an idempotency key is not done again, but answered as before.",
+    ),
+    app(
         "limits.connections",
         number_or_zero("no limit", 1, u32::MAX as u64, |app| &mut app.limits.connections_max),
         "Connections at once; the next is refused (4004).",
+    ),
+    app(
+        "limits.channels",
+        number_or_zero("no limit", 1, u32::MAX as u64, |app| &mut app.limits.channels_max),
+        "Channels at once that have a subscriber or keep an event. The first subscriber of the next is refused, and an \
+         event for later subscribers is not kept.",
+    ),
+    app(
+        "limits.requests_per_second",
+        number_or_zero("no limit", 1, 1_000_000, |app| &mut app.limits.requests_per_second),
+        "Signed HTTP requests (429).",
+    ),
+    app(
+        "limits.events_per_second",
+        number_or_zero("no limit", 1, 1_000_000, |app| &mut app.limits.events_per_second),
+        "Events published over HTTP (429): a batch counts each of its events, an event counts once however many \
+         channels it goes to. A batch is never too large for the rate.",
     ),
     app(
         "limits.channel_name_bytes",
@@ -348,7 +411,7 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "limits.messages_per_second",
         number(1, 1_000_000, |app| &mut app.limits.messages.per_second),
-        "Messages of one connection; more close it (4100).",
+        "Messages of one connection; more close it (4100). Pings, pongs and fragments have as many of their own.",
     ),
     app(
         "limits.messages_burst",
@@ -364,6 +427,16 @@ pub(super) const APP: &[Setting<App>] = &[
         "limits.auth_window_secs",
         number(1, DAY, |app| &mut app.limits.auth_window_secs),
         "How far the clock of a signed request may be off (401).",
+    ),
+    app(
+        "limits.idempotency_keys",
+        number(1, 10_000_000, |app| &mut app.limits.idempotency_keys_max),
+        "Idempotency keys remembered at once; of more, the oldest are forgotten.",
+    ),
+    app(
+        "limits.idempotency_bytes",
+        number(4 * KIB, GIB, |app| &mut app.limits.idempotency_bytes_max),
+        "Bytes that the remembered keys and their answers may have; of more, the oldest are forgotten.",
     ),
 ];
 

@@ -1,5 +1,7 @@
 //! What can be wrong with a request: a status and one sentence, which Laravel prints as it is.
 
+use std::time::Duration;
+
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -29,6 +31,20 @@ pub enum ApiError {
     /// 413: more than the app allows.
     #[error("{0}")]
     TooLarge(String),
+    /// 409: the first request with this idempotency key has not been answered yet.
+    #[error("A request with this idempotency key is being answered")]
+    InProgress,
+    /// 422: the idempotency key was used for another request.
+    #[error("The idempotency key was used for a request with another body")]
+    KeyReused,
+    /// 429: more than the app may.
+    #[error("{sentence}")]
+    TooMany {
+        /// What is too much.
+        sentence: String,
+        /// When to try again.
+        retry_after_secs: u64,
+    },
     /// 503: the node is going away; another one, or this one in a moment, will take the request.
     #[error("The server is shutting down")]
     Draining,
@@ -40,6 +56,12 @@ impl ApiError {
         Self::BadRequest(sentence.to_string())
     }
 
+    /// A 429 for too many of `what`, until `wait` has passed.
+    pub(super) fn too_many(what: impl std::fmt::Display, wait: Duration) -> Self {
+        let retry_after_secs = wait.as_secs_f64().ceil().max(1.0) as u64;
+        Self::TooMany { sentence: format!("The app sends too many {what}"), retry_after_secs }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -49,6 +71,9 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::InProgress => StatusCode::CONFLICT,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -64,8 +89,19 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         const TEXT: [(HeaderName, HeaderValue); 1] =
             [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
-        let retry_after =
-            (self == Self::Draining).then_some([(header::RETRY_AFTER, HeaderValue::from_static("1"))]);
+        let retry_after_secs = match &self {
+            Self::TooMany { retry_after_secs, .. } => Some(*retry_after_secs),
+            Self::Draining | Self::InProgress => Some(1),
+            Self::BadRequest(_)
+            | Self::Unauthorized(_)
+            | Self::AppDisabled
+            | Self::NotFound(_)
+            | Self::MethodNotAllowed
+            | Self::Timeout
+            | Self::TooLarge(_)
+            | Self::KeyReused => None,
+        };
+        let retry_after = retry_after_secs.map(|secs| [(header::RETRY_AFTER, HeaderValue::from(secs))]);
         (self.status(), TEXT, retry_after.map(axum::response::AppendHeaders), self.to_string())
             .into_response()
     }

@@ -13,12 +13,14 @@
 mod channels;
 mod error;
 mod health;
+mod idempotency;
 mod info;
 mod signed;
 mod trigger;
 mod users;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -61,6 +63,8 @@ pub struct Api(Arc<Inner>);
 struct Inner {
     hub: Hub,
     apps: Arc<Apps>,
+    /// The idempotency keys that are remembered.
+    keys: idempotency::Keys,
     options: Options,
 }
 
@@ -68,7 +72,8 @@ impl Api {
     /// An API in front of `hub`.
     #[must_use]
     pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
-        Self(Arc::new(Inner { hub, apps, options }))
+        let keys = idempotency::Keys::of(&apps);
+        Self(Arc::new(Inner { hub, apps, keys, options }))
     }
 
     /// Takes an app's path prefix off a request, so that the routes stand once; the signature is checked against
@@ -87,6 +92,24 @@ impl Api {
     }
 }
 
+/// Who is at the other end of a connection: a stranger, until one of their requests was signed. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Caller(Arc<AtomicBool>);
+
+impl Caller {
+    /// Whether a request of theirs was signed.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn signed(&self) {
+        if !self.is_known() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Answers HTTP requests. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -101,17 +124,21 @@ impl Service {
         Self { router: router(api.clone()), api }
     }
 
-    /// Answers one request.
-    pub async fn answer<B>(&self, mut request: Request<B>) -> Response<AnswerBody>
+    /// Answers one request of `caller`.
+    pub async fn answer<B>(&self, mut request: Request<B>, caller: &Caller) -> Response<AnswerBody>
     where
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
     {
         self.api.strip_prefix(&mut request);
         let Some(publish) = Publish::of(&request) else {
+            if !caller.is_known() {
+                // Only while it is a stranger, because this allocates.
+                request.extensions_mut().insert(caller.clone());
+            }
             let Ok(response) = self.router.clone().oneshot(request.map(Body::new)).await;
             return response.map(AnswerBody::Right);
         };
-        match self.publish(publish, request).await {
+        match self.publish(publish, request, caller).await {
             Ok(response) => response.map(AnswerBody::Left),
             Err(error) => error.into_response().map(AnswerBody::Right),
         }
@@ -121,32 +148,32 @@ impl Service {
         &self,
         publish: Publish,
         request: Request<B>,
+        caller: &Caller,
     ) -> Result<Response<Full<Bytes>>, ApiError>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let signed = Signed::check(request, &self.api).await?;
-        let answer = match publish {
-            Publish::One => trigger::trigger(&self.api, &signed).await?,
-            Publish::Batch => trigger::trigger_batch(&self.api, &signed).await?,
-        };
-        let mut response = Response::new(Full::new(answer));
-        *response.headers_mut() = json_headers(signed.headers);
-        Ok(response)
+        let signed = Signed::check(request, &self.api, caller).await?;
+        match publish {
+            Publish::One => trigger::trigger(&self.api, signed).await,
+            Publish::Batch => trigger::trigger_batch(&self.api, signed).await,
+        }
     }
 }
 
 /// The body of an answer: a publish's is in memory, others come from axum.
 pub type AnswerBody = Either<Full<Bytes>, Body>;
 
-/// The headers of an answer in JSON, in the memory of those of its request.
-fn json_headers(mut headers: HeaderMap) -> HeaderMap {
+/// An answer in JSON, with its headers in the memory of those of its request.
+fn json_response(body: Bytes, mut headers: HeaderMap) -> Response<Full<Bytes>> {
     headers.clear();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers
+    let mut response = Response::new(Full::new(body));
+    *response.headers_mut() = headers;
+    response
 }
 
-/// The requests that do not go through the router.
+/// The requests by which applications publish, which do not go through the router.
 #[derive(Clone, Copy, Debug)]
 enum Publish {
     One,

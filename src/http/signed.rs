@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::channels::parse as parse_channel;
-use super::{Api, ApiError, StrippedPrefix, unix_now};
+use super::{Api, ApiError, Caller, StrippedPrefix, unix_now};
 use crate::apps::{App, Apps};
+use crate::limits::Limit;
 use crate::protocol::ChannelName;
 use crate::protocol::request::{Query, SignatureError};
 
@@ -35,7 +36,7 @@ pub struct Signed {
     pub uri: Uri,
     /// Whether the query has more in it than the signature.
     has_parameters: bool,
-    /// Its headers.
+    /// Its headers, which the signature does not cover.
     pub headers: HeaderMap,
     /// Its body, of the size that the app allows.
     pub body: Bytes,
@@ -48,13 +49,25 @@ impl FromRequest<Api> for Signed {
     /// strangers cannot make the server buffer one. That is all but the MD5 of the body: the signature covers the
     /// MD5, not the body.
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
-        Self::check(request, api).await
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        Self::check(request, api, &caller).await
     }
 }
 
 impl Signed {
-    /// See [`Signed::from_request`].
-    pub(super) async fn check<B>(request: Request<B>, api: &Api) -> Result<Self, ApiError>
+    /// See [`Signed::from_request`]. Once the signature holds, `caller` is no stranger any more.
+    pub(super) async fn check<B>(request: Request<B>, api: &Api, caller: &Caller) -> Result<Self, ApiError>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let checked = Self::check_all(request, api, caller).await;
+        if let Err(ApiError::Unauthorized(_)) = &checked {
+            api.0.hub.metrics().signatures_refused.count();
+        }
+        checked
+    }
+
+    async fn check_all<B>(request: Request<B>, api: &Api, caller: &Caller) -> Result<Self, ApiError>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -80,13 +93,24 @@ impl Signed {
         query.verify(&auth, secret, method, paths).inspect_err(|error| {
             debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
         })?;
+        caller.signed();
+        if let Err(wait) = app.take_request(api.hub.now()) {
+            api.hub.refused(Limit::Requests, Some(&app));
+            return Err(ApiError::too_many("requests (limits.requests_per_second of the app)", wait));
+        }
         let announced =
             head.headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
         let bytes_max = app.limits.request_body_bytes_max;
         if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
+            api.hub.refused(Limit::RequestBytes, Some(&app));
             return Err(too_large(bytes_max));
         }
-        let body = read(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await?;
+        let body = read(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await;
+        let body = body.inspect_err(|error| {
+            if matches!(error, ApiError::TooLarge(_)) {
+                api.hub.refused(Limit::RequestBytes, Some(&app));
+            }
+        })?;
         auth.check_body(&body)?;
         let has_parameters = query.has_parameters();
         drop(query);

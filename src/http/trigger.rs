@@ -4,18 +4,21 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use http_body_util::Full;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use smallvec::{Array, SmallVec, smallvec};
 
 use super::channels::parse as parse_channel;
+use super::idempotency::{self, Key};
 use super::info::{Attributes, Info};
-use super::{Api, ApiError, Signed, json_headers};
+use super::{Api, ApiError, Publish, Signed, json_response};
 use crate::apps::App;
-use crate::protocol::json::{self, ListError};
+use crate::limits::Limit;
+use crate::protocol::json::{self, ListError, PickedList};
 use crate::protocol::message::{Event, Source};
 use crate::protocol::request::Query;
 use crate::protocol::{Access, ChannelName, EventName, SocketId};
@@ -40,11 +43,28 @@ struct Triggered {
     channels: BTreeMap<Box<str>, Attributes>,
 }
 
-/// `POST /apps/{app_id}/events`: the JSON to answer with.
-pub(super) async fn trigger(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
+/// `POST /apps/{app_id}/events`
+pub(super) async fn trigger(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
     let query = signed.query();
     let fields = Fields::of_body(&signed.body, Some(&query))?;
-    let trigger = Trigger::parse(&signed.app, &fields)?;
+    let Some(key) = Key::of(signed.headers.get(idempotency::HEADER), fields.idempotency_key)? else {
+        let answer = publish(api, &signed, &fields).await?;
+        drop(query);
+        return Ok(json_response(answer, signed.headers));
+    };
+    drop(query);
+    idempotency::once(api.clone(), signed, key, Publish::One).await
+}
+
+/// As [`trigger`], whatever its key.
+pub(super) async fn one(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
+    let query = signed.query();
+    publish(api, signed, &Fields::of_body(&signed.body, Some(&query))?).await
+}
+
+async fn publish(api: &Api, signed: &Signed, fields: &Fields<'_>) -> Result<Bytes, ApiError> {
+    let trigger = Trigger::parse(&signed.app, fields)?;
+    count_events(api, &signed.app, 1)?;
     api.0.hub.publish(&signed.app, trigger.events()).await;
     if trigger.info.is_empty() {
         return Ok(NOTHING);
@@ -56,22 +76,53 @@ pub(super) async fn trigger(api: &Api, signed: &Signed) -> Result<Bytes, ApiErro
     Ok(answer(&Triggered { channels: trigger.channels.iter().map(attributes).collect() }))
 }
 
+/// Counts events that are published together, all or none of them.
+fn count_events(api: &Api, app: &App, count: usize) -> Result<(), ApiError> {
+    app.take_events(count, api.0.hub.now()).map_err(|wait| {
+        api.0.hub.refused(Limit::Events, Some(app));
+        ApiError::too_many("events (limits.events_per_second of the app)", wait)
+    })
+}
+
 /// What was asked for of each event of a batch: one item an event, when any of them asks for something.
 #[derive(Serialize)]
 struct BatchTriggered {
     batch: Vec<Attributes>,
 }
 
-/// `POST /apps/{app_id}/batch_events`: all of them or none; the JSON to answer with.
-pub(super) async fn trigger_batch(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
+/// `POST /apps/{app_id}/batch_events`: all of them or none.
+pub(super) async fn trigger_batch(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
+    let picked = pick_batch(&signed)?;
+    let Some(key) = Key::of(signed.headers.get(idempotency::HEADER), picked.beside)? else {
+        let answer = publish_batch(api, &signed, picked).await?;
+        return Ok(json_response(answer, signed.headers));
+    };
+    drop(picked);
+    idempotency::once(api.clone(), signed, key, Publish::Batch).await
+}
+
+/// As [`trigger_batch`], whatever its key.
+pub(super) async fn batch(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
+    publish_batch(api, signed, pick_batch(signed)?).await
+}
+
+fn pick_batch(signed: &Signed) -> Result<PickedList<'_, { FIELDS.len() }>, ApiError> {
     let events_max = signed.app.limits.events_per_batch_max;
-    let items = json::pick_list(text(&signed.body)?, "batch", FIELDS, events_max);
-    let items = items.map_err(|error| match error {
+    let picked = json::pick_list(text(&signed.body)?, "batch", IDEMPOTENCY_KEY, FIELDS, events_max);
+    picked.map_err(|error| match error {
         ListError::NotObject => ApiError::bad("The request body is not a JSON object"),
         ListError::NotList => ApiError::bad("batch is not a list"),
         ListError::ItemNotObject(at) => in_batch(ApiError::bad("The event is not a JSON object"), at),
-    })?;
-    let items = items.ok_or_else(|| ApiError::bad("batch is missing"))?;
+    })
+}
+
+async fn publish_batch(
+    api: &Api,
+    signed: &Signed,
+    picked: PickedList<'_, { FIELDS.len() }>,
+) -> Result<Bytes, ApiError> {
+    let events_max = signed.app.limits.events_per_batch_max;
+    let items = picked.items.ok_or_else(|| ApiError::bad("batch is missing"))?;
     if items.len() > events_max {
         return Err(ApiError::bad(format_args!(
             "batch has more than {events_max} events (limits.events_per_batch of the app)"
@@ -83,6 +134,7 @@ pub(super) async fn trigger_batch(api: &Api, signed: &Signed) -> Result<Bytes, A
         let fields = Fields { channels: None, ..Fields::new(values, None) };
         triggers.push(Trigger::parse(&signed.app, &fields).map_err(|error| in_batch(error, at))?);
     }
+    count_events(api, &signed.app, triggers.len())?;
     let events: Vec<Event<'_>> = triggers.iter().flat_map(|trigger| trigger.events()).collect();
     api.0.hub.publish(&signed.app, events).await;
     if triggers.iter().all(|trigger| trigger.info.is_empty()) {
@@ -109,6 +161,9 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
         | ApiError::NotFound(_)
         | ApiError::MethodNotAllowed
         | ApiError::Timeout
+        | ApiError::InProgress
+        | ApiError::KeyReused
+        | ApiError::TooMany { .. }
         | ApiError::Draining) => other,
     }
 }
@@ -131,8 +186,9 @@ pub(super) async fn trigger_legacy(
         except: parse_socket_id(query.value("socket_id").as_deref())?,
         info: Info::default(),
     };
+    count_events(&api, app, 1)?;
     api.0.hub.publish(app, trigger.events()).await;
-    Ok((StatusCode::ACCEPTED, json_headers(HeaderMap::new()), NOTHING))
+    Ok((StatusCode::ACCEPTED, json_response(NOTHING, HeaderMap::new())))
 }
 
 impl<'a> Trigger<'a> {
@@ -177,7 +233,10 @@ impl<'a> Trigger<'a> {
 }
 
 /// The keys of an event, in the order of [`Fields::new`].
-const FIELDS: [&str; 6] = ["name", "data", "channels", "channel", "socket_id", "info"];
+const FIELDS: [&str; 7] = ["name", "data", "channels", "channel", "socket_id", "info", IDEMPOTENCY_KEY];
+
+/// Beside an event, or beside the list of a batch.
+const IDEMPOTENCY_KEY: &str = "idempotency_key";
 
 /// The parameters of an event: of the body, else of the query.
 struct Fields<'a> {
@@ -188,6 +247,7 @@ struct Fields<'a> {
     channel: Option<&'a RawValue>,
     socket_id: Option<&'a RawValue>,
     info: Option<&'a RawValue>,
+    idempotency_key: Option<&'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
@@ -200,7 +260,7 @@ impl<'a> Fields<'a> {
     /// Of the values of [`FIELDS`].
     fn new(values: [Option<&'a RawValue>; FIELDS.len()], query: Option<&'a Query<'a>>) -> Self {
         let given = |value: Option<&'a RawValue>| value.filter(|value| !json::is_null(value));
-        let [name, data, channels, channel, socket_id, info] = values;
+        let [name, data, channels, channel, socket_id, info, idempotency_key] = values;
         Self {
             query,
             name: given(name),
@@ -209,6 +269,7 @@ impl<'a> Fields<'a> {
             channel: given(channel),
             socket_id: given(socket_id),
             info: given(info),
+            idempotency_key,
         }
     }
 

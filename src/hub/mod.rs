@@ -16,12 +16,15 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::apps::App;
+use crate::limits::{Limit, Reports};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
-use crate::registry::{ChannelKey, Drive, Join, Joined, Left, Published, Registry, Users};
+use crate::registry::{
+    Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Published, Registry, Users,
+};
 use crate::webhooks::{self, Ledger, Webhooks};
 
 /// Deliveries on the spot before other work gets its turn.
@@ -41,6 +44,8 @@ struct Inner {
     users: Users,
     metrics: Arc<Metrics>,
     webhooks: Webhooks,
+    /// When the operator was told of each limit of the node.
+    reports: Reports,
     started: Instant,
     draining: AtomicBool,
     /// Whether every join, leave and publish is logged, payloads included.
@@ -58,6 +63,7 @@ impl Hub {
             users: Users::default(),
             metrics,
             webhooks,
+            reports: Reports::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             debug,
@@ -75,6 +81,21 @@ impl Hub {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Counts that `limit`, of an app or the node's own, has refused something, and tells the operator of it once
+    /// a minute.
+    pub fn refused(&self, limit: Limit, app: Option<&App>) {
+        self.0.metrics.refused(limit).count();
+        let reports = app.map_or(&self.0.reports, |app| &app.reports);
+        if reports.is_due(limit, self.now()) {
+            let app = app.map(|app| &*app.id.0);
+            warn!(
+                app,
+                setting = limit.setting(),
+                "a limit is reached; it is counted, and said once a minute"
+            );
+        }
     }
 
     /// The established connections.
@@ -103,7 +124,7 @@ impl Hub {
     /// Subscribes a connection to a channel and tells it so. A backlog says when the connection may go on.
     ///
     /// # Errors
-    /// [`JoinError::Full`]; the operator is told once a minute.
+    /// [`JoinError`]; the operator is told once a minute.
     pub fn join(
         &self,
         app: &App,
@@ -113,7 +134,8 @@ impl Hub {
     ) -> Result<Option<Backlog>, JoinError> {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
-        let join = Join { member, members_max, counts: app.subscription_counts };
+        let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
+        let join = Join { member, members_max, counts: app.subscription_counts, places };
         // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
         let ledger = self.0.webhooks.of_subscription(app, channel);
         let joined = self.0.registry.join(&key, outbox, &join, self.now());
@@ -128,7 +150,12 @@ impl Hub {
                 }
                 Ok(joined.backlog)
             }
+            Err(JoinError::TooManyChannels) => {
+                self.refused(Limit::AppChannels, Some(app));
+                Err(JoinError::TooManyChannels)
+            }
             Err(JoinError::Full { first_in_a_minute }) => {
+                self.0.metrics.refused(Limit::PresenceMembers).count();
                 if first_in_a_minute {
                     warn!(
                         app = %app.id, %channel, members_max,
@@ -210,7 +237,15 @@ impl Hub {
             };
             debug!(app = %app.id, channel = %event.channel, event = event.name, data = event.data, source, "event");
         }
-        self.0.registry.publish(&app.id.0, event, app.limits.cache_ttl, self.now())
+        let cache = Cache {
+            ttl: app.limits.cache_ttl,
+            places: ChannelPlaces { taken: &app.channels, max: app.limits.channels_max },
+        };
+        let published = self.0.registry.publish(&app.id.0, event, cache, self.now());
+        if published.not_kept {
+            self.refused(Limit::AppChannels, Some(app));
+        }
+        published
     }
 
     /// Delivers what is pending in a small channel here and now, and says to how many; a large one is driven.

@@ -261,7 +261,7 @@ mod tests {
             sends += 1;
             assert!(outbox.queued_bytes() <= 310_000);
         }
-        assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::OverCapacity)));
+        assert_eq!(outbox.closing(), Some(Closing::TooSlow));
         assert!(outbox.queued_bytes() <= batch.len() + 400, "what has begun and the farewell are kept");
         let unsent = unsent_bytes(&outbox);
         assert!((1..UNSENT_BYTES_MAX + 1000).contains(&unsent), "{unsent}");

@@ -79,28 +79,40 @@ pub enum ListError {
     ItemNotObject(usize),
 }
 
-/// Of each object in the list `key` of a JSON object, the values of the named keys, as [`pick`] finds them, in one
-/// pass over the text; of a longer list, `items_max` and one more, so that a list that is too long can be told
-/// without keeping all of it. `None` if there is no `key`.
+/// What [`pick_list`] finds.
+#[derive(Debug)]
+pub struct PickedList<'a, const N: usize> {
+    /// The named values of each item; `None` if there is no list.
+    pub items: Option<Vec<[Option<&'a RawValue>; N]>>,
+    /// The value of the key beside the list.
+    pub beside: Option<&'a RawValue>,
+}
+
+/// Of each object in the list `key` of a JSON object, the values of the named keys, as [`pick`] finds them, and the
+/// value of the key `beside` the list, in one pass over the text; of a longer list, `items_max` and one more, so that a list that is too long can be told
+/// without keeping all of it.
 ///
 /// # Errors
 /// [`ListError`] names the first value that is not of its kind, also where `key` stands twice.
 pub fn pick_list<'a, const N: usize>(
     text: &'a str,
     key: &'static str,
+    beside: &'static str,
     names: [&'static str; N],
     items_max: usize,
-) -> Result<Option<Vec<[Option<&'a RawValue>; N]>>, ListError> {
+) -> Result<PickedList<'a, N>, ListError> {
     let at = Cell::new(ListError::NotObject);
     let mut json = serde_json::Deserializer::from_str(text);
     let list = PickList { names, items_max, at: &at };
-    let picked = json.deserialize_map(PickOne { key, list }).and_then(|picked| json.end().map(|()| picked));
+    let picked =
+        json.deserialize_map(PickOne { key, beside, list }).and_then(|picked| json.end().map(|()| picked));
     picked.map_err(|error| if error.is_data() { at.get() } else { ListError::NotObject })
 }
 
-/// The list that stands under one key of an object.
+/// The list that stands under one key of an object, and the value of another.
 struct PickOne<'s, const N: usize> {
     key: &'static str,
+    beside: &'static str,
     list: PickList<'s, N>,
 }
 
@@ -114,19 +126,21 @@ struct PickList<'s, const N: usize> {
 }
 
 impl<'de, const N: usize> Visitor<'de> for PickOne<'_, N> {
-    type Value = Option<Vec<[Option<&'de RawValue>; N]>>;
+    type Value = PickedList<'de, N>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
+        let mut found = PickedList { items: None, beside: None };
         while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
             if key == self.key {
                 self.list.at.set(ListError::NotList);
-                found = Some(map.next_value_seed(self.list)?);
+                found.items = Some(map.next_value_seed(self.list)?);
                 self.list.at.set(ListError::NotObject);
+            } else if key == self.beside {
+                found.beside = Some(map.next_value()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -305,7 +319,8 @@ mod tests {
 
     #[test]
     fn of_each_object_of_a_list_the_named_values_are_picked() {
-        let pick = |text| pick_list(text, "l", ["a", "b"], 2);
+        let pick_both = |text| pick_list(text, "l", "k", ["a", "b"], 2);
+        let pick = |text| pick_both(text).map(|found| found.items);
         let text = |value: Option<&RawValue>| value.map_or("", RawValue::get).to_owned();
         let picked = pick(r#" {"x":[7],"l":[{"a":1,"x":2},{"b":[3]},{}]} "#).unwrap().unwrap();
         let picked: Vec<_> = picked.into_iter().map(|[a, b]| text(a) + &text(b)).collect();
@@ -313,6 +328,9 @@ mod tests {
         assert_eq!(pick(r#"{"l":[{},{},{},{},7]}"#).unwrap().unwrap().len(), 3, "one more than wanted");
         assert_eq!(pick(r#"{"l":[]}"#).unwrap().unwrap().len(), 0);
         assert!(pick("{}").unwrap().is_none());
+        let beside = |text| pick_both(text).unwrap().beside.map(RawValue::get);
+        assert_eq!(beside(r#"{"k":"x","l":[{"k":7}]}"#), Some("\"x\""));
+        assert_eq!(beside(r#"{"l":[{"k":7}]}"#), None);
         for (text, error) in [
             (r#"{"l":{}}"#, ListError::NotList),
             (r#"{"l":null}"#, ListError::NotList),

@@ -112,7 +112,13 @@ impl<'a> Query<'a> {
     /// Whether there is more in it than the signature.
     #[must_use]
     pub fn has_parameters(&self) -> bool {
-        self.pairs.iter().any(|(key, _)| !OF_THE_SIGNATURE.contains(&&**key))
+        self.parameters().next().is_some()
+    }
+
+    /// What there is in it beside the signature, in the order received.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &str)> {
+        let others = self.pairs.iter().filter(|(key, _)| !OF_THE_SIGNATURE.contains(&&**key));
+        others.map(|(key, value)| (&**key, &**value))
     }
 
     /// The value of a parameter; a list sent the way of PHP (`k[0]=a&k[1]=b`) is put together with commas.

@@ -1,20 +1,24 @@
 //! Whether a connection is let in. Source: protocol.md §1.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, Uri, header};
 use percent_encoding::percent_decode_str;
 
 use super::{Door, Peer, Place};
+use crate::addresses::{AddressPlace, Kind};
 use crate::apps::{App, ConnectionPlace};
+use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
 
-/// A connection that is let in, with its places among the app's and the node's.
+/// A connection that is let in, with its places among the app's, the node's and its address's.
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) app_place: ConnectionPlace,
     pub(super) _node_place: Place,
+    pub(super) _address_place: Option<AddressPlace>,
 }
 
 /// Why a connection is not let in: told in an error frame and a close code, because browsers never show the HTTP
@@ -60,26 +64,37 @@ impl Door {
         Ok(Arc::clone(app))
     }
 
-    /// Takes the places of a connection (checks 7 and 8).
-    pub(super) fn admit(&self, app: &Arc<App>) -> Result<Admitted, Refused> {
+    /// Takes the places of a connection of `client` (checks 7 and 8). Behind a proxy, `is_new` has its arrival
+    /// counted. The place of the address comes first: whoever has too many does not take another's meanwhile.
+    pub(super) fn admit(&self, app: &Arc<App>, client: IpAddr, is_new: bool) -> Result<Admitted, Refused> {
+        let hub = &self.0.hub;
+        let entered = self.0.addresses.enter(client, Kind::WebSocket, is_new, hub.now());
+        let address_place = match entered {
+            Ok(place) => place,
+            Err(limit) => {
+                hub.refused(limit, None);
+                return refused(CloseCode::OverCapacity, "Too many connections from your address");
+            }
+        };
         let Some(app_place) = ConnectionPlace::take(app) else {
+            hub.refused(Limit::AppConnections, Some(app));
             return refused(CloseCode::OverQuota, "This app has as many connections as it may have");
         };
-        if self.0.hub.is_draining() {
+        if hub.is_draining() {
             return refused(CloseCode::Reconnect, "Server is shutting down");
         }
         let Some(node_place) = self.take_place() else {
+            hub.refused(Limit::NodeConnections, None);
             return refused(CloseCode::OverCapacity, "Server is over capacity");
         };
-        Ok(Admitted { app_place, _node_place: node_place })
+        Ok(Admitted { app_place, _node_place: node_place, _address_place: address_place })
     }
 
     fn came_over_tls(&self, headers: &HeaderMap, peer: Peer) -> bool {
         if peer.over_tls {
             return true;
         }
-        let address = peer.address.ip().to_canonical();
-        let trusted = self.0.options.trusted_proxies.iter().any(|proxy| proxy.contains(&address));
+        let trusted = self.0.addresses.trusts(peer.address.ip());
         let forwarded = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
         // Several proxies may each have added theirs; the first one spoke to the client.
         let first = forwarded
@@ -108,21 +123,23 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::addresses::{self, Addresses};
     use crate::apps::{Apps, OriginPattern};
     use crate::hub::Hub;
     use crate::pusher::Options;
     use crate::webhooks::Webhooks;
 
     fn door(change: impl FnOnce(&mut App, &mut Options)) -> Door {
+        door_for(addresses::Options::default(), change)
+    }
+
+    fn door_for(addresses: addresses::Options, change: impl FnOnce(&mut App, &mut Options)) -> Door {
         let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
         change(&mut app, &mut options);
         let apps = Apps::new([app, App::new("2", "k.2", "s")]);
-        Door::new(
-            Hub::new(false, Arc::default(), Webhooks::default()),
-            Arc::new(apps),
-            options,
-            TaskTracker::new(),
-        )
+        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let addresses = Arc::new(Addresses::new(addresses));
+        Door::new(hub, Arc::new(apps), addresses, options, TaskTracker::new())
     }
 
     fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {
@@ -137,7 +154,8 @@ mod tests {
         }
         let peer = Peer { address: ([127, 0, 0, 1], 7).into(), over_tls };
         let found = door.find_app(&uri.parse().unwrap(), &map, peer);
-        found.and_then(|app| door.admit(&app)).err().map(|refused| refused.code.number())
+        let client = peer.address.ip();
+        found.and_then(|app| door.admit(&app, client, false)).err().map(|refused| refused.code.number())
     }
 
     #[tokio::test]
@@ -221,10 +239,8 @@ mod tests {
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]), None);
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "HTTPS, http")]), None);
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, https")]), Some(4000));
-        let wary = door(|app, options| {
-            app.tls_only = true;
-            options.trusted_proxies.clear();
-        });
+        let nobody = addresses::Options { trusted_proxies: Vec::new(), ..addresses::Options::default() };
+        let wary = door_for(nobody, |app, _| app.tls_only = true);
         assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]), Some(4000));
         assert_eq!(code_for(&wary, "/app/k", &[], true), None, "TLS of our own needs no proxy's word");
         assert_eq!(code_for(&wary, "/app/k", &[("x-forwarded-proto", "http")], true), None);

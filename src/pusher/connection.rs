@@ -18,10 +18,11 @@ use super::Door;
 use super::admission::{Admitted, Refused};
 use crate::apps::{App, SubscriptionErrorFrames};
 use crate::hub::{Backlog, JoinError};
-use crate::outbox::{Closing, Outbox, Pulse, Transport};
-use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
+use crate::limits::Limit;
+use crate::outbox::{Closing, Outbox, Pulse, Transport, Unfinished};
+use crate::protocol::message::{CLIENT_EVENT_RATE, Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::deflate::Compression;
-use crate::protocol::wire::websocket::{self, Decoder, Incoming};
+use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
 
@@ -142,16 +143,29 @@ impl Connection {
         // Of several pings only the last is answered, as RFC 6455 §5.5.3 allows: a flood of them costs one answer
         // a read.
         let mut pong = None;
+        // Whether a message has ended, and whether any frame has.
+        let (mut message_ended, mut frame_ended) = (false, false);
         let fed = decoder.feed(bytes, message_bytes_max, |incoming| {
+            frame_ended = true;
+            message_ended |= matches!(incoming, Incoming::Text(_) | Incoming::Binary);
             self.outbox.pulse.beat(now);
             self.obey(incoming, &mut pong, now)
         });
+        // Of frames in between, only the last one of a message in fragments ends anything.
+        let unfinished = decoder.is_unfinished().then(|| {
+            let is_new = message_ended || (frame_ended && !decoder.is_fragmented());
+            if is_new { Unfinished::New } else { Unfinished::Same }
+        });
+        self.outbox.pulse.unfinished(unfinished, now);
         self.decoder = decoder;
         if let Some(pong) = pong {
             self.outbox.send_first(&pong);
         }
         if let Err(violation) = fed {
             self.deaf = true;
+            if let (Violation::TooBig { .. }, Some(established)) = (violation, &self.established) {
+                self.door.0.hub.refused(Limit::MessageBytes, Some(established.session.app()));
+            }
             self.outbox.close(violation.code(), &violation.to_string());
         }
     }
@@ -165,17 +179,27 @@ impl Connection {
                 if self.door.0.hub.debugs() {
                     debug!(socket = %self.outbox.socket(), text, "message received");
                 }
-                let action = session.admit(now).unwrap_or_else(|| match pusher::decode(text) {
-                    Ok(message) => session.receive(message, now),
-                    Err(error) => session.malformed(error, now),
-                });
+                let action = match session.admit(now) {
+                    Some(close) => {
+                        self.door.0.hub.refused(Limit::Messages, Some(session.app()));
+                        close
+                    }
+                    None => match pusher::decode(text) {
+                        Ok(message) => session.receive(message, now),
+                        Err(error) => session.malformed(error, now),
+                    },
+                };
                 self.perform(action);
             }
+            Incoming::Fragment => self.admit_frame(now),
             Incoming::Binary => {
                 self.close(CloseCode::Unsupported, "binary frames are not part of the protocol")
             }
-            Incoming::Ping(payload) => *pong = Some(websocket::pong(payload)),
-            Incoming::Pong => {}
+            Incoming::Ping(payload) => {
+                *pong = Some(websocket::pong(payload));
+                self.admit_frame(now);
+            }
+            Incoming::Pong => self.admit_frame(now),
             Incoming::Close(code) => {
                 if self.outbox.closing().is_some() {
                     // The answer to our own Close: nothing is left to wait for.
@@ -187,6 +211,15 @@ impl Connection {
             }
         }
         true
+    }
+
+    /// Counts a frame that is no message.
+    fn admit_frame(&mut self, now: Duration) {
+        let Some(established) = &mut self.established else { return };
+        if let Some(close) = established.session.admit_frame(now) {
+            self.door.0.hub.refused(Limit::Messages, Some(established.session.app()));
+            self.perform(close);
+        }
     }
 
     /// Closes the connection: it has left everything when this returns, so what the client still says is not obeyed.
@@ -217,13 +250,22 @@ impl Connection {
                         }
                         session.joined(channel, user);
                     }
-                    Err(JoinError::Full { .. }) => {
-                        let refusal = refusal::presence_full(app.limits.presence_members_max);
+                    Err(why) => {
+                        let limits = &app.limits;
+                        let refusal = match why {
+                            JoinError::Full { .. } => refusal::presence_full(limits.presence_members_max),
+                            JoinError::TooManyChannels => {
+                                refusal::too_many_app_channels(limits.channels_max.unwrap_or(u32::MAX))
+                            }
+                        };
                         refuse(outbox, app.subscription_error_frames, channel.as_str(), &refusal);
                     }
                 }
             }
-            Action::Refuse { channel, refusal } => {
+            Action::Refuse { channel, refusal, limit } => {
+                if let Some(limit) = limit {
+                    hub.refused(limit, Some(&app));
+                }
                 if hub.debugs() {
                     let Refusal { reason, string_to_sign, .. } = &refusal;
                     debug!(socket = %outbox.socket(), %channel, reason, string_to_sign, "subscription refused");
@@ -246,6 +288,12 @@ impl Connection {
                 }
                 hub.sign_in(&app, outbox, &signed_in.member.id, &watched, &signed_in.watchlist);
             }
+            Action::OverRate { message } => {
+                hub.refused(Limit::ClientEvents, Some(&app));
+                if let Some(message) = message {
+                    outbox.say(&ServerMessage::Error { code: Some(CLIENT_EVENT_RATE), message: &message });
+                }
+            }
             Action::Error { code, message } => {
                 if hub.debugs() {
                     debug!(socket = %outbox.socket(), message, "message refused");
@@ -262,12 +310,16 @@ impl Connection {
         let (hub, session) = (&self.door.0.hub, &mut established.session);
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
+        let closing = self.outbox.closing();
+        if closing == Some(Closing::TooSlow) {
+            hub.refused(Limit::OutboxBytes, Some(&app));
+        }
         hub.leave_all(&app, &session.leave_all(), self.outbox.socket());
         if let Some(user) = session.signed_in() {
             hub.sign_out(&app, self.outbox.socket(), &user.member.id, &user.watchlist);
         }
         if hub.debugs() {
-            debug!(socket = %self.outbox.socket(), closing = ?self.outbox.closing(), "connection closed");
+            debug!(socket = %self.outbox.socket(), ?closing, "connection closed");
         }
     }
 
@@ -283,7 +335,7 @@ impl Connection {
         match closing {
             Closing::Broken => return Poll::Ready(()),
             Closing::Code(CloseCode::Normal) if flushed.is_ready() => return Poll::Ready(()),
-            Closing::Code(_) => {}
+            Closing::Code(_) | Closing::TooSlow => {}
         }
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
         ready!(deadline.as_mut().poll(cx));

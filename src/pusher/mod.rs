@@ -15,15 +15,16 @@ pub(crate) use upgrade::is_upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio_util::task::TaskTracker;
 
+use crate::addresses::Addresses;
 use crate::apps::Apps;
 use crate::hub::Hub;
+use crate::limits::{Count, Limit};
 use crate::outbox::Outbox;
+use crate::protocol::CloseCode;
 use crate::protocol::wire::websocket;
 use crate::session::liveness::{Signs, Timers, Verdict};
 
@@ -39,10 +40,10 @@ pub struct Options {
     pub ping_interval: Duration,
     /// A pinged client that stays silent so long is closed (4201). Default 30 s.
     pub pong_timeout: Duration,
+    /// A message that is not whole so long after its first byte ends the connection (4100). Default 60 s.
+    pub message_timeout: Duration,
     /// Connections this node takes; `None`: as many as the system lets it. Above it: 4100.
     pub connections_max: Option<u32>,
-    /// Proxies whose `X-Forwarded-Proto` is believed. Default: this machine.
-    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Options {
@@ -51,11 +52,8 @@ impl Default for Options {
             activity_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(50),
             pong_timeout: Duration::from_secs(30),
+            message_timeout: Duration::from_secs(60),
             connections_max: None,
-            trusted_proxies: vec![
-                IpNet::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0).into(), 8),
-                IpNet::new_assert(std::net::Ipv6Addr::LOCALHOST.into(), 128),
-            ],
         }
     }
 }
@@ -77,24 +75,31 @@ pub struct Door(Arc<Inner>);
 struct Inner {
     hub: Hub,
     apps: Arc<Apps>,
+    addresses: Arc<Addresses>,
     options: Options,
     /// The tasks of connections, from their upgrade to their end.
     tasks: TaskTracker,
     /// Connections that this node has, established and not yet gone.
-    places_taken: AtomicU32,
+    places_taken: Count,
 }
 
 impl Door {
     /// A door that leads to `hub`, whose connections are counted among `tasks`.
     #[must_use]
-    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
-        Self(Arc::new(Inner { hub, apps, options, tasks, places_taken: AtomicU32::new(0) }))
+    pub fn new(
+        hub: Hub,
+        apps: Arc<Apps>,
+        addresses: Arc<Addresses>,
+        options: Options,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self(Arc::new(Inner { hub, apps, addresses, options, tasks, places_taken: Count::default() }))
     }
 
     /// Pings the silent and closes the dead, once a second, until it is dropped.
     pub async fn watch(&self) {
-        let timers =
-            Timers { ping_interval: self.0.options.ping_interval, pong_timeout: self.0.options.pong_timeout };
+        let Options { ping_interval, pong_timeout, message_timeout, .. } = self.0.options;
+        let timers = Timers { ping_interval, pong_timeout, message_timeout };
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
@@ -105,6 +110,7 @@ impl Door {
                 let verdict = timers.verdict(Signs {
                     silence: pulse.silence(now),
                     unanswered: pulse.unanswered(now),
+                    unfinished: pulse.unfinished_for(now),
                     is_unauthorized: pulse.is_unauthorized(now),
                 });
                 if verdict != Verdict::Alive {
@@ -121,6 +127,12 @@ impl Door {
                         outbox.pulse.pinged(now);
                         outbox.send_first(&websocket::ping());
                     }
+                    Verdict::MessageTooLate => {
+                        if outbox.closing().is_none() {
+                            self.0.hub.refused(Limit::MessageTime, None);
+                            outbox.close(CloseCode::OverCapacity, "Message not received in time");
+                        }
+                    }
                     Verdict::Close(code, reason) => outbox.close(code, reason),
                 }
             }
@@ -129,10 +141,7 @@ impl Door {
 
     /// Takes a place on this node, or answers `None` when it is full.
     fn take_place(&self) -> Option<Place> {
-        let max = self.0.options.connections_max.unwrap_or(u32::MAX);
-        let grown = |count: u32| (count < max).then(|| count + 1);
-        let taken = self.0.places_taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
-        taken.is_ok().then(|| Place(self.clone()))
+        self.0.places_taken.take(self.0.options.connections_max).then(|| Place(self.clone()))
     }
 }
 
@@ -142,6 +151,6 @@ struct Place(Door);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.0.places_taken.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.places_taken.give_back();
     }
 }

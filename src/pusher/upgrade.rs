@@ -23,13 +23,15 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
 
 impl Door {
     /// Answers a request for a WebSocket. The upgrade is completed first and refused afterwards, with a frame and
-    /// a close code; only a request that is no valid upgrade gets an HTTP error. `take_apart` is the caller's
-    /// knowledge of the transport below its HTTP.
+    /// a close code; only a request that is no valid upgrade gets an HTTP error. `stranger` is the connection's place
+    /// until it is let in, or refused and gone; `take_apart` is the caller's knowledge of the transport below its
+    /// HTTP.
     #[must_use]
-    pub fn upgrade(
+    pub fn upgrade<S: Send + 'static>(
         &self,
         mut request: Request<Incoming>,
         peer: Peer,
+        stranger: S,
         take_apart: fn(Upgraded) -> Option<(Transport, Bytes)>,
     ) -> Response<Body> {
         let mut response = match create_response_with_body(&request, Body::empty) {
@@ -48,17 +50,29 @@ impl Door {
             compression = app.offered_compression();
             response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
         }
+        let direct = peer.address.ip().to_canonical();
+        let client = self.0.addresses.client(direct, request.headers());
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
         self.0.tasks.spawn(async move {
             // An error is a client that went away before the answer was written.
             let Some((transport, early)) = upgrade.await.ok().and_then(take_apart) else { return };
-            let admitted = found.and_then(|app| door.admit(&app));
+            let admitted = found.and_then(|app| door.admit(&app, client, client != direct));
             if let Err(Refused { code, message }) = &admitted {
-                debug!(peer = %peer.address, code = code.number(), message, "connection refused");
+                debug!(%client, code = code.number(), message, "connection refused");
             }
+            let is_let_in = admitted.is_ok();
+            let connection = Connection::new(&door, transport, &early, admitted, compression);
             // A task of its own, so that a connection costs its own size and not that of the upgrade.
-            door.0.tasks.spawn(Connection::new(&door, transport, &early, admitted, compression));
+            if is_let_in {
+                door.0.tasks.spawn(connection);
+                drop(stranger);
+            } else {
+                door.0.tasks.spawn(async move {
+                    connection.await;
+                    drop(stranger);
+                });
+            }
         });
         response
     }

@@ -24,7 +24,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::presence::Presence;
-use super::{ChannelInfo, ChannelKey, Join, JoinError, Joined, Left, Published, Registry};
+use super::{
+    Cache, ChannelInfo, ChannelKey, ChannelPlace, ChannelPlaces, Join, JoinError, Joined, Left, Published,
+    Registry,
+};
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::{self, Compression};
@@ -70,6 +73,8 @@ struct State {
     queue: Queue,
     presence: Option<Box<Presence>>,
     cached: Option<Box<Cached>>,
+    /// Among the channels of the app: held while there are subscribers or an event that is kept.
+    place: Option<ChannelPlace>,
     counts: Counts,
     /// When a refusal of a full channel was last reported.
     full_reported: Option<Duration>,
@@ -172,6 +177,21 @@ impl State {
         self.cached.as_deref().filter(|cached| cached.expires > now)
     }
 
+    /// Takes the channel's place, unless it has it; whether it has it then.
+    fn take_place(&mut self, places: ChannelPlaces<'_>) -> bool {
+        if self.place.is_none() {
+            self.place = places.take();
+        }
+        self.place.is_some()
+    }
+
+    /// Gives the channel's place back, if nothing needs it any more.
+    fn leave_place(&mut self) {
+        if self.subscribers.is_empty() && self.cached.is_none() {
+            self.place = None;
+        }
+    }
+
     fn say(&mut self, message: &ServerMessage<'_>) {
         self.queue.push(pusher::encode(message), None);
     }
@@ -247,7 +267,7 @@ impl Channel {
         self: &Arc<Self>,
         registry: &Registry,
         outbox: &Arc<Outbox>,
-        join: &Join,
+        join: &Join<'_>,
         now: Duration,
     ) -> Option<Result<Joined, JoinError>> {
         let mut state = self.state.lock();
@@ -269,6 +289,9 @@ impl Channel {
                 }
                 return Some(Err(JoinError::Full { first_in_a_minute }));
             }
+        }
+        if !state.take_place(join.places) {
+            return Some(Err(JoinError::TooManyChannels));
         }
         let occupied = state.subscribers.is_empty();
         let member_added = join.member.as_ref().is_some_and(|member| self.add_member(&mut state, member));
@@ -319,6 +342,7 @@ impl Channel {
         let left = state.remove(place);
         left.outbox.between_sends(|| left.gone.store(true, Ordering::Relaxed));
         let vacated = state.subscribers.is_empty();
+        state.leave_place();
         let mut member_removed = None;
         if let (Some(user), Some(presence)) = (&left.member, &mut state.presence)
             && presence.remove(user)
@@ -339,21 +363,25 @@ impl Channel {
         self: &Arc<Self>,
         registry: &Registry,
         event: &Event<'_>,
-        cache_ttl: Duration,
+        cache: Cache<'_>,
         now: Duration,
     ) -> Option<Published> {
         let frame = pusher::encode(&event.message());
         let cached = Self::caches(event).then(|| {
-            Box::new(Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache_ttl })
+            Box::new(Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache.ttl })
         });
         let mut state = self.state.lock();
         if state.given_up {
             return None;
         }
-        if let Some(cached) = cached
-            && state.cached.replace(cached).is_none()
-        {
-            registry.0.cached.fetch_add(1, Ordering::Relaxed);
+        if let Some(cached) = cached {
+            if !state.take_place(cache.places) {
+                // Without a place there is no subscriber either.
+                return Some(Published { not_kept: true, ..Published::default() });
+            }
+            if state.cached.replace(cached).is_none() {
+                registry.0.cached.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if state.subscribers.is_empty() {
             return Some(Published::default());
@@ -361,7 +389,7 @@ impl Channel {
         state.queue.push(frame, event.except);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        Some(Published { drive, backlog })
+        Some(Published { drive, backlog, not_kept: false })
     }
 
     fn backlog(self: &Arc<Self>, state: &State) -> Option<Backlog> {
@@ -440,6 +468,7 @@ impl Channel {
         let mut state = self.state.lock();
         if state.cached.is_some() && state.cached(now).is_none() {
             state.cached = None;
+            state.leave_place();
             registry.0.cached.fetch_sub(1, Ordering::Relaxed);
         }
     }

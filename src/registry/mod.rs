@@ -28,6 +28,7 @@ pub use channel::{Backlog, CountDue, Drive, Pass};
 pub use connections::Connections;
 pub use users::Users;
 
+use crate::limits::Count;
 use crate::outbox::Outbox;
 use crate::protocol::message::Event;
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
@@ -57,15 +58,51 @@ struct Shared {
     cached: AtomicUsize,
 }
 
+/// How many channels an app may have, and how many it has.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelPlaces<'a> {
+    /// What has been taken; a channel that is occupied, or that keeps an event, holds one.
+    pub taken: &'a Arc<Count>,
+    /// `None`: as many as are wanted.
+    pub max: Option<u32>,
+}
+
+/// A channel's place among those of its app; dropping it gives the place back.
+#[derive(Debug)]
+struct ChannelPlace(Arc<Count>);
+
+impl ChannelPlaces<'_> {
+    fn take(self) -> Option<ChannelPlace> {
+        self.taken.take(self.max).then(|| ChannelPlace(Arc::clone(self.taken)))
+    }
+}
+
+impl Drop for ChannelPlace {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
+/// How cache channels keep their events.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache<'a> {
+    /// For so long.
+    pub ttl: Duration,
+    /// As long as there is a place for the channel.
+    pub places: ChannelPlaces<'a>,
+}
+
 /// A wish to subscribe, granted by the session.
 #[derive(Debug)]
-pub struct Join {
+pub struct Join<'a> {
     /// Who the subscriber is, on presence channels.
     pub member: Option<Member>,
     /// Distinct users that the channel takes.
     pub members_max: usize,
     /// Whether subscribers are told how many they are.
     pub counts: bool,
+    /// The places of the app's channels, of which a channel without subscribers takes one.
+    pub places: ChannelPlaces<'a>,
 }
 
 /// What a join changed.
@@ -95,6 +132,8 @@ pub enum JoinError {
         /// Whether this is the first such refusal in a minute.
         first_in_a_minute: bool,
     },
+    /// The app has as many channels as it may have, and this would be one more.
+    TooManyChannels,
 }
 
 /// What a leave changed.
@@ -119,6 +158,8 @@ pub struct Published {
     pub drive: Option<Drive>,
     /// The channel has more waiting than it should: wait for it before publishing more.
     pub backlog: Option<Backlog>,
+    /// The event was to be kept, and is not: the app has as many channels as it may have.
+    pub not_kept: bool,
 }
 
 /// What can be asked of a channel.
@@ -171,14 +212,22 @@ impl Registry {
     ///
     /// # Errors
     /// [`JoinError::Full`] for a new user of a full presence channel; a user who is there is never refused.
+    /// [`JoinError::TooManyChannels`] for the first subscriber of one channel too many.
     pub fn join(
         &self,
         key: &ChannelKey,
         outbox: &Arc<Outbox>,
-        join: &Join,
+        join: &Join<'_>,
         now: Duration,
     ) -> Result<Joined, JoinError> {
-        self.with(key, |channel| channel.join(self, outbox, join, now))
+        self.with(key, |channel| {
+            let joined = channel.join(self, outbox, join, now)?;
+            if joined.is_err() {
+                // It may have been made for this subscriber.
+                self.give_up_if_unused(channel);
+            }
+            Some(joined)
+        })
     }
 
     /// Ends a subscription. When this returns, nothing of the channel is written or queued for the connection any
@@ -191,19 +240,19 @@ impl Registry {
     }
 
     /// Queues `event` for every subscriber. What the application
-    /// publishes on a cache channel is kept for `cache_ttl`, subscribers or not.
-    pub fn publish(
-        &self,
-        app: &Arc<str>,
-        event: &Event<'_>,
-        cache_ttl: Duration,
-        now: Duration,
-    ) -> Published {
+    /// publishes on a cache channel is kept, subscribers or not.
+    pub fn publish(&self, app: &Arc<str>, event: &Event<'_>, cache: Cache<'_>, now: Duration) -> Published {
         let key = ChannelKey { app: Arc::clone(app), channel: event.channel.clone() };
         if Channel::caches(event) {
-            return self.with(&key, |channel| channel.publish(self, event, cache_ttl, now));
+            return self.with(&key, |channel| {
+                let published = channel.publish(self, event, cache, now)?;
+                if published.not_kept {
+                    self.give_up_if_unused(channel);
+                }
+                Some(published)
+            });
         }
-        let published = self.find(&key).and_then(|channel| channel.publish(self, event, cache_ttl, now));
+        let published = self.find(&key).and_then(|channel| channel.publish(self, event, cache, now));
         published.unwrap_or_default()
     }
 

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
@@ -27,12 +28,23 @@ fn member(id: &str) -> Member {
     Member { id: UserId::parse(id, 128).unwrap(), info: "null".into() }
 }
 
-fn plain() -> Join {
-    Join { member: None, members_max: 1000, counts: false }
+/// Of an app without a limit.
+static TAKEN: LazyLock<Arc<Count>> = LazyLock::new(Arc::default);
+
+fn places() -> ChannelPlaces<'static> {
+    ChannelPlaces { taken: &TAKEN, max: None }
 }
 
-fn presence(id: &str) -> Join {
-    Join { member: Some(member(id)), members_max: 3, counts: false }
+fn cache() -> Cache<'static> {
+    Cache { ttl: TTL, places: places() }
+}
+
+fn plain() -> Join<'static> {
+    Join { member: None, members_max: 1000, counts: false, places: places() }
+}
+
+fn presence(id: &str) -> Join<'static> {
+    Join { member: Some(member(id)), members_max: 3, counts: false, places: places() }
 }
 
 fn drive(drive: Option<Drive>) {
@@ -51,7 +63,7 @@ fn tell_counts(registry: &Registry, later: Duration) -> Vec<Drive> {
 fn publish(registry: &Registry, channel: &str, data: &str, except: Option<u32>) {
     let except = except.map(|id| SocketId::new(id, 0));
     let event = Event { channel: &name(channel), name: "e", data, except, source: Source::App };
-    drive(registry.publish(&"app".into(), &event, TTL, NOW).drive);
+    drive(registry.publish(&"app".into(), &event, cache(), NOW).drive);
 }
 
 /// What a connection got, one word a frame.
@@ -157,7 +169,7 @@ fn a_batch_is_compressed_once_for_all_that_want_it_and_for_nobody_else() {
     for (data, except) in &events {
         let (data, except) = (format!("\"{data}\""), except.map(|id| SocketId::new(id, 0)));
         let event = Event { channel: &name("x"), name: "e", data: &data, except, source: Source::App };
-        let published = registry.publish(&"app".into(), &event, TTL, NOW);
+        let published = registry.publish(&"app".into(), &event, cache(), NOW);
         first = first.or(published.drive);
     }
     let late = compressing(4, 200);
@@ -235,7 +247,7 @@ fn what_waits_while_a_channel_is_driven_goes_out_together_and_a_joiner_gets_only
     }
     let x = name("x");
     let event = |data| Event { channel: &x, name: "e", data, except: None, source: Source::App };
-    let publish = |data| registry.publish(&"app".into(), &event(data), TTL, NOW).drive;
+    let publish = |data| registry.publish(&"app".into(), &event(data), cache(), NOW).drive;
     let mut first = publish("1").expect("a large channel is left to its driver");
     let mut pass = first.next_pass().unwrap();
     assert!(pass.serve(), "more than one turn");
@@ -259,7 +271,7 @@ fn who_leaves_during_a_pass_hears_nothing_more() {
         join(&registry, "x", subscriber, &plain());
     }
     let event = Event { channel: &name("x"), name: "e", data: "1", except: None, source: Source::App };
-    let mut drive = registry.publish(&"app".into(), &event, TTL, NOW).drive.unwrap();
+    let mut drive = registry.publish(&"app".into(), &event, cache(), NOW).drive.unwrap();
     let mut pass = drive.next_pass().unwrap();
     assert!(pass.serve());
     assert!(leave(&registry, "x", &all[99]).is_some());
@@ -280,7 +292,7 @@ fn a_channel_with_too_much_waiting_asks_its_publishers_to_wait() {
     }
     let data = format!("\"{}\"", "x".repeat(100_000));
     let event = Event { channel: &name("x"), name: "e", data: &data, except: None, source: Source::App };
-    let publish = || registry.publish(&"app".into(), &event, TTL, NOW);
+    let publish = || registry.publish(&"app".into(), &event, cache(), NOW);
     let first = publish();
     let mut drive = first.drive.unwrap();
     assert!(first.backlog.is_none());
@@ -368,7 +380,7 @@ fn a_client_event_is_not_cached_and_does_not_make_a_channel() {
     let channel = name("private-cache-x");
     let event =
         Event { channel: &channel, name: "client-e", data: "1", except: None, source: Source::Client(None) };
-    drive(registry.publish(&"app".into(), &event, TTL, NOW).drive);
+    drive(registry.publish(&"app".into(), &event, cache(), NOW).drive);
     assert!(registry.is_empty());
     assert!(join(&registry, "private-cache-x", &a, &plain()).cache_miss);
 }

@@ -11,6 +11,8 @@ pub struct Timers {
     pub ping_interval: Duration,
     /// How long it may take to answer.
     pub pong_timeout: Duration,
+    /// How long a message may take from its first byte to its last, whatever is said in between.
+    pub message_timeout: Duration,
 }
 
 /// What is known of a connection.
@@ -20,6 +22,8 @@ pub struct Signs {
     pub silence: Duration,
     /// For how long a ping has gone unanswered.
     pub unanswered: Option<Duration>,
+    /// For how long a message has begun and not ended.
+    pub unfinished: Option<Duration>,
     /// Whether it should have proved by now that the application lets it in, and has not.
     pub is_unauthorized: bool,
 }
@@ -31,6 +35,8 @@ pub enum Verdict {
     Alive,
     /// Send a WebSocket Ping: the only one that every client answers.
     Ping,
+    /// Close: its message does not come to an end.
+    MessageTooLate,
     /// Close.
     Close(CloseCode, &'static str),
 }
@@ -42,6 +48,10 @@ impl Timers {
     pub fn verdict(&self, signs: Signs) -> Verdict {
         if signs.is_unauthorized {
             return Verdict::Close(CloseCode::Unauthorized, "Connection not authorized within timeout");
+        }
+        // Moments are whole seconds: only what is longer than the timeout has surely taken so long.
+        if signs.unfinished.is_some_and(|since| since > self.message_timeout) {
+            return Verdict::MessageTooLate;
         }
         match signs.unanswered {
             Some(waited) if waited >= self.pong_timeout => {
@@ -60,12 +70,26 @@ mod tests {
 
     const SECS: fn(u64) -> Duration = Duration::from_secs;
 
+    const TIMERS: Timers = Timers {
+        ping_interval: Duration::from_secs(50),
+        pong_timeout: Duration::from_secs(30),
+        message_timeout: Duration::from_secs(60),
+    };
+
+    const SIGNS: Signs =
+        Signs { silence: Duration::ZERO, unanswered: None, unfinished: None, is_unauthorized: false };
+
+    #[test]
+    fn a_message_that_does_not_end_is_closed_however_lively_the_client_is() {
+        let verdict = |secs| TIMERS.verdict(Signs { unfinished: Some(SECS(secs)), ..SIGNS });
+        assert_eq!(verdict(60), Verdict::Alive);
+        assert_eq!(verdict(61), Verdict::MessageTooLate);
+    }
+
     #[test]
     fn silence_is_answered_with_a_ping_then_a_close() {
-        let timers = Timers { ping_interval: SECS(50), pong_timeout: SECS(30) };
         let verdict = |silence, unanswered: Option<u64>| {
-            let unanswered = unanswered.map(SECS);
-            timers.verdict(Signs { silence: SECS(silence), unanswered, is_unauthorized: false })
+            TIMERS.verdict(Signs { silence: SECS(silence), unanswered: unanswered.map(SECS), ..SIGNS })
         };
         assert_eq!(verdict(49, None), Verdict::Alive);
         assert_eq!(verdict(50, None), Verdict::Ping);
@@ -75,8 +99,7 @@ mod tests {
 
     #[test]
     fn who_proves_nothing_in_time_is_closed() {
-        let timers = Timers { ping_interval: SECS(50), pong_timeout: SECS(30) };
-        let signs = Signs { silence: SECS(0), unanswered: None, is_unauthorized: true };
-        assert!(matches!(timers.verdict(signs), Verdict::Close(CloseCode::Unauthorized, _)));
+        let signs = Signs { is_unauthorized: true, ..SIGNS };
+        assert!(matches!(TIMERS.verdict(signs), Verdict::Close(CloseCode::Unauthorized, _)));
     }
 }

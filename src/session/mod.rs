@@ -16,11 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::apps::App;
-use crate::limits::{Rate, TokenBucket};
+use crate::limits::{Limit, Rate, TokenBucket};
 use crate::protocol::json;
-use crate::protocol::message::{
-    CLIENT_EVENT_RATE, ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe,
-};
+use crate::protocol::message::{ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe};
 use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId};
 
 /// Error frames that answer malformed messages.
@@ -28,6 +26,13 @@ const ERRORS: Rate = Rate { per_second: 10, burst: 100 };
 
 /// Error frames that answer refused client events. Source: protocol.md §5.
 const EVENT_ERRORS: Rate = Rate { per_second: 1, burst: 1 };
+
+/// Frames that are no message, in an app that takes fewer messages. Source: protocol.md §2.4, pings every second.
+const FRAMES: Rate = Rate { per_second: 100, burst: 1500 };
+
+fn frames(messages: Rate) -> Rate {
+    Rate { per_second: messages.per_second.max(FRAMES.per_second), burst: messages.burst.max(FRAMES.burst) }
+}
 
 const WRONG_KIND: &str = "only supported on private and presence channels that are not encrypted";
 
@@ -40,6 +45,8 @@ pub struct Session {
     subscriptions: Vec<Subscription>,
     signed_in: Option<Box<SignedIn>>,
     messages: TokenBucket,
+    /// Frames that are no message: of control, and all but the last of a message in fragments.
+    frames: TokenBucket,
     events: TokenBucket,
     errors: TokenBucket,
     event_errors: TokenBucket,
@@ -81,6 +88,8 @@ pub enum Action<'m> {
         channel: Cow<'m, str>,
         /// Why.
         refusal: Refusal,
+        /// The limit that was reached, if that is why.
+        limit: Option<Limit>,
     },
     /// End a subscription.
     Leave {
@@ -97,6 +106,11 @@ pub enum Action<'m> {
         data: &'m str,
         /// On presence channels, who sends it.
         user: Option<UserId>,
+    },
+    /// Drop a client event, which is one too many.
+    OverRate {
+        /// What to tell the client, unless it was told just now.
+        message: Option<String>,
     },
     /// Count the connection as the user's and tell the client so.
     SignIn {
@@ -125,6 +139,18 @@ pub enum Action<'m> {
     },
 }
 
+/// Why a subscription is refused.
+struct Refused {
+    refusal: Refusal,
+    limit: Option<Limit>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, limit: None }
+    }
+}
+
 /// An error frame without a number.
 fn error<'m>(message: impl Into<String>) -> Action<'m> {
     Action::Error { code: None, message: message.into() }
@@ -141,6 +167,7 @@ impl Session {
             subscriptions: Vec::new(),
             signed_in: None,
             messages: TokenBucket::new(messages),
+            frames: TokenBucket::new(frames(messages)),
             events: TokenBucket::new(events),
             errors: TokenBucket::new(ERRORS),
             event_errors: TokenBucket::new(EVENT_ERRORS),
@@ -166,6 +193,13 @@ impl Session {
         (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many messages" })
     }
 
+    /// Counts a frame that is no message, of which there may be as many as of messages, and never less than
+    /// [`FRAMES`]; more end the connection. Counted apart, because some clients send a ping every second.
+    pub fn admit_frame(&mut self, now: Duration) -> Option<Action<'static>> {
+        let within = self.frames.take(frames(self.app.limits.messages), now);
+        (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many frames" })
+    }
+
     /// Answers a text that is not a message. Error frames have a rate of their own.
     pub fn malformed(&mut self, problem: impl ToString, now: Duration) -> Action<'static> {
         if self.errors.take(ERRORS, now) { error(problem.to_string()) } else { Action::Nothing }
@@ -178,7 +212,9 @@ impl Session {
             ClientMessage::Pong => Action::Nothing,
             ClientMessage::Subscribe(request) => match self.may_join(&request) {
                 Ok((channel, member)) => Action::Join { channel, member },
-                Err(refusal) => Action::Refuse { channel: request.channel, refusal },
+                Err(Refused { refusal, limit }) => {
+                    Action::Refuse { channel: request.channel, refusal, limit }
+                }
             },
             ClientMessage::Unsubscribe { channel } => self.unsubscribe(&channel),
             ClientMessage::SignIn(request) => self.sign_in(request, now),
@@ -216,14 +252,14 @@ impl Session {
 
     /// Whether the client may subscribe, and as whom. What it must prove is checked before any limit, so that
     /// strangers cannot probe. Source: protocol.md §4.
-    fn may_join(&self, request: &Subscribe<'_>) -> Result<(ChannelName, Option<Member>), Refusal> {
+    fn may_join(&self, request: &Subscribe<'_>) -> Result<(ChannelName, Option<Member>), Refused> {
         let channel = ChannelName::parse(&request.channel, &self.app.names).map_err(refusal::name)?;
         let member = match channel.access() {
             Access::Public => None,
             Access::User => {
                 let own = self.signed_in().is_some_and(|user| channel.belongs_to(&user.member.id));
                 if !own {
-                    return Err(refusal::not_the_users_channel(&channel));
+                    return Err(refusal::not_the_users_channel(&channel).into());
                 }
                 None
             }
@@ -241,11 +277,12 @@ impl Session {
         };
         match self.subscription(channel.as_str()) {
             Some(there) if there.user.as_ref() != member.as_ref().map(|member| &member.id) => {
-                Err(refusal::other_user(&channel))
+                Err(refusal::other_user(&channel).into())
             }
-            None if self.subscriptions.len() >= self.app.limits.channels_per_connection_max => {
-                Err(refusal::too_many_channels(self.app.limits.channels_per_connection_max))
-            }
+            None if self.subscriptions.len() >= self.app.limits.channels_per_connection_max => Err(Refused {
+                refusal: refusal::too_many_channels(self.app.limits.channels_per_connection_max),
+                limit: Some(Limit::ConnectionChannels),
+            }),
             Some(_) | None => Ok((channel, member)),
         }
     }
@@ -366,12 +403,13 @@ impl Session {
                 data: event.data.map_or("null", |data| data.get()),
                 user,
             },
-            _ if !self.event_errors.take(EVENT_ERRORS, now) => Action::Nothing,
             Ok(_) => {
                 let rate = self.app.limits.client_events.per_second;
-                let message = format!("Client event rejected: over {rate} per second");
-                Action::Error { code: Some(CLIENT_EVENT_RATE), message }
+                let may_tell = self.event_errors.take(EVENT_ERRORS, now);
+                let message = || format!("Client event rejected: over {rate} per second");
+                Action::OverRate { message: may_tell.then(message) }
             }
+            Err(_) if !self.event_errors.take(EVENT_ERRORS, now) => Action::Nothing,
             Err(why) => error(format!("Client event rejected: {why}")),
         }
     }

@@ -9,6 +9,12 @@ pub fn presence_full(members_max: usize) -> Refusal {
     limit(4100, format!("the presence channel has {members_max} members, as many as it takes"))
 }
 
+/// The refusal of the first subscriber of a channel, in an app that has `channels_max` of them.
+#[must_use]
+pub fn too_many_app_channels(channels_max: u32) -> Refusal {
+    limit(429, format!("the app has {channels_max} channels, as many as it may have"))
+}
+
 pub(super) fn name(error: ChannelNameError) -> Refusal {
     match error {
         ChannelNameError::TooLong { .. } => limit(413, error.to_string()),

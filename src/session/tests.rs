@@ -7,6 +7,7 @@
 //! ```
 
 use super::*;
+use crate::protocol::message::CLIENT_EVENT_RATE;
 use crate::protocol::wire::pusher;
 
 const SOCKET: SocketId = SocketId::new(123_456, 7890);
@@ -74,7 +75,7 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
                 Some(member) => format!("join {channel} as {} {}", member.id, member.info),
             }
         }
-        Action::Refuse { channel, refusal } => {
+        Action::Refuse { channel, refusal, .. } => {
             let code = refusal.code.map_or(0, CloseCode::number);
             format!("refuse {channel} {} {} {code}", refusal.kind.as_str(), refusal.status)
         }
@@ -89,6 +90,7 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
             let (id, watchlist) = (&signed_in.member.id, ids(&signed_in.watchlist));
             format!("sign in {id} watching [{watchlist}] instead of [{}]{cut}", ids(&watched))
         }
+        Action::OverRate { message } => format!("error {CLIENT_EVENT_RATE} {}", message?),
         Action::Error { code, message } => format!("error {} {message}", code.unwrap_or(0)),
         Action::Close { code, .. } => format!("close {}", code.number()),
     })

@@ -183,7 +183,7 @@ async fn a_plain_connection_to_an_app_that_requires_tls_is_refused_with_4000() {
     server.upgrade("/app/demo-key", &[("x-forwarded-proto", "https")]).await.established().await;
     let wary = Server::with(|setup| {
         require_tls(setup);
-        setup.options.pusher.trusted_proxies.clear();
+        setup.options.addresses.trusted_proxies.clear();
     })
     .await;
     wary.upgrade("/app/demo-key", &[("x-forwarded-proto", "https")]).await.refused(4000).await;

@@ -13,9 +13,12 @@ mod websocket;
 use std::fmt::Display;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pusherd::apps::{App, Apps};
+use pusherd::limits::Limit;
+use pusherd::metrics::Metrics;
 use pusherd::server::{self, Listeners, Options, Shutdown, Tls};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -77,6 +80,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// Where it listens with TLS.
     pub tls_address: Option<SocketAddr>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
     stop: mpsc::Sender<Shutdown>,
     running: JoinHandle<std::io::Result<()>>,
 }
@@ -98,8 +103,9 @@ impl Server {
         let listening = listeners.addresses().unwrap();
         let (stop, stopped) = mpsc::channel(4);
         let apps = Apps::new([setup.app, setup.other]);
+        let metrics = Arc::clone(&setup.options.metrics);
         let running = tokio::spawn(server::run(listeners, apps, setup.options, stopped));
-        Self { address: listening.plain.unwrap(), tls_address: listening.tls, stop, running }
+        Self { address: listening.plain.unwrap(), tls_address: listening.tls, metrics, stop, running }
     }
 
     /// Starts a server whose demo app `change` has adjusted.
@@ -207,6 +213,21 @@ impl Server {
             self.get_json("/apps/1001/connections").await == json!({ "connections": count })
         })
         .await;
+    }
+
+    /// Checks that `limit` has refused so much, and nothing else did.
+    pub fn has_refused(&self, limit: Limit, count: u64) {
+        let refused = |limit| self.metrics.refused(limit).get();
+        let expected = |each| if each == limit { count } else { 0 };
+        let wrong = Limit::ALL.into_iter().filter(|each| refused(*each) != expected(*each));
+        let wrong: Vec<_> = wrong.map(|limit| (limit, refused(limit))).collect();
+        assert!(wrong.is_empty(), "{count} of {limit:?} and nothing else: {wrong:?}");
+    }
+
+    /// Waits until `limit` has refused so much.
+    pub async fn refuses(&self, limit: Limit, count: u64) {
+        let what = format!("{count} refusals by {limit:?}");
+        eventually(what, async || self.metrics.refused(limit).get() == count).await;
     }
 
     /// Waits until a channel of the demo app has so many subscriptions.

@@ -1,6 +1,7 @@
 //! A client that does not read costs a bounded amount, and is closed; nobody waits for it. Source: protocol.md §2.4.
 
-use pusherd::limits::Rate;
+use futures_util::future::join_all;
+use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
@@ -56,6 +57,7 @@ async fn a_client_that_reads_too_late_is_told_4100() {
     let error: Value = serde_json::from_str(last.text()).unwrap();
     assert_eq!(error["data"]["code"], json!(4100), "{error}");
     late.expect_close(4100).await;
+    server.has_refused(Limit::OutboxBytes, 1);
 }
 
 #[tokio::test]
@@ -118,4 +120,43 @@ async fn a_member_that_is_cut_off_is_removed() {
             assert_eq!(removed, json!({ "user_id": "stuck" }));
         }
     }
+}
+
+/// More than any of the stuck takes in: whoever waited for one of them would wait for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_do_not_wait_for_those_who_do_not_read() {
+    let server = Server::with_app(|app| {
+        app.limits.outbox_bytes_max = 64 * 1024 * 1024;
+        app.limits.client_events = Rate { per_second: 1000, burst: 1000 };
+    })
+    .await;
+    let mut stuck = Vec::new();
+    for channel in [NEWS, "private-room"] {
+        for _ in 0..20 {
+            let mut raw = server.connect_raw().await;
+            SockRef::from(raw.stream()).set_recv_buffer_size(4096).unwrap();
+            let auth = channel_auth(&raw.id, channel, None);
+            let data = json!({ "channel": channel, "auth": auth });
+            raw.send(&json!({ "event": "pusher:subscribe", "data": data }).to_string()).await;
+            raw.next().await;
+            stuck.push(raw);
+        }
+    }
+    let (data, mut publisher) = ("x".repeat(100_000), server.connect().await);
+    publisher.subscribe("private-room").await;
+    let over_http = async {
+        let body = json!({ "name": "e", "channel": NEWS, "data": data }).to_string();
+        let publishes = (0..50).map(|_| server.send(Request::post("/apps/1001/events", &*body).signed()));
+        join_all(publishes).await.iter().for_each(|answer| drop(answer.ok()));
+    };
+    let as_a_client = async {
+        for _ in 0..500 {
+            publisher.whisper("private-room", "client-x", json!("x".repeat(10_000))).await;
+        }
+        publisher.fence().await;
+    };
+    tokio::join!(over_http, as_a_client);
+    // None was given up: they cost what they may, and nobody waited.
+    assert_eq!(server.get_json("/apps/1001/connections").await, json!({ "connections": 41 }));
+    server.has_refused(Limit::OutboxBytes, 0);
 }

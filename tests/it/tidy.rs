@@ -4,20 +4,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 14] = [
+const MAP: [(&str, &[&str]); 15] = [
     ("protocol", &[]),
     ("limits", &[]),
+    ("addresses", &["limits"]),
     ("apps", &["protocol", "limits"]),
     ("session", &["protocol", "limits", "apps"]),
     ("outbox", &["protocol"]),
-    ("metrics", &[]),
+    ("metrics", &["limits"]),
     ("webhooks", &["protocol", "metrics", "apps"]),
-    ("registry", &["protocol", "outbox"]),
+    ("registry", &["protocol", "limits", "outbox"]),
     ("hub", &["protocol", "limits", "apps", "outbox", "metrics", "webhooks", "registry"]),
     ("http", &["hub", "apps", "protocol", "limits", "metrics"]),
-    ("pusher", &["hub", "apps", "protocol", "limits", "metrics", "session", "outbox"]),
-    ("config", &["apps", "limits", "protocol", "pusher", "http", "server", "webhooks"]),
-    ("server", &["apps", "http", "hub", "metrics", "outbox", "protocol", "pusher", "webhooks"]),
+    ("pusher", &["hub", "addresses", "apps", "protocol", "limits", "metrics", "session", "outbox"]),
+    ("config", &["addresses", "apps", "limits", "protocol", "pusher", "http", "server", "webhooks"]),
+    (
+        "server",
+        &[
+            "addresses",
+            "apps",
+            "http",
+            "hub",
+            "limits",
+            "metrics",
+            "outbox",
+            "protocol",
+            "pusher",
+            "webhooks",
+        ],
+    ),
     ("cli", &["config", "server", "apps", "http", "pusher", "protocol", "limits", "webhooks"]),
 ];
 

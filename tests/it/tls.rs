@@ -525,7 +525,7 @@ async fn the_end_of_a_connection_is_announced() {
 async fn an_app_for_tls_only_takes_connections_of_our_own_tls() {
     let server = Secure::with(|setup| {
         setup.app.tls_only = true;
-        setup.options.pusher.trusted_proxies.clear();
+        setup.options.addresses.trusted_proxies.clear();
     })
     .await;
     server.upgrade(DEMO_APP, &[]).await.refused(4000).await;

@@ -128,6 +128,8 @@ pub enum Incoming<'a> {
     Text(&'a str),
     /// A binary message.
     Binary,
+    /// A frame of a message whose last one has not come.
+    Fragment,
     /// A Ping, to be answered with a Pong of the same payload.
     Ping(&'a [u8]),
     /// A Pong.
@@ -171,8 +173,8 @@ impl Violation {
 
 /// Puts a client's messages together from bytes as they arrive.
 ///
-/// Memory: nothing between messages; never more than one frame of the limit, one message of the limit as it came and
-/// one as it is, and one read.
+/// Memory: nothing between messages; of an unfinished one, in one frame or in many, no more than the limit and an
+/// eighth. While it is looked at, also one read, and a compressed message as it is.
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// The start of a frame whose end has not arrived.
@@ -234,17 +236,29 @@ impl Decoder {
     ) -> Result<(), Violation> {
         if self.held.is_empty() {
             let used = self.decode(bytes, message_bytes_max, &mut each)?;
-            self.held.extend_from_slice(&bytes[used..]);
+            self.held = bytes[used..].to_vec();
             return Ok(());
         }
         let mut held = std::mem::take(&mut self.held);
-        held.extend_from_slice(bytes);
+        let whole = self.head(&held, message_bytes_max)?.map_or(0, |head| head.end);
+        let doubled = held.capacity().saturating_mul(2);
+        append(&mut held, bytes, doubled.min(whole));
         let used = self.decode(&mut held, message_bytes_max, &mut each)?;
-        if used < held.len() {
-            held.drain(..used);
-            self.held = held;
-        }
+        // What was read with the end of a frame may have been much.
+        self.held = if used == 0 { held } else { held[used..].to_vec() };
         Ok(())
+    }
+
+    /// Whether a message has begun and not ended.
+    #[must_use]
+    pub const fn is_unfinished(&self) -> bool {
+        !self.held.is_empty() || self.is_fragmented()
+    }
+
+    /// Whether frames of a message have come, and not its last.
+    #[must_use]
+    pub const fn is_fragmented(&self) -> bool {
+        self.message.is_some()
     }
 
     /// Decodes the complete frames at the start of `bytes` and says how many bytes they were.
@@ -344,17 +358,18 @@ impl Decoder {
             CLOSE => Ok(each(Incoming::Close(close_code(payload)?))),
             0 => {
                 let Some(mut message) = self.message.take() else { return Ok(true) };
-                message.payload.extend_from_slice(payload);
+                let grown = message.payload.capacity() / 8 * 9;
+                append(&mut message.payload, payload, grown.min(max));
                 if head.fin {
                     return self.deliver(message.kind, &message.payload, max, each);
                 }
                 self.message = Some(message);
-                Ok(true)
+                Ok(each(Incoming::Fragment))
             }
             _ if head.fin => self.deliver(head.kind, payload, max, each),
             _ => {
                 self.message = Some(Box::new(Fragments { kind: head.kind, payload: payload.to_vec() }));
-                Ok(true)
+                Ok(each(Incoming::Fragment))
             }
         }
     }
@@ -364,6 +379,16 @@ impl Decoder {
     pub fn held_bytes(&self) -> usize {
         self.held.capacity() + self.message.as_ref().map_or(0, |message| message.payload.capacity())
     }
+}
+
+/// Appends `bytes`. If there is no room, it is made for `room` bytes in all, or for what there are, and no more: a
+/// vector's own way of growing would let a client hold twice its limit.
+fn append(held: &mut Vec<u8>, bytes: &[u8], room: usize) {
+    let needed = held.len() + bytes.len();
+    if needed > held.capacity() {
+        held.reserve_exact(needed.max(room) - held.len());
+    }
+    held.extend_from_slice(bytes);
 }
 
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
@@ -436,6 +461,7 @@ mod tests {
                 said.push(match incoming {
                     Incoming::Text(text) => format!("text {text}"),
                     Incoming::Binary => "binary".into(),
+                    Incoming::Fragment => return true,
                     Incoming::Ping(payload) => format!("ping {}", payload.len()),
                     Incoming::Pong => "pong".into(),
                     Incoming::Close(code) => format!("close {code:?}"),
@@ -447,6 +473,34 @@ mod tests {
             }
         }
         (said, None)
+    }
+
+    #[test]
+    fn an_unfinished_message_costs_the_limit_and_an_eighth_at_most() {
+        const MAX: usize = 32 * 1024;
+        let whole = masked(0x81, &[b'x'; MAX]);
+        let parts: Vec<u8> = (0..MAX / 128)
+            .flat_map(|part| masked(if part == 0 { 0x01 } else { 0x00 }, &[b'x'; 128]))
+            .collect();
+        let half_and_half = [masked(0x01, &[b'x'; MAX / 2 + 1]), masked(0x00, &[b'x'; MAX / 2 - 1])].concat();
+        let behind_others = [masked(0x8a, b"").repeat(5000), whole.clone()].concat();
+        for (bytes, step) in [
+            (&whole, 1),
+            (&whole, 1000),
+            (&whole, 20_000),
+            (&parts, 1),
+            (&parts, 777),
+            (&half_and_half, 10_000),
+            (&behind_others, 30_007),
+        ] {
+            let mut decoder = Decoder::default();
+            for piece in bytes[..bytes.len() - 1].chunks(step) {
+                decoder.feed(&mut piece.to_vec(), MAX, |_| true).unwrap();
+                let held = decoder.held_bytes();
+                assert!(held <= MAX / 8 * 9 + 64, "{held} bytes after pieces of {step}");
+            }
+            assert!(decoder.is_unfinished());
+        }
     }
 
     #[test]

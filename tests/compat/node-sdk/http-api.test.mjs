@@ -38,6 +38,25 @@ async function assertNothingBefore({ channel, frames }) {
   assert.deepEqual(await frames.take(), { event: 'fence', data: {} });
 }
 
+describe('publishing once', () => {
+  test('a key in the parameters of the SDK makes an event or a batch one that is not done twice', async (t) => {
+    const { channel, frames } = await subscriber(t);
+    const key = stage.unique('key');
+    for (const replayed of [null, 'true', 'true']) {
+      const response = await stage.sdk.main.trigger(channel, 'once', {}, { idempotency_key: key });
+      assert.deepEqual(await response.json(), {});
+      assert.equal(response.headers.get('idempotent-replayed'), replayed);
+    }
+    assert.deepEqual(await frames.take(), { event: 'once', data: {} });
+    await rejectsWith(422, stage.sdk.main.trigger(channel, 'other', {}, { idempotency_key: key }));
+    const body = { batch: [{ channel, name: 'batched', data: '{}' }], idempotency_key: `${key}-batch` };
+    assert.deepEqual(await post('/batch_events', body), {});
+    assert.deepEqual(await post('/batch_events', body), {});
+    assert.deepEqual(await frames.take(), { event: 'batched', data: {} });
+    await assertNothingBefore({ channel, frames });
+  });
+});
+
 describe('trigger', () => {
   test('answers with 200, JSON and {}', async (t) => {
     const { channel, frames } = await subscriber(t);

@@ -1,0 +1,142 @@
+//! The PROXY protocol: what a load balancer that only passes bytes on says first, to tell who the client is.
+//!
+//! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2.
+
+use std::io;
+use std::net::SocketAddr;
+
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+/// The longest header that is read. One of version 1 has 107 bytes, one of version 2 at most 232 and what the
+/// load balancer adds of its own.
+const HEADER_BYTES_MAX: usize = 1024;
+
+/// The part of a header of version 2 that tells how long it is.
+const V2_PREFIX_BYTES: usize = 16;
+
+/// Reads the header that a connection begins with, and not a byte more. `None`: the connection is the load
+/// balancer's own, or it does not say whose.
+///
+/// # Errors
+/// `InvalidData` for what is no header, and what the system says.
+pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::with_capacity(128);
+    let mut next = [0; HEADER_BYTES_MAX];
+    loop {
+        let room = HEADER_BYTES_MAX - header.len();
+        if room == 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let seen = stream.peek(&mut next[..room]).await?;
+        if seen == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let taken = belonging(&header, &next[..seen]);
+        stream.read_exact(&mut next[..taken]).await?;
+        header.extend_from_slice(&next[..taken]);
+        let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
+        match ProxyHeader::parse(&header, config) {
+            Ok((header, _)) => return Ok(header.proxied_address().map(|address| address.source)),
+            Err(Error::BufferTooShort) => {}
+            Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// How many bytes of `next`, at least one, belong to the header that begins with `header`, as far as that can be
+/// told yet.
+fn belonging(header: &[u8], next: &[u8]) -> usize {
+    let is_text = header.first().or(next.first()) == Some(&b'P');
+    if is_text {
+        return memchr::memchr(b'\n', next).map_or(next.len(), |at| at + 1);
+    }
+    let byte = |at: usize| header.get(at).or_else(|| next.get(at.checked_sub(header.len())?)).copied();
+    let whole = match (byte(V2_PREFIX_BYTES - 2), byte(V2_PREFIX_BYTES - 1)) {
+        (Some(high), Some(low)) => V2_PREFIX_BYTES + usize::from(u16::from_be_bytes([high, low])),
+        _ => V2_PREFIX_BYTES,
+    };
+    whole.saturating_sub(header.len()).clamp(1, next.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_header::ProxiedAddress;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 6001\r\n";
+
+    fn v2(source: &str) -> Vec<u8> {
+        let address = ProxiedAddress::stream(source.parse().unwrap(), source.parse().unwrap());
+        let mut bytes = Vec::new();
+        ProxyHeader::with_address(address).encode_v2(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// What is read of `bytes`, which come in pieces of `step`, and what is left behind it.
+    async fn read_of(bytes: &[u8], step: usize) -> (io::Result<Option<SocketAddr>>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let bytes = bytes.to_vec();
+        let writing = tokio::spawn(async move {
+            for piece in bytes.chunks(step) {
+                // Who has read enough hangs up.
+                if client.write_all(piece).await.is_err() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let read = read(&mut server).await;
+        writing.await.unwrap();
+        let mut rest = Vec::new();
+        let _ = server.read_to_end(&mut rest).await;
+        (read, rest)
+    }
+
+    #[tokio::test]
+    async fn a_header_of_either_version_is_read_and_what_follows_is_left() {
+        let v6 = v2("[2400::7]:4711");
+        let local = [&b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..]].concat();
+        for (header, address) in [
+            (V1, Some("192.0.2.1:4711")),
+            (b"PROXY TCP6 2400::7 2400::8 4711 6001\r\n", Some("[2400::7]:4711")),
+            (b"PROXY UNKNOWN\r\n", None),
+            (&v2("192.0.2.1:4711"), Some("192.0.2.1:4711")),
+            (&v6, Some("[2400::7]:4711")),
+            (&local, None),
+        ] {
+            for step in [1, 7, 1000] {
+                let (read, rest) = read_of(&[header, b"GET / HTTP/1.1\r\n"].concat(), step).await;
+                assert_eq!(read.unwrap(), address.map(|address| address.parse().unwrap()), "{header:?}");
+                assert_eq!(rest, b"GET / HTTP/1.1\r\n", "{header:?}, {step}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_header_is_refused() {
+        let mut long = v2("192.0.2.1:4711");
+        long[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
+        long.extend([0; 2000]);
+        let endless = [&b"PROXY UNKNOWN "[..], &[b'x'; 2000]].concat();
+        for bytes in [
+            &b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"[..],
+            b"POST / HTTP/1.1\r\nHost: test\r\n\r\n",
+            b"PROXY TCP4 nobody 198.51.100.1 4711 6001\r\n",
+            b"PROXY TCP4 192.0.2.1 198.51.100.1 4711\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03xxxxxxxxxxxxxxx",
+            b"PROX",
+            b"",
+            &endless,
+            &long,
+        ] {
+            assert!(read_of(bytes, 1000).await.0.is_err(), "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+}

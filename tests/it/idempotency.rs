@@ -1,0 +1,217 @@
+//! A publish with an idempotency key is carried out once. Source: draft-ietf-httpapi-idempotency-key-header-07.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use pusherd::limits::Limit;
+use serde_json::{Value, json};
+use socket2::SockRef;
+
+use crate::harness::{Answer, Client, NEWS, OTHER, Request, Server, in_time};
+
+/// A publish to `news`, signed anew each time as SDKs do.
+fn event(name: &str) -> Request {
+    Request::post("/apps/1001/events", json!({ "name": name, "channel": NEWS, "data": "" }).to_string())
+}
+
+fn keyed(name: &str, key: &str) -> Request {
+    event(name).header("Idempotency-Key", key).signed()
+}
+
+async fn expect(client: &mut Client, name: &str) {
+    client.expect(json!({ "event": name, "channel": NEWS, "data": "" })).await;
+}
+
+fn is_repeat(answer: &Answer) -> bool {
+    answer.header("idempotent-replayed") == Some("true")
+}
+
+async fn subscribed(server: &Server) -> Client {
+    let mut client = server.connect().await;
+    client.subscribe(NEWS).await;
+    client
+}
+
+#[tokio::test]
+async fn a_repeat_is_answered_as_the_first_and_publishes_nothing() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    for round in 0..3 {
+        let answer = server.send(keyed("once", "key 1")).await;
+        assert_eq!((answer.ok(), is_repeat(&answer)), (json!({}), round > 0));
+    }
+    server.send(keyed("once", "key 2")).await.ok();
+    server.send(event("once").signed()).await.ok();
+    server.send(event("once").signed()).await.ok();
+    for _ in 0..4 {
+        expect(&mut client, "once").await;
+    }
+    client.fence().await;
+    assert_eq!(server.metrics.repeats_answered.get(), 2);
+}
+
+#[tokio::test]
+async fn the_key_may_be_in_the_body_of_an_event_or_beside_the_events_of_a_batch() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    let one = json!({ "name": "one", "channel": NEWS, "data": "", "idempotency_key": "a" });
+    let item =
+        |name: &str| json!({ "name": name, "channel": NEWS, "data": "", "info": "subscription_count" });
+    let batch = json!({ "idempotency_key": "b", "batch": [item("two"), item("three")] });
+    for _ in 0..3 {
+        server.post_json("/apps/1001/events", one.clone()).await.ok();
+        let answer = server.post_json("/apps/1001/batch_events", batch.clone()).await.ok();
+        assert_eq!(answer, json!({ "batch": [{ "subscription_count": 1 }, { "subscription_count": 1 }] }));
+    }
+    for name in ["one", "two", "three"] {
+        expect(&mut client, name).await;
+    }
+    client.fence().await;
+}
+
+#[tokio::test]
+async fn the_first_answer_is_given_though_another_would_be_given_now() {
+    let server = Server::start().await;
+    let body = json!({ "name": "e", "channel": NEWS, "data": "", "info": "subscription_count" }).to_string();
+    let publish = async || {
+        server
+            .send(Request::post("/apps/1001/events", body.clone()).header("Idempotency-Key", "k").signed())
+            .await
+            .ok()
+    };
+    let first = publish().await;
+    assert_eq!(first, json!({ "channels": { NEWS: { "subscription_count": 0 } } }));
+    let _client = subscribed(&server).await;
+    assert_eq!(publish().await, first);
+}
+
+#[tokio::test]
+async fn a_key_is_for_one_request_of_one_app() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    server.send(keyed("one", "k")).await.ok();
+    let text = server.send(keyed("other", "k")).await;
+    assert!(text.refused(422).contains("idempotency key"), "{}", text.text());
+    // Parameters of the query are part of the request; those of the signature are not.
+    server.send(event("one").header("Idempotency-Key", "k").with("x", "1").signed()).await.refused(422);
+    let batch = json!({ "batch": [{ "name": "one", "channel": NEWS, "data": "" }] }).to_string();
+    let batch = Request::post("/apps/1001/batch_events", batch).header("Idempotency-Key", "k").signed();
+    server.send(batch).await.refused(422);
+    let elsewhere = Request::post("/apps/1002/events", event("one").payload()).header("Idempotency-Key", "k");
+    assert!(!is_repeat(&server.send(elsewhere.signed_with(&OTHER)).await), "each app has keys of its own");
+    expect(&mut client, "one").await;
+    client.fence().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_and_named() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    for key in ["", &"x".repeat(256)] {
+        let answer = server.send(keyed("e", key)).await;
+        assert!(answer.refused(400).contains("Idempotency-Key"), "{}", answer.text());
+    }
+    for key in [json!(7), json!(""), json!("x".repeat(256)), json!("\n"), json!(["a"])] {
+        let body = json!({ "name": "e", "channel": NEWS, "data": "", "idempotency_key": key });
+        let answer = server.post_json("/apps/1001/events", body).await;
+        assert!(answer.refused(400).contains("idempotency_key"), "{}", answer.text());
+    }
+    server.send(keyed("longest", &"x".repeat(255))).await.ok();
+    expect(&mut client, "longest").await;
+    client.fence().await;
+}
+
+#[tokio::test]
+async fn a_first_attempt_that_fails_releases_its_key() {
+    let server = Server::with_app(|app| {
+        app.limits.events_per_second = Some(1);
+        app.limits.events_per_batch_max = 1;
+    })
+    .await;
+    let mut client = subscribed(&server).await;
+    // Not even an event: the key was never taken.
+    let broken = Request::post("/apps/1001/events", "{}").header("Idempotency-Key", "k").signed();
+    server.send(broken).await.refused(400);
+    server.send(event("uses up the second").signed()).await.ok();
+    expect(&mut client, "uses up the second").await;
+    let mut failures = 0;
+    in_time("the rate lets it through", async {
+        while server.send(keyed("late", "k")).await.status == 429 {
+            failures += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(failures > 0, "the first attempt was one too many");
+    expect(&mut client, "late").await;
+    assert!(is_repeat(&server.send(keyed("late", "k")).await), "which costs no event");
+    client.fence().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_at_once_one_publishes_and_all_are_answered() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    for round in 0..20 {
+        let name = format!("round {round}");
+        let answers = join_all((0..8).map(|_| server.send(keyed(&name, &name)))).await;
+        assert!(answers.iter().all(|answer| answer.ok() == json!({})));
+        assert_eq!(answers.iter().filter(|answer| is_repeat(answer)).count(), 7);
+        expect(&mut client, &name).await;
+    }
+    client.fence().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_finds_its_publish_done_when_it_comes_back() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    for round in 0..20 {
+        let name = format!("round {round}");
+        let mut http = server.http().await;
+        http.write(&keyed(&name, &name).to_bytes()).await;
+        drop(http);
+        // Whichever came first: it is published once.
+        server.send(keyed(&name, &name)).await.ok();
+        expect(&mut client, &name).await;
+    }
+    client.fence().await;
+}
+
+#[tokio::test]
+async fn the_store_is_bounded_and_forgets_the_oldest() {
+    let server = Server::with_app(|app| app.limits.idempotency_keys_max = 2).await;
+    for key in ["a", "b", "c"] {
+        server.send(keyed("e", key)).await.ok();
+    }
+    server.has_refused(Limit::IdempotencyKeys, 1);
+    assert!(is_repeat(&server.send(keyed("e", "c")).await));
+    assert!(!is_repeat(&server.send(keyed("e", "a")).await), "it was forgotten");
+}
+
+#[tokio::test]
+async fn a_repeat_is_a_request_as_any_other() {
+    let server = Server::with_app(|app| app.limits.requests_per_second = Some(1)).await;
+    server.send(keyed("e", "k")).await.ok();
+    server.send(keyed("e", "k")).await.refused(429);
+    let unsigned = event("e").header("Idempotency-Key", "k");
+    server.send(unsigned).await.refused(401);
+}
+
+/// While a channel has more before it than it may, a publish waits; so does who repeats it.
+#[tokio::test]
+async fn who_repeats_a_publish_that_goes_on_waits_for_its_answer() {
+    let server = Server::start().await;
+    let mut stuck = server.connect_raw().await;
+    SockRef::from(stuck.stream()).set_recv_buffer_size(4096).unwrap();
+    stuck.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;
+    stuck.next().await;
+    let body: Value = json!({ "name": "large", "channel": NEWS, "data": "x".repeat(100_000) });
+    let publish = |at: usize| {
+        let key = format!("k{}", at % 10);
+        Request::post("/apps/1001/events", body.to_string()).header("Idempotency-Key", &key).signed()
+    };
+    let answers = join_all((0..40).map(|at| server.send(publish(at)))).await;
+    assert!(answers.iter().all(|answer| answer.ok() == json!({})));
+    assert_eq!(answers.iter().filter(|answer| !is_repeat(answer)).count(), 10);
+}

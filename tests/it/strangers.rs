@@ -1,0 +1,300 @@
+//! Connections of which nothing is known yet, and where they come from: how many there may be, how long they may
+//! stay, and that those who have the secret are never taken for them.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use pusherd::limits::Limit;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::harness::{Http, RawSocket, Request, Server, Setup, in_time};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn signed() -> Request {
+    Request::get("/apps/1001/connections").signed()
+}
+
+/// Nobody's word is taken, so the tests themselves come from a stranger's address.
+fn without_proxies(setup: &mut Setup) {
+    setup.options.addresses.trusted_proxies.clear();
+}
+
+/// Waits until the server hangs up without a word.
+async fn hangs_up(mut stream: TcpStream) {
+    let mut said = Vec::new();
+    // A reset is an end as well.
+    let _ = in_time("the server hangs up", stream.read_to_end(&mut said)).await;
+    assert_eq!(String::from_utf8_lossy(&said), "");
+}
+
+#[tokio::test]
+async fn a_flood_of_silent_connections_keeps_nobody_out() {
+    let server = Server::with(|setup| setup.options.unauthenticated_max = 3).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(server.tcp().await);
+    }
+    server.connect().await.fence().await;
+    server.has_refused(Limit::Unauthenticated, 1);
+    // Whoever has waited longest has gone.
+    hangs_up(silent.remove(0)).await;
+    let mut others = Http::over(silent.remove(0));
+    others.send(signed()).await.ok();
+}
+
+#[tokio::test]
+async fn websockets_and_those_who_sign_are_no_strangers() {
+    let server = Server::with(|setup| setup.options.unauthenticated_max = 1).await;
+    let (mut clients, mut workers) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        clients.push(server.connect().await);
+        let mut worker = server.http().await;
+        worker.send(signed()).await.ok();
+        workers.push(worker);
+        let mut publisher = server.http().await;
+        let event = r#"{"name":"e","channel":"news","data":""}"#;
+        publisher.send(Request::post("/apps/1001/events", event).signed()).await.ok();
+        workers.push(publisher);
+    }
+    for worker in &mut workers {
+        worker.send(signed()).await.ok();
+    }
+    for client in &mut clients {
+        client.fence().await;
+    }
+    server.has_refused(Limit::Unauthenticated, 0);
+}
+
+#[tokio::test]
+async fn a_refused_websocket_is_a_stranger_until_it_is_gone() {
+    let server = Server::with(|setup| setup.options.unauthenticated_max = 1).await;
+    let mut refused = RawSocket::over(server.tcp().await);
+    refused.write(RawSocket::upgrade_request("/app/nope").as_bytes()).await;
+    refused.read_head().await;
+    assert!(refused.next().await.text().contains("4001"));
+    // It does not answer the Close, so it is there for two seconds, or until another one needs its place.
+    server.connect().await.fence().await;
+    server.has_refused(Limit::Unauthenticated, 1);
+}
+
+#[tokio::test]
+async fn who_signs_nothing_in_time_is_ended_in_good_order_and_who_signs_is_kept() {
+    let server = Server::with(|setup| setup.options.handshake_timeout = SHORT).await;
+    let (mut unsigned, mut known) = (server.http().await, server.http().await);
+    known.send(signed()).await.ok();
+    unsigned.send(Request::get("/up")).await.ok();
+    unsigned.send(Request::get("/ready")).await;
+    unsigned.ends().await;
+    known.send(signed()).await.ok();
+    server.has_refused(Limit::Handshake, 0);
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_half_a_head_in_time_is_dropped_and_counted() {
+    let server = Server::with(|setup| setup.options.handshake_timeout = SHORT).await;
+    let mut half = server.http().await;
+    half.write(b"GET /up HTTP/1.1\r\nHost: te").await;
+    hangs_up(server.tcp().await).await;
+    half.ends().await;
+    server.refuses(Limit::Handshake, 2).await;
+}
+
+#[tokio::test]
+async fn a_bad_signature_ends_the_connection_of_a_stranger_only() {
+    let server = Server::start().await;
+    let bad = || signed().set("auth_signature", &"0".repeat(64));
+    let mut stranger = server.http().await;
+    let answer = stranger.send(bad()).await;
+    answer.refused(401);
+    assert_eq!(answer.header("connection"), Some("close"));
+    stranger.ends().await;
+    let mut known = server.http().await;
+    known.send(signed()).await.ok();
+    for _ in 0..2 {
+        known.send(bad()).await.refused(401);
+    }
+    known.send(signed()).await.ok();
+    assert_eq!(server.metrics.signatures_refused.get(), 3);
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_websockets_however_they_race() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.addresses.connections_max = Some(4);
+    })
+    .await;
+    for round in 1..=2 {
+        // Not all at once: strangers are held to the same number.
+        let (mut established, mut refused) = (Vec::new(), 0);
+        for _ in 0..4 {
+            let upgrades = (0..3).map(|_| server.upgrade("/app/demo-key", &[]));
+            for upgrade in join_all(upgrades).await {
+                let mut client = upgrade.client();
+                let first = client.next().await;
+                match first["event"].as_str() {
+                    Some("pusher:connection_established") => established.push(client),
+                    _ => {
+                        assert_eq!(first["data"]["code"], 4100, "come back later: {first}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!((established.len(), refused), (4, 8));
+        server.has_refused(Limit::AddressConnections, 8 * round);
+        for client in established {
+            client.close().await;
+        }
+        server.has_connections(0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_strangers_and_keeps_as_many_signed_connections_as_it_likes() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.addresses.connections_max = Some(2);
+    })
+    .await;
+    let mut workers = Vec::new();
+    for _ in 0..6 {
+        let mut worker = server.http().await;
+        worker.send(signed()).await.ok();
+        workers.push(worker);
+    }
+    let _silent = [server.tcp().await, server.tcp().await];
+    hangs_up(server.tcp().await).await;
+    server.has_refused(Limit::AddressConnections, 1);
+    for worker in &mut workers {
+        worker.send(signed()).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn an_address_opens_so_many_connections_a_second() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.addresses.new_per_second = Some(1);
+    })
+    .await;
+    for _ in 0..10 {
+        server.send(signed()).await.ok();
+    }
+    hangs_up(server.tcp().await).await;
+    server.has_refused(Limit::AddressRate, 1);
+}
+
+#[tokio::test]
+async fn addresses_without_limits_are_the_operators_to_name() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.addresses.new_per_second = Some(1);
+        setup.options.addresses.unlimited = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    for _ in 0..15 {
+        server.send(signed()).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_the_address_is_the_one_that_it_adds() {
+    let server = Server::with(|setup| setup.options.addresses.connections_max = Some(1)).await;
+    let from =
+        async |forwarded: &str| server.upgrade("/app/demo-key", &[("x-forwarded-for", forwarded)]).await;
+    let first = from("192.0.2.1").await.established().await;
+    from("192.0.2.1").await.refused(4100).await;
+    from("203.0.113.5, 192.0.2.1").await.refused(4100).await;
+    from("192.0.2.1, 127.0.0.2").await.refused(4100).await;
+    server.has_refused(Limit::AddressConnections, 3);
+    from("192.0.2.2").await.established().await;
+    from("192.0.2.1, 198.51.100.9").await.established().await;
+    // The proxy itself has no limit.
+    server.connect().await;
+    server.connect().await;
+    first.close().await;
+    crate::harness::eventually("the place is given back", async || {
+        from("192.0.2.1").await.client().next().await["event"] == "pusher:connection_established"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_is_no_trusted_proxy_cannot_name_another_address() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.addresses.connections_max = Some(1);
+    })
+    .await;
+    let _first = server.connect().await;
+    server.upgrade("/app/demo-key", &[("x-forwarded-for", "192.0.2.7")]).await.refused(4100).await;
+    server.upgrade("/app/demo-key", &[("forwarded", "for=192.0.2.7")]).await.refused(4100).await;
+}
+
+#[tokio::test]
+async fn behind_a_proxy_too_many_new_connections_of_an_address_are_closed_with_4100() {
+    let server = Server::with(|setup| setup.options.addresses.new_per_second = Some(1)).await;
+    let mut refused = 0;
+    for _ in 0..12 {
+        let upgrade = server.upgrade("/app/demo-key", &[("x-forwarded-for", "192.0.2.1")]).await;
+        refused += u64::from(upgrade.client().next().await["data"]["code"] == 4100);
+    }
+    assert!((1..=2).contains(&refused), "a token may have come back meanwhile: {refused}");
+    server.has_refused(Limit::AddressRate, refused);
+}
+
+async fn with_proxy_protocol(connections_max: u32) -> Server {
+    Server::with(|setup| {
+        setup.options.proxy_protocol = true;
+        setup.options.handshake_timeout = Duration::from_secs(1);
+        setup.options.addresses.connections_max = Some(connections_max);
+    })
+    .await
+}
+
+async fn proxied(server: &Server, source: &str) -> RawSocket {
+    let mut raw = RawSocket::over(server.tcp().await);
+    raw.write(format!("PROXY TCP4 {source} 198.51.100.1 4711 6001\r\n").as_bytes()).await;
+    raw
+}
+
+#[tokio::test]
+async fn with_the_proxy_protocol_the_address_is_that_of_the_header() {
+    let server = with_proxy_protocol(1).await;
+    let mut first = proxied(&server, "192.0.2.1").await;
+    first.upgrade("/app/demo-key").await;
+    first.fence().await;
+    let mut second = proxied(&server, "192.0.2.1").await;
+    second.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
+    second.read_head().await;
+    assert!(second.next().await.text().contains("4100"));
+    proxied(&server, "192.0.2.2").await.upgrade("/app/demo-key").await;
+    server.has_refused(Limit::AddressConnections, 1);
+}
+
+#[tokio::test]
+async fn with_the_proxy_protocol_a_connection_without_its_header_is_not_served() {
+    let server = with_proxy_protocol(100).await;
+    let mut http = server.http().await;
+    http.write(&signed().to_bytes()).await;
+    assert!(http.answer_or_end().await.is_none());
+    server.refuses(Limit::ProxyProtocol, 1).await;
+    let mut half = Http::over(server.tcp().await);
+    half.write(b"PROXY TCP4 192.0.2.1 ").await;
+    assert!(half.answer_or_end().await.is_none(), "a header that does not end has a deadline");
+    server.refuses(Limit::Handshake, 1).await;
+}
+
+#[tokio::test]
+async fn the_proxy_protocol_is_taken_from_trusted_proxies_only() {
+    let server = Server::with(|setup| {
+        without_proxies(setup);
+        setup.options.proxy_protocol = true;
+    })
+    .await;
+    hangs_up(server.tcp().await).await;
+    server.has_refused(Limit::ProxyProtocol, 1);
+}

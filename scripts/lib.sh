@@ -13,6 +13,10 @@ has() {
   command -v "$1" >/dev/null 2>&1
 }
 
+has_venv() {
+  has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
 # install_with_apt WHAT PACKAGE...: WHAT is for the message where there is no apt.
 install_with_apt() {
   local what=$1

@@ -37,7 +37,7 @@ const GROWTH_MAX: usize = 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_hostile_frames_and_requests_leave_nothing_behind() {
-    let server = Server::start().await;
+    let server = Server::with_app(|app| app.compression = true).await;
     let mut resident = Vec::new();
     for _ in 0..2 {
         let mut witness = server.connect().await;
@@ -182,10 +182,18 @@ async fn upgrade_and_vanish(server: &Server, random: &mut Random) {
 
 /// An established connection on which frames are sent until they are enough, or until the server has had enough.
 async fn send_frames(server: &Server, random: &mut Random) -> u32 {
-    let mut raw = server.connect_raw().await;
+    let mut raw = RawSocket::over(server.tcp().await);
+    let compresses = random.chance(50);
+    let offer = if compresses { &[("Sec-WebSocket-Extensions", "permessage-deflate")][..] } else { &[] };
+    let head = raw.upgrade_with("/app/demo-key", offer).await;
+    assert_eq!(head.contains("permessage-deflate"), compresses, "{head}");
     let mut sent = 0;
     for _ in 0..=random.below(25) {
-        let bytes = if random.chance(75) { message(random, &raw.id) } else { broken_frame(random) };
+        let bytes = match random.below(100) {
+            0..30 if compresses => compressed(random),
+            0..75 => message(random, &raw.id),
+            _ => broken_frame(random),
+        };
         sent += 1;
         if raw.try_write(&bytes).await.is_err() {
             break;
@@ -276,6 +284,39 @@ fn any_json(random: &mut Random, depth: usize) -> Value {
         6 => (0..random.below(4)).map(|_| any_json(random, depth - 1)).collect(),
         _ => json!({ "channel": any_json(random, depth - 1), "user_id": any_json(random, depth - 1) }),
     }
+}
+
+/// A compressed message: a good one, one that inflates to too much, one that is spoilt, or none at all.
+fn compressed(random: &mut Random) -> Vec<u8> {
+    let message = match random.below(4) {
+        0 => br#"{"event":"pusher:ping","data":{}}"#.to_vec(),
+        1 => any_json(random, 4).to_string().into_bytes(),
+        2 => vec![b' '; random.below(200_000)],
+        _ => {
+            let length = random.below(300);
+            random.bytes(length)
+        }
+    };
+    let mut payload = if random.chance(80) { deflated(&message) } else { message };
+    if random.chance(40) {
+        payload = random.spoilt(payload);
+    }
+    if random.chance(70) {
+        return frame(0xc1, &payload);
+    }
+    // In fragments, of which only the first has the bit, or by mistake another one.
+    let (one, two) = payload.split_at(random.below(payload.len() + 1));
+    let second = if random.chance(80) { 0x80 } else { 0xc0 };
+    [frame(0x41, one), frame(0x89, b"amid"), frame(second, two)].concat()
+}
+
+/// As permessage-deflate has it: flushed, without the four bytes that a flush ends with.
+fn deflated(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len() + 100);
+    let mut compress = flate2::Compress::new(flate2::Compression::fast(), false);
+    compress.compress_vec(message, &mut out, flate2::FlushCompress::Sync).unwrap();
+    out.truncate(out.len().saturating_sub(4));
+    out
 }
 
 /// What no client library sends.

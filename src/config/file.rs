@@ -90,6 +90,9 @@ fn bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// What the message of a parser begins with where the whole file is one text, which follows.
+const ONE_TEXT: &str = "invalid type: string ";
+
 fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, String> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let (format, called) = match extension.to_ascii_lowercase().as_str() {
@@ -106,6 +109,9 @@ fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, String> {
 /// The message of a parser without the lines that quote the file, which may hold a secret: those have a
 /// margin, `3 | secret = "…`.
 fn without_excerpt(message: &str) -> String {
+    if message.starts_with(ONE_TEXT) {
+        return "it is one text, and no settings by name".to_owned();
+    }
     let is_excerpt = |line: &str| {
         let after_number = line.trim_start().trim_start_matches(|char: char| char.is_ascii_digit());
         after_number.trim_start().starts_with('|')
@@ -128,8 +134,11 @@ mod tests {
             ("a.json", "{\"secret\": \"hunter2", "line 1"),
             ("a.json", "{\"secret\": hunter2}", "line 1"),
             ("a.json", "[\"hunter2\"]", "sequence"),
+            ("a.json", "\"hunter2\"", "one text"),
             ("a.yaml", "secret: \"hunter2\nkey: [", "line"),
             ("a.yaml", "secret: hunter2: 3", "line 1"),
+            ("a.yaml", "[apps]\nsecret = 'hunter2'", "line 2"),
+            ("a.yaml", "apps\nsecret = 'hunter2'", "one text"),
             ("a.yaml", "secret: @hunter2", "line 1"),
             ("a.yaml", "a: 1\n---\nb: 2", "documents"),
             ("a.ini", "", ".toml"),

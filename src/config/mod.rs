@@ -232,13 +232,19 @@ impl Sources {
     /// The environment and the working directory of this process, and no flags.
     #[must_use]
     pub fn of_process() -> Self {
+        Self::of(std::env::vars_os(), PathBuf::new())
+    }
+
+    /// This environment and this working directory, and no flags.
+    #[must_use]
+    pub fn of(environment: impl IntoIterator<Item = (OsString, OsString)>, directory: PathBuf) -> Self {
         Self {
             flags: BTreeMap::new(),
             config: None,
             env_file: None,
             reads_certificate: true,
-            environment: std::env::vars_os().collect(),
-            directory: PathBuf::new(),
+            environment: environment.into_iter().collect(),
+            directory,
             system_file: PathBuf::from(SYSTEM_FILE),
         }
     }
@@ -460,12 +466,9 @@ mod tests {
         std::fs::create_dir(directory.path().join("config")).unwrap();
         std::fs::write(directory.path().join(LOCAL_FILE), toml).unwrap();
         std::fs::write(directory.path().join(DOTENV_FILE), dotenv).unwrap();
-        let sources = Sources {
-            environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            directory: directory.path().to_owned(),
-            ..Sources::of_process()
-        };
-        load(&sources).map_err(|problems| problems.iter().map(str::to_owned).collect())
+        let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        load(&Sources::of(environment, directory.path().to_owned()))
+            .map_err(|problems| problems.iter().map(str::to_owned).collect())
     }
 
     fn advice(toml: &str) -> Vec<String> {

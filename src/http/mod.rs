@@ -47,11 +47,13 @@ pub struct Options {
     pub read_timeout: Duration,
     /// `/accept-traffic` answers 500 while the machine's memory is used beyond this. Default 90 %.
     pub accept_traffic_memory_percent: u8,
+    /// The wall clock, in seconds since 1970, by which the age of a signature is told. Default: the system's.
+    pub unix_now: fn() -> i64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { read_timeout: Duration::from_secs(30), accept_traffic_memory_percent: 90 }
+        Self { read_timeout: Duration::from_secs(30), accept_traffic_memory_percent: 90, unix_now }
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::channels::parse as parse_channel;
-use super::{Api, ApiError, Caller, StrippedPrefix, unix_now};
+use super::{Api, ApiError, Caller, StrippedPrefix};
 use crate::apps::{App, Apps};
 use crate::limits::Limit;
 use crate::protocol::ChannelName;
@@ -86,7 +86,7 @@ impl Signed {
         let query = Query::parse(raw_query)?;
         let auth = query.auth()?;
         let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
-        auth.check_time(unix_now(), app.limits.auth_window_secs)?;
+        auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
         let others = other_signed_paths(path, prefix, &app.path_prefix);
         let paths = iter::once(path).chain(others.iter().map(String::as_str));
         let method = head.method.as_str();

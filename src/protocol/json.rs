@@ -89,8 +89,8 @@ pub struct PickedList<'a, const N: usize> {
 }
 
 /// Of each object in the list `key` of a JSON object, the values of the named keys, as [`pick`] finds them, and the
-/// value of the key `beside` the list, in one pass over the text; of a longer list, `items_max` and one more, so that a list that is too long can be told
-/// without keeping all of it.
+/// value of the key `beside` the list, in one pass over the text; of a longer list, `items_max` and one more, so that
+/// a list that is too long can be told without keeping all of it.
 ///
 /// # Errors
 /// [`ListError`] names the first value that is not of its kind, also where `key` stands twice.

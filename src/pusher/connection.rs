@@ -140,8 +140,8 @@ impl Connection {
         if self.established.is_none() {
             decoder.skip_compressed();
         }
-        // Of several pings only the last is answered, as RFC 6455 §5.5.3 allows: a flood of them costs one answer
-        // a read.
+        // Of several pings in a row only the last is answered, as RFC 6455 §5.5.3 allows: a flood of them costs one
+        // answer a read.
         let mut pong = None;
         // Whether a message has ended, and whether any frame has.
         let (mut message_ended, mut frame_ended) = (false, false);
@@ -172,6 +172,11 @@ impl Connection {
 
     /// Acts upon one message; whether to go on with the next.
     fn obey(&mut self, incoming: Incoming<'_>, pong: &mut Option<Bytes>, now: Duration) -> bool {
+        if !matches!(incoming, Incoming::Ping(_))
+            && let Some(pong) = pong.take()
+        {
+            self.outbox.send_first(&pong);
+        }
         match incoming {
             Incoming::Text(text) => {
                 let Some(established) = &mut self.established else { return true };

@@ -135,6 +135,18 @@ fn the_pure_rooms_have_no_clock_no_randomness_and_no_system() {
     }
 }
 
+/// The wall clock jumps, so that only what is about the time of day may look at it: everything else counts from when
+/// the server started.
+#[test]
+fn the_wall_clock_is_read_for_signatures_and_webhooks_only() {
+    for (room, _) in MAP {
+        for file in files_of(room) {
+            let may = file.ends_with("http/mod.rs") || file.ends_with("webhooks/mod.rs");
+            assert!(may || !code_of(&file).contains("SystemTime"), "{}", file.display());
+        }
+    }
+}
+
 #[test]
 fn tls_is_named_where_connections_begin_where_they_are_written_and_where_others_are_asked() {
     for (room, _) in MAP {

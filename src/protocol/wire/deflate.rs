@@ -35,9 +35,8 @@ const LEVEL: u32 = 2;
 /// What ends a flushed message and does not travel. Source: RFC 7692 §7.2.1.
 const FLUSHED: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
-/// What a message is inflated with at its end: what did not travel, and a last block with nothing in it. Where the
-/// message is whole, this adds nothing to it and is read to its end.
-const END: [u8; 6] = [0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
+/// A last block with nothing in it.
+const END: [u8; 2] = [0x03, 0x00];
 
 /// Text is made room for in steps of at least this many bytes.
 const ROOM_BYTES: usize = 1024;
@@ -246,11 +245,15 @@ pub(super) fn inflate(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Viola
             inflate.reset(false);
             rest = left;
         }
+        // What did not travel comes next. With it the stream has ended, or is between two blocks and ends with one more
+        // that is the last; if the message is whole, neither adds anything to it.
         let len = message.len();
-        match step(inflate, &END, &mut message, bytes_max)? {
-            ([], true) if message.len() == len => Ok(message),
-            _ => Err(Violation::NotDeflate),
-        }
+        let is_whole = match step(inflate, &FLUSHED, &mut message, bytes_max)? {
+            ([], true) => true,
+            ([], false) => matches!(step(inflate, &END, &mut message, bytes_max)?, ([], true)),
+            _ => false,
+        };
+        if is_whole && message.len() == len { Ok(message) } else { Err(Violation::NotDeflate) }
     })
 }
 
@@ -387,6 +390,8 @@ mod tests {
             &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
             &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
+            // The last block is an empty one, whose length is what does not travel.
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x04],
             // The last block with nothing after it, as a sender has it that adds no octet.
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
         ];

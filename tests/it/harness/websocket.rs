@@ -90,6 +90,12 @@ impl<S: Stream> Client<S> {
         in_time("the server takes a message", self.socket.send(Message::text(text))).await.unwrap();
     }
 
+    /// Sends a message or a frame of the library.
+    #[allow(dead_code, reason = "of the binaries with this harness, some need it")]
+    pub async fn send_message(&mut self, message: Message) {
+        in_time("the server takes a message", self.socket.send(message)).await.unwrap();
+    }
+
     /// Sends several messages at once.
     pub async fn send_all(&mut self, messages: impl IntoIterator<Item = Value>) {
         for message in messages {

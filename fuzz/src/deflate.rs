@@ -1,0 +1,103 @@
+//! permessage-deflate: what comes in compressed is inflated as another library inflates it, never beyond the limit;
+//! what goes out compressed comes in again as it was. The input is what travels in the frame, and then the text.
+
+use pusherd::protocol::wire::deflate::{self, Compression};
+use pusherd::protocol::wire::websocket::{Decoder, Incoming, Violation, text_frame};
+
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::{
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+
+use super::naive;
+
+const BYTES_MAX: usize = 5000;
+
+/// What ends every message. The first four bytes do not travel; the rest is a last block with nothing in it.
+const END: [u8; 6] = [0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
+
+/// See the module.
+pub fn holds(data: &[u8]) {
+    if data.len() < BYTES_MAX {
+        inflates(data);
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        returns(text);
+    }
+}
+
+/// What the decoder makes of one compressed message.
+fn received(payload: &[u8], bytes_max: usize) -> Result<String, Violation> {
+    let mut decoder = Decoder::new(Compression::Deflate { bytes_min: 0 });
+    let mut received = None;
+    decoder.feed(&mut naive::masked(0xc1, payload, [1, 2, 3, 4]), bytes_max, |incoming| {
+        let Incoming::Text(text) = incoming else { panic!("{incoming:?}") };
+        received = Some(text.to_owned());
+        true
+    })?;
+    Ok(received.expect("one message"))
+}
+
+fn inflates(payload: &[u8]) {
+    let received = received(payload, BYTES_MAX);
+    match reference(payload) {
+        None => {
+            assert!(matches!(received, Err(Violation::NotDeflate | Violation::TooBig { .. })), "{received:?}")
+        }
+        Some(bytes) if bytes.len() > BYTES_MAX => {
+            assert_eq!(received, Err(Violation::TooBig { bytes_max: BYTES_MAX }));
+        }
+        Some(bytes) => assert_eq!(received, String::from_utf8(bytes).map_err(|_| Violation::NotUtf8)),
+    }
+}
+
+/// The message, or more than its limit of it; `None` if it is none.
+fn reference(payload: &[u8]) -> Option<Vec<u8>> {
+    if payload.is_empty() {
+        return Some(Vec::new());
+    }
+    let (message, is_whole) = streams(payload);
+    // With a last block at its end, it is whole as it is.
+    if is_whole || message.len() > BYTES_MAX {
+        return Some(message);
+    }
+    let (ended, is_whole) = streams(&[payload, &END].concat());
+    // What ends the message adds nothing to it, if it ends between two blocks.
+    (is_whole && ended.len() == message.len()).then_some(message)
+}
+
+/// Inflates one stream after the other; what comes out, and whether the last one ends with the input.
+fn streams(mut input: &[u8]) -> (Vec<u8>, bool) {
+    let mut all = Vec::new();
+    while !input.is_empty() {
+        let mut inflater = Box::<DecompressorOxide>::default();
+        let mut room = vec![0; BYTES_MAX + 100];
+        let flags = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        let (status, taken, made) = decompress(&mut inflater, input, &mut room, 0, flags);
+        all.extend(&room[..made]);
+        if status != TINFLStatus::Done || all.len() > BYTES_MAX {
+            return (all, false);
+        }
+        input = &input[taken..];
+    }
+    (all, true)
+}
+
+fn returns(text: &str) {
+    let frame = text_frame(|out| out.extend_from_slice(text.as_bytes()));
+    let mut out = Vec::new();
+    deflate::push(&mut out, &frame, 0);
+    let [(first, payload)] = &naive::frames(&out)[..] else { panic!("one frame") };
+    if *first == 0x81 {
+        assert_eq!(out, frame.bytes()[..]);
+        return;
+    }
+    assert_eq!(*first, 0xc1);
+    assert!(payload.len() < text.len());
+    assert_eq!(received(payload, text.len()).as_deref(), Ok(text));
+    let bytes_max = text.len() - 1;
+    if payload.len() <= bytes_max {
+        assert_eq!(received(payload, bytes_max), Err(Violation::TooBig { bytes_max }));
+    }
+}

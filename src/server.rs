@@ -558,8 +558,11 @@ impl Drop for Begun<'_> {
 fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let Some(host) = hosts.next() else { return version < Version::HTTP_11 };
-    let is_of_a_host = |byte: &u8| byte.is_ascii_graphic() && !b"/?#@\\,\"<>".contains(byte);
-    hosts.next().is_none() && host.as_bytes().iter().all(is_of_a_host)
+    // By comparison and not by search, because every request is looked at.
+    let ends_a_host = |byte: &u8| {
+        matches!(byte, 0..=b' ' | b'"' | b'#' | b',' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | 0x7f..)
+    };
+    hosts.next().is_none() && !host.as_bytes().iter().any(ends_a_host)
 }
 
 /// A refusal of what is no request for this port.

@@ -284,20 +284,20 @@ impl App {
     ///
     /// # Errors
     /// The app makes too many; how long until the next may come.
-    pub fn take_request(&self, now: Duration) -> Result<(), Duration> {
+    pub fn take_request(&self, now: impl FnOnce() -> Duration) -> Result<(), Duration> {
         let Some(per_second) = self.limits.requests_per_second else { return Ok(()) };
-        self.requests.lock().take_many(1, Rate { per_second, burst: per_second }, now)
+        self.requests.lock().take_many(1, Rate { per_second, burst: per_second }, now())
     }
 
     /// Counts `count` events that are published together, all or none, at `now`.
     ///
     /// # Errors
     /// The app publishes too many; how long until there is room for these.
-    pub fn take_events(&self, count: usize, now: Duration) -> Result<(), Duration> {
+    pub fn take_events(&self, count: usize, now: impl FnOnce() -> Duration) -> Result<(), Duration> {
         let Some(per_second) = self.limits.events_per_second else { return Ok(()) };
         let batch_max = u32::try_from(self.limits.events_per_batch_max).unwrap_or(u32::MAX);
         let rate = Rate { per_second, burst: per_second.max(batch_max) };
-        self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now)
+        self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
     }
 
     /// Whether a browser may connect from `origin`.
@@ -426,10 +426,10 @@ mod tests {
     fn a_whole_batch_fits_the_rate_of_events_however_low_it_is() {
         let mut app = App::new("1", "k", "s");
         app.limits.events_per_second = Some(2);
-        assert_eq!(app.take_events(10, Duration::ZERO), Ok(()));
-        assert_eq!(app.take_events(1, Duration::ZERO), Err(Duration::from_millis(500)));
-        assert_eq!(app.take_events(10, Duration::from_secs(5)), Ok(()));
-        assert_eq!(app.take_request(Duration::ZERO), Ok(()), "requests have a rate of their own");
+        assert_eq!(app.take_events(10, || Duration::ZERO), Ok(()));
+        assert_eq!(app.take_events(1, || Duration::ZERO), Err(Duration::from_millis(500)));
+        assert_eq!(app.take_events(10, || Duration::from_secs(5)), Ok(()));
+        assert_eq!(app.take_request(|| Duration::ZERO), Ok(()), "requests have a rate of their own");
     }
 
     #[test]

@@ -137,28 +137,21 @@ impl Service {
                 // Only while it is a stranger, because this allocates.
                 request.extensions_mut().insert(caller.clone());
             }
-            let Ok(response) = self.router.clone().oneshot(request.map(Body::new)).await;
+            // In a box, so that a publish does not have room for it.
+            let Ok(response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
             return response.map(AnswerBody::Right);
         };
-        match self.publish(publish, request, caller).await {
+        let (head, body) = request.into_parts();
+        let answer = match Signed::check(head, body, &self.api, caller).await {
+            Ok(signed) => match publish {
+                Publish::One => trigger::trigger(&self.api, signed).await,
+                Publish::Batch => trigger::trigger_batch(&self.api, signed).await,
+            },
+            Err(error) => Err(error),
+        };
+        match answer {
             Ok(response) => response.map(AnswerBody::Left),
             Err(error) => error.into_response().map(AnswerBody::Right),
-        }
-    }
-
-    async fn publish<B>(
-        &self,
-        publish: Publish,
-        request: Request<B>,
-        caller: &Caller,
-    ) -> Result<Response<Full<Bytes>>, ApiError>
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-    {
-        let signed = Signed::check(request, &self.api, caller).await?;
-        match publish {
-            Publish::One => trigger::trigger(&self.api, signed).await,
-            Publish::Batch => trigger::trigger_batch(&self.api, signed).await,
         }
     }
 }

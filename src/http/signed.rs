@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Uri, header, request};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
@@ -22,7 +22,7 @@ use super::{Api, ApiError, Caller, StrippedPrefix};
 use crate::apps::{App, Apps};
 use crate::limits::Limit;
 use crate::protocol::ChannelName;
-use crate::protocol::request::{Query, SignatureError};
+use crate::protocol::request::{Auth, Query, SignatureError};
 
 /// A body that makes progress, but only just, is given up after so many read timeouts.
 const BODY_TIMEOUTS: u32 = 10;
@@ -50,68 +50,38 @@ impl FromRequest<Api> for Signed {
     /// MD5, not the body.
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
-        Self::check(request, api, &caller).await
+        let (head, body) = request.into_parts();
+        Self::check(head, body, api, &caller).await
     }
 }
 
 impl Signed {
     /// See [`Signed::from_request`]. Once the signature holds, `caller` is no stranger any more.
-    pub(super) async fn check<B>(request: Request<B>, api: &Api, caller: &Caller) -> Result<Self, ApiError>
+    pub(super) async fn check<B>(
+        head: request::Parts,
+        body: B,
+        api: &Api,
+        caller: &Caller,
+    ) -> Result<Self, ApiError>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let checked = Self::check_all(request, api, caller).await;
-        if let Err(ApiError::Unauthorized(_)) = &checked {
-            api.0.hub.metrics().signatures_refused.count();
-        }
-        checked
-    }
-
-    async fn check_all<B>(request: Request<B>, api: &Api, caller: &Caller) -> Result<Self, ApiError>
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-    {
-        let api = &api.0;
-        if api.hub.is_draining() {
-            return Err(ApiError::Draining);
-        }
-        let (head, body) = request.into_parts();
-        let path = head.uri.path();
-        let prefix = head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0);
-        let raw_query = head.uri.query().unwrap_or_default();
-        let app = Arc::clone(find(&api.apps, path, prefix, raw_query)?);
-        if !app.enabled {
-            return Err(ApiError::AppDisabled);
-        }
-        let query = Query::parse(raw_query)?;
-        let auth = query.auth()?;
-        let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
-        auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
-        let others = other_signed_paths(path, prefix, &app.path_prefix);
-        let paths = iter::once(path).chain(others.iter().map(String::as_str));
-        let method = head.method.as_str();
-        query.verify(&auth, secret, method, paths).inspect_err(|error| {
-            debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
-        })?;
-        caller.signed();
-        if let Err(wait) = app.take_request(api.hub.now()) {
-            api.hub.refused(Limit::Requests, Some(&app));
-            return Err(ApiError::too_many("requests (limits.requests_per_second of the app)", wait));
-        }
-        let announced =
-            head.headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
-        let bytes_max = app.limits.request_body_bytes_max;
-        if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
-            api.hub.refused(Limit::RequestBytes, Some(&app));
-            return Err(too_large(bytes_max));
-        }
-        let body = read(body, announced.unwrap_or(0), bytes_max, api.options.read_timeout).await;
+        let hub = &api.0.hub;
+        let count = |error: &ApiError| {
+            if matches!(error, ApiError::Unauthorized(_)) {
+                hub.metrics().signatures_refused.count();
+            }
+        };
+        let query = Query::parse(head.uri.query().unwrap_or_default())?;
+        let (app, auth) = check_head(&head, &query, api, caller).inspect_err(count)?;
+        let app = Arc::clone(app);
+        let body = read(body, announced(&head), app.limits.request_body_bytes_max, api).await;
         let body = body.inspect_err(|error| {
             if matches!(error, ApiError::TooLarge(_)) {
-                api.hub.refused(Limit::RequestBytes, Some(&app));
+                hub.refused(Limit::RequestBytes, Some(&app));
             }
         })?;
-        auth.check_body(&body)?;
+        auth.check_body(&body).map_err(ApiError::from).inspect_err(count)?;
         let has_parameters = query.has_parameters();
         drop(query);
         Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body })
@@ -138,8 +108,47 @@ impl Signed {
     }
 }
 
+/// Checks all that the head of a request can prove, and says whose request it is.
+fn check_head<'r>(
+    head: &request::Parts,
+    query: &'r Query<'_>,
+    api: &'r Api,
+    caller: &Caller,
+) -> Result<(&'r Arc<App>, Auth<'r>), ApiError> {
+    let api = &api.0;
+    if api.hub.is_draining() {
+        return Err(ApiError::Draining);
+    }
+    let path = head.uri.path();
+    let prefix = head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0);
+    let app = find(&api.apps, path, prefix, query)?;
+    if !app.enabled {
+        return Err(ApiError::AppDisabled);
+    }
+    let auth = query.auth()?;
+    let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
+    auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
+    let others = other_signed_paths(path, prefix, &app.path_prefix);
+    let paths = iter::once(path).chain(others.iter().map(String::as_str));
+    let method = head.method.as_str();
+    query.verify(&auth, secret, method, paths).inspect_err(|error| {
+        debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
+    })?;
+    caller.signed();
+    if let Err(wait) = app.take_request(|| api.hub.now()) {
+        api.hub.refused(Limit::Requests, Some(app));
+        return Err(ApiError::too_many("requests (limits.requests_per_second of the app)", wait));
+    }
+    Ok((app, auth))
+}
+
 /// The app of a request: by the id in its path, or, for the one path without an id, by its key.
-fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
+fn find<'a>(
+    apps: &'a Apps,
+    path: &str,
+    prefix: &str,
+    query: &Query<'_>,
+) -> Result<&'a Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
         ApiError::NotFound(format!("There is no app with the id {shown}"))
@@ -150,10 +159,7 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
             let id = percent_decode_str(id).decode_utf8_lossy();
             apps.by_id(&id).ok_or_else(|| unknown(&id))?
         }
-        None => {
-            let query = Query::parse(raw_query)?;
-            apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?
-        }
+        None => apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?,
     };
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
@@ -181,13 +187,22 @@ fn too_large(bytes_max: usize) -> ApiError {
     ))
 }
 
+/// How long the body of a request will be, by its head.
+fn announced(head: &request::Parts) -> usize {
+    let length = head.headers.get(header::CONTENT_LENGTH);
+    length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
 async fn read(
     mut body: impl HttpBody<Data = Bytes> + Unpin,
     announced: usize,
     bytes_max: usize,
-    timeout: Duration,
+    api: &Api,
 ) -> Result<Bytes, ApiError> {
-    let mut patience = Patience { timeout, until: None };
+    if announced > bytes_max {
+        return Err(too_large(bytes_max));
+    }
+    let mut patience = Patience { timeout: api.0.options.read_timeout, until: None };
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = patience.next(&mut body).await? {
@@ -255,7 +270,8 @@ mod tests {
             ("/users/7/terminate_connections", "", "k2", Some("2")),
             ("/users/7/terminate_connections", "/rt", "k2", None),
         ] {
-            let found = find(&apps, path, prefix, &format!("{key}{query}"));
+            let query = format!("{key}{query}");
+            let found = find(&apps, path, prefix, &Query::parse(&query).unwrap());
             assert_eq!(found.ok().map(|app| &*app.id.0), id, "{prefix}{path}");
         }
     }

@@ -53,7 +53,8 @@ pub(super) async fn trigger(api: &Api, signed: Signed) -> Result<Response<Full<B
         return Ok(json_response(answer, signed.headers));
     };
     drop(query);
-    idempotency::once(api.clone(), signed, key, Publish::One).await
+    // In a box, so that a publish without a key does not have room for it.
+    Box::pin(idempotency::once(api.clone(), signed, key, Publish::One)).await
 }
 
 /// As [`trigger`], whatever its key.
@@ -78,7 +79,7 @@ async fn publish(api: &Api, signed: &Signed, fields: &Fields<'_>) -> Result<Byte
 
 /// Counts events that are published together, all or none of them.
 fn count_events(api: &Api, app: &App, count: usize) -> Result<(), ApiError> {
-    app.take_events(count, api.0.hub.now()).map_err(|wait| {
+    app.take_events(count, || api.0.hub.now()).map_err(|wait| {
         api.0.hub.refused(Limit::Events, Some(app));
         ApiError::too_many("events (limits.events_per_second of the app)", wait)
     })
@@ -98,7 +99,7 @@ pub(super) async fn trigger_batch(api: &Api, signed: Signed) -> Result<Response<
         return Ok(json_response(answer, signed.headers));
     };
     drop(picked);
-    idempotency::once(api.clone(), signed, key, Publish::Batch).await
+    Box::pin(idempotency::once(api.clone(), signed, key, Publish::Batch)).await
 }
 
 /// As [`trigger_batch`], whatever its key.

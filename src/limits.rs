@@ -161,6 +161,9 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// By how much a caller's moment may lie before another's that came first, in milliseconds.
+const OUT_OF_TURN_MS: u32 = 60_000;
+
 impl TokenBucket {
     /// A full bucket.
     #[must_use]
@@ -197,8 +200,13 @@ impl TokenBucket {
     fn refill(&mut self, rate: Rate, now: Duration) {
         // Wraps after 49 days: a bucket that rested just so long fills late, by its rate.
         let now_ms = now.as_millis() as u32;
-        let elapsed_ms = now_ms.wrapping_sub(self.at_ms);
-        self.at_ms = now_ms;
+        let mut elapsed_ms = now_ms.wrapping_sub(self.at_ms);
+        if elapsed_ms > u32::MAX - OUT_OF_TURN_MS {
+            // Another one looked at the clock later and came first.
+            elapsed_ms = 0;
+        } else {
+            self.at_ms = now_ms;
+        }
         let refill = elapsed_ms as f32 * rate.per_second as f32 / 1000.0;
         self.tokens = (self.tokens + refill).min(rate.burst as f32);
     }
@@ -230,6 +238,15 @@ mod tests {
         assert_eq!(taken(&mut bucket, 99, 5), 0);
         assert_eq!(taken(&mut bucket, 500, 20), 5);
         assert_eq!(taken(&mut bucket, 60_000, 20), 10);
+    }
+
+    #[test]
+    fn a_moment_before_the_last_one_gives_nothing_back() {
+        let mut bucket = TokenBucket::new(RATE);
+        assert_eq!(taken(&mut bucket, 1001, 20), 10);
+        assert_eq!(taken(&mut bucket, 1000, 5), 0);
+        assert!(!bucket.is_full(RATE, Duration::from_millis(999)));
+        assert_eq!(taken(&mut bucket, 1101, 5), 1, "and takes nothing away");
     }
 
     #[test]

@@ -54,6 +54,7 @@ async fn run(settings: Settings) -> io::Result<()> {
         }
     }
     let shutdown = signals()?;
+    server::raise_file_limit();
     let listeners = listen(&settings).await?;
     let listening = listeners.addresses()?;
     match settings.log.format {

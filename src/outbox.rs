@@ -122,7 +122,7 @@ pub struct Pulse {
     authorize_by_secs: AtomicU32,
 }
 
-/// A moment of the last 18 hours, or none, in two bytes. Whoever notes one looks at it within the timeout that it
+/// A moment of the last 9 hours, or none, in two bytes. Whoever notes one looks at it within the timeout that it
 /// is for, which no setting makes longer than an hour.
 #[derive(Debug, Default)]
 struct Lately(AtomicU16);
@@ -141,7 +141,9 @@ impl Lately {
 
     fn since(&self, now: Duration) -> Option<Duration> {
         let moment = u64::from(self.0.load(Ordering::Relaxed).checked_sub(1)?);
-        Some(Duration::from_secs((now.as_secs() % MOMENTS + MOMENTS - moment) % MOMENTS))
+        let secs = (now.as_secs() % MOMENTS + MOMENTS - moment) % MOMENTS;
+        // More than half of the circle is a moment that was noted after `now` was read.
+        Some(Duration::from_secs(if secs > MOMENTS / 2 { 0 } else { secs }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! delivery relies on. A handshake of TLS belongs to the task of its connection; nobody else waits for it.
 
 mod arrivals;
+mod connection;
 mod proxy_protocol;
 mod repoll;
 mod stream;
@@ -12,39 +13,28 @@ mod tls;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::addresses::{self, Addresses, Kind};
 use crate::apps::Apps;
-use crate::http::{self, Api, Caller};
+use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::protocol::CloseCode;
-use crate::pusher::{self, Door, Peer};
+use crate::pusher::{self, Door};
 use crate::webhooks::{self, Webhooks};
-use arrivals::{Arrival, Arrivals};
-use repoll::Repoll;
-use stream::{PatientStream, Stream};
+use arrivals::Arrivals;
 pub use tls::{Tls, TlsError};
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
@@ -54,11 +44,11 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// The longest head of a request.
-const HEAD_BYTES: usize = 16 * 1024;
-
 /// After an accept that failed for want of descriptors, the next try waits for some to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Strangers that go each time for the sake of those who wait.
+const EVICTED_AT_ONCE: usize = 64;
 
 /// What a shutdown that must be quick waits for clients to answer its close, and for webhooks to be sent.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -178,6 +168,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Lets this process open as many files as the system would let it: every connection is one, and what a process may
+/// have at first is less, 1024 often, for the sake of programs that pusherd is not one of.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it may not, it stays as it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Serves `apps` on `listeners` until `shutdown` says stop, then drains: not ready, no new connections, requests
@@ -300,6 +298,9 @@ impl Server {
                         warned = Some(Instant::now());
                         warn!(%error, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
                     }
+                    // Those who say nothing make room for those who wait.
+                    let evicted = self.arrivals.evict(EVICTED_AT_ONCE);
+                    (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -324,164 +325,6 @@ impl Server {
         let (server, number) = (Arc::clone(self), arrival.number());
         let task = self.tasks.spawn(async move { server.serve(stream, address, tls, arrival).await });
         self.arrivals.belongs_to(number, task.abort_handle());
-    }
-
-    /// Waits for the first bytes of a client, behind the header of a proxy and the handshake of TLS. `None`: there
-    /// will be none.
-    async fn open(
-        &self,
-        mut stream: TcpStream,
-        mut address: SocketAddr,
-        tls: Option<Tls>,
-        arrival: &Arrival,
-    ) -> Option<(Stream, SocketAddr)> {
-        // In boxes, so that a connection without does not have room for it.
-        if self.proxy_protocol {
-            match Box::pin(proxy_protocol::read(&mut stream)).await {
-                Ok(client) => address = client.unwrap_or(address),
-                Err(error) => {
-                    debug!(%address, %error, "no header of the PROXY protocol");
-                    self.hub.refused(Limit::ProxyProtocol, None);
-                    return None;
-                }
-            }
-            match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
-                Ok(place) => arrival.keep_address(place),
-                Err(limit) => {
-                    self.hub.refused(limit, None);
-                    return None;
-                }
-            }
-        }
-        let opened = match tls {
-            // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
-            None => match stream.peek(&mut [0]).await {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                seen => seen.map(|_| Either::Left(stream)),
-            },
-            Some(tls) => Box::pin(tls.accept(stream)).await,
-        };
-        match opened {
-            Ok(stream) => Some((stream, address)),
-            Err(error) => {
-                debug!(%address, %error, "no connection");
-                None
-            }
-        }
-    }
-
-    /// Serves one connection, until it ends or is upgraded.
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, tls: Option<Tls>, arrival: Arrival) {
-        let until = Instant::now() + self.handshake_timeout;
-        let wants_tls = tls.is_some();
-        let (stream, address) = tokio::select! {
-            opened = self.open(stream, address, tls, &arrival) => match opened {
-                Some(opened) => opened,
-                None => return,
-            },
-            () = sleep_until(until) => return self.hub.refused(Limit::Handshake, None),
-            () = self.stopping.cancelled() => return,
-        };
-        // In a box, so that who says nothing does not have room for it.
-        Box::pin(self.answer_all(stream, address, wants_tls, arrival, until)).await;
-    }
-
-    /// Answers the requests of one connection, which is a stranger's until one of them is signed, and then `until` at
-    /// the latest.
-    async fn answer_all(
-        &self,
-        stream: Stream,
-        address: SocketAddr,
-        wants_tls: bool,
-        arrival: Arrival,
-        until: Instant,
-    ) {
-        let mut patience = pin!(sleep_until(until));
-        let peer = Peer { address, over_tls: matches!(stream, Either::Right(_)) };
-        let misses_tls = wants_tls && !peer.over_tls;
-        let caller = Caller::default();
-        let arrival = Arc::new(arrival);
-        let stranger = Arc::downgrade(&arrival);
-        let mut arrival = Some(arrival);
-        let requests = Requests::default();
-        let service = service_fn(|request: Request<Incoming>| {
-            self.answer(request, peer, misses_tls, &caller, &stranger, requests.begin())
-        });
-        let connection = http1::Builder::new()
-            .max_buf_size(HEAD_BYTES)
-            // An answer is small: its body is copied behind its head, which costs less than a vector of two.
-            .writev(false)
-            .serve_connection(TokioIo::new(PatientStream::new(stream, self.write_timeout)), service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        let mut stopping = pin!(self.stopping.cancelled());
-        let (mut repoll, mut is_stopping, mut is_late, mut seen) = (Repoll::default(), false, false, 0);
-        // By hand, because this is polled for every request: what no longer matters is not looked at.
-        std::future::poll_fn(|cx| {
-            if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
-                is_stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            // Whatever ends a connection, it ends; a client's mistakes are not the operator's.
-            if repoll.poll(cx, connection.as_mut()).is_ready() {
-                return Poll::Ready(());
-            }
-            if arrival.is_some() && caller.is_known() {
-                // A stranger no longer: its place is for others.
-                arrival = None;
-            }
-            // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
-            // it is over, and there was a request meanwhile, it starts again.
-            while patience.as_mut().poll(cx).is_ready() {
-                if requests.begun() == 0 {
-                    self.hub.refused(Limit::Handshake, None);
-                    return Poll::Ready(());
-                }
-                if requests.are_idle_since(seen) {
-                    return Poll::Ready(());
-                }
-                seen = requests.begun();
-                let more = if arrival.is_some() { self.handshake_timeout } else { self.keep_alive };
-                patience.as_mut().reset(Instant::now() + more);
-                if arrival.is_some() && !is_late {
-                    // It was answered, as a health check is, and that was that.
-                    is_late = true;
-                    connection.as_mut().graceful_shutdown();
-                    if repoll.poll(cx, connection.as_mut()).is_ready() {
-                        return Poll::Ready(());
-                    }
-                }
-            }
-            Poll::Pending
-        })
-        .await;
-    }
-
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        peer: Peer,
-        misses_tls: bool,
-        caller: &Caller,
-        stranger: &Weak<Arrival>,
-        _begun: Begun<'_>,
-    ) -> Result<Response<http::AnswerBody>, std::convert::Infallible> {
-        if misses_tls {
-            return Ok(hung_up_on("This port speaks TLS: use https:// or wss://"));
-        }
-        if !names_one_host(request.version(), request.headers()) {
-            return Ok(hung_up_on("The request must have one header Host, with a host in it"));
-        }
-        if pusher::is_upgrade(request.headers()) {
-            let response = self.door.upgrade(request, peer, stranger.upgrade(), stream::take_apart);
-            return Ok(response.map(http::AnswerBody::Right));
-        }
-        let mut response = self.http.answer(request, caller).await;
-        if response.status() == StatusCode::UNAUTHORIZED && !caller.is_known() {
-            // Whoever guesses opens a connection for each guess, and those are counted.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Ok(response)
     }
 
     /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.
@@ -519,60 +362,6 @@ impl Server {
         }
         deadline
     }
-}
-
-/// The requests of one connection: how many have begun, and how many are answered.
-#[derive(Debug, Default)]
-struct Requests {
-    begun: AtomicU64,
-    answered: AtomicU64,
-}
-
-impl Requests {
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Whether none is being answered and none has begun but the first `seen`.
-    fn are_idle_since(&self, seen: u64) -> bool {
-        self.begun() == seen && self.answered.load(Ordering::Relaxed) == seen
-    }
-
-    fn begin(&self) -> Begun<'_> {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        Begun(self)
-    }
-}
-
-/// A request that is being answered until this is dropped.
-#[derive(Debug)]
-struct Begun<'r>(&'r Requests);
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        self.0.answered.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether a request says which host it is for, as it must. Source: RFC 9112 §3.2.
-fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let Some(host) = hosts.next() else { return version < Version::HTTP_11 };
-    // By comparison and not by search, because every request is looked at.
-    let ends_a_host = |byte: &u8| {
-        matches!(byte, 0..=b' ' | b'"' | b'#' | b',' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | 0x7f..)
-    };
-    hosts.next().is_none() && !host.as_bytes().iter().any(ends_a_host)
-}
-
-/// A refusal of what is no request for this port.
-fn hung_up_on(sentence: &'static str) -> Response<http::AnswerBody> {
-    let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 /// Closes all connections over `window`, evenly, so that their clients do not all come back at once.

@@ -300,6 +300,12 @@ impl App {
         self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
     }
 
+    /// Whether it has as many connections as it may have.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limits.connections_max.is_some_and(|max| self.connections.now() >= max)
+    }
+
     /// Whether a browser may connect from `origin`.
     #[must_use]
     pub fn allows_origin(&self, origin: &str) -> bool {

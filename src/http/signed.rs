@@ -72,9 +72,10 @@ impl Signed {
                 hub.metrics().signatures_refused.count();
             }
         };
-        let query = Query::parse(head.uri.query().unwrap_or_default())?;
-        let (app, auth) = check_head(&head, &query, api, caller).inspect_err(count)?;
-        let app = Arc::clone(app);
+        let raw_query = head.uri.query().unwrap_or_default();
+        let app = find_app(&head, raw_query, api).inspect_err(count)?;
+        let query = Query::parse(raw_query)?;
+        let auth = check_signature(&head, &query, &app, api, caller).inspect_err(count)?;
         let body = read(body, announced(&head), app.limits.request_body_bytes_max, api).await;
         let body = body.inspect_err(|error| {
             if matches!(error, ApiError::TooLarge(_)) {
@@ -108,23 +109,30 @@ impl Signed {
     }
 }
 
-/// Checks all that the head of a request can prove, and says whose request it is.
-fn check_head<'r>(
-    head: &request::Parts,
-    query: &'r Query<'_>,
-    api: &'r Api,
-    caller: &Caller,
-) -> Result<(&'r Arc<App>, Auth<'r>), ApiError> {
-    let api = &api.0;
-    if api.hub.is_draining() {
+/// The path prefix of a request, which is not in its path any more.
+fn prefix(head: &request::Parts) -> &str {
+    head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0)
+}
+
+/// Whose request it claims to be.
+fn find_app(head: &request::Parts, raw_query: &str, api: &Api) -> Result<Arc<App>, ApiError> {
+    if api.0.hub.is_draining() {
         return Err(ApiError::Draining);
     }
-    let path = head.uri.path();
-    let prefix = head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0);
-    let app = find(&api.apps, path, prefix, query)?;
-    if !app.enabled {
-        return Err(ApiError::AppDisabled);
-    }
+    let app = find(&api.0.apps, head.uri.path(), prefix(head), raw_query)?;
+    if app.enabled { Ok(Arc::clone(app)) } else { Err(ApiError::AppDisabled) }
+}
+
+/// Checks that the request was signed by `app`, as far as its head can prove it, and counts it.
+fn check_signature<'q>(
+    head: &request::Parts,
+    query: &'q Query<'_>,
+    app: &App,
+    api: &Api,
+    caller: &Caller,
+) -> Result<Auth<'q>, ApiError> {
+    let api = &api.0;
+    let (path, prefix) = (head.uri.path(), prefix(head));
     let auth = query.auth()?;
     let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
     auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
@@ -139,16 +147,11 @@ fn check_head<'r>(
         api.hub.refused(Limit::Requests, Some(app));
         return Err(ApiError::too_many("requests (limits.requests_per_second of the app)", wait));
     }
-    Ok((app, auth))
+    Ok(auth)
 }
 
 /// The app of a request: by the id in its path, or, for the one path without an id, by its key.
-fn find<'a>(
-    apps: &'a Apps,
-    path: &str,
-    prefix: &str,
-    query: &Query<'_>,
-) -> Result<&'a Arc<App>, ApiError> {
+fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
         ApiError::NotFound(format!("There is no app with the id {shown}"))
@@ -159,7 +162,10 @@ fn find<'a>(
             let id = percent_decode_str(id).decode_utf8_lossy();
             apps.by_id(&id).ok_or_else(|| unknown(&id))?
         }
-        None => apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?,
+        None => {
+            let query = Query::parse(raw_query)?;
+            apps.by_key(query.auth()?.key).ok_or(SignatureError::UnknownKey)?
+        }
     };
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
@@ -270,8 +276,7 @@ mod tests {
             ("/users/7/terminate_connections", "", "k2", Some("2")),
             ("/users/7/terminate_connections", "/rt", "k2", None),
         ] {
-            let query = format!("{key}{query}");
-            let found = find(&apps, path, prefix, &Query::parse(&query).unwrap());
+            let found = find(&apps, path, prefix, &format!("{key}{query}"));
             assert_eq!(found.ok().map(|app| &*app.id.0), id, "{prefix}{path}");
         }
     }

@@ -13,12 +13,20 @@ use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
 
-/// A connection that is let in, with its places among the app's, the node's and its address's.
+/// A connection that is let in, with its places.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    /// Among the app's, until it is closed.
     pub(super) app_place: ConnectionPlace,
-    pub(super) _node_place: Place,
-    pub(super) _address_place: Option<AddressPlace>,
+    /// Until its socket is.
+    pub(super) on_node: NodePlaces,
+}
+
+/// A socket's places among the node's and its address's.
+#[derive(Debug)]
+pub(super) struct NodePlaces {
+    _node: Place,
+    _address: Option<AddressPlace>,
 }
 
 /// Why a connection is not let in: told in an error frame and a close code, because browsers never show the HTTP
@@ -65,7 +73,9 @@ impl Door {
     }
 
     /// Takes the places of a connection of `client` (checks 7 and 8). Behind a proxy, `is_new` has its arrival
-    /// counted. The place of the address comes first: whoever has too many does not take another's meanwhile.
+    /// counted. The place of the address comes first: whoever has too many does not take another's meanwhile. The
+    /// app's comes last, and is kept once it is taken: nobody is told that the app is full, which is told for good,
+    /// because of one who had its last place for a moment.
     pub(super) fn admit(&self, app: &Arc<App>, client: IpAddr, is_new: bool) -> Result<Admitted, Refused> {
         let hub = &self.0.hub;
         let entered = self.0.addresses.enter(client, Kind::WebSocket, is_new, hub.now());
@@ -76,18 +86,22 @@ impl Door {
                 return refused(CloseCode::OverCapacity, "Too many connections from your address");
             }
         };
-        let Some(app_place) = ConnectionPlace::take(app) else {
+        let over_quota = || {
             hub.refused(Limit::AppConnections, Some(app));
-            return refused(CloseCode::OverQuota, "This app has as many connections as it may have");
+            refused(CloseCode::OverQuota, "This app has as many connections as it may have")
         };
-        if hub.is_draining() {
+        if hub.is_draining() && !app.is_full() {
             return refused(CloseCode::Reconnect, "Server is shutting down");
         }
         let Some(node_place) = self.take_place() else {
+            if app.is_full() {
+                return over_quota();
+            }
             hub.refused(Limit::NodeConnections, None);
             return refused(CloseCode::OverCapacity, "Server is over capacity");
         };
-        Ok(Admitted { app_place, _node_place: node_place, _address_place: address_place })
+        let Some(app_place) = ConnectionPlace::take(app) else { return over_quota() };
+        Ok(Admitted { app_place, on_node: NodePlaces { _node: node_place, _address: address_place } })
     }
 
     fn came_over_tls(&self, headers: &HeaderMap, peer: Peer) -> bool {

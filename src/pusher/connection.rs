@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 use tracing::debug;
 
 use super::Door;
-use super::admission::{Admitted, Refused};
+use super::admission::{Admitted, NodePlaces, Refused};
 use crate::apps::{App, SubscriptionErrorFrames};
 use crate::hub::{Backlog, JoinError};
 use crate::limits::Limit;
@@ -52,8 +52,8 @@ pub(super) struct Connection {
     deaf: bool,
     /// A channel that must catch up before more is read.
     backlog: Option<Box<Backlog>>,
-    /// Set while the connection is closing: when it is dropped, whatever the client does.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Set while the connection is closing.
+    leaving: Option<Box<Leaving>>,
 }
 
 /// There is one for every client, so a field more is a decision.
@@ -63,7 +63,16 @@ const _: () = assert!(size_of::<Connection>() <= 88);
 #[derive(Debug)]
 struct Established {
     session: Session,
-    _places: Admitted,
+    places: Admitted,
+}
+
+/// What a connection that is closing, or refused, still has.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// When it is dropped, whatever the client does.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// As long as there is a socket, so that no client has more of them by not closing its end.
+    _places: Option<NodePlaces>,
 }
 
 impl Connection {
@@ -97,13 +106,13 @@ impl Connection {
             established: None,
             deaf: false,
             backlog: None,
-            deadline: None,
+            leaving: None,
         };
         match admitted {
             Ok(places) => {
                 let app = Arc::clone(places.app_place.app());
                 let session = Session::new(socket, Arc::clone(&app));
-                connection.established = Some(Box::new(Established { session, _places: places }));
+                connection.established = Some(Box::new(Established { session, places }));
                 connection.establish(&app);
                 connection.take(&mut early.to_vec());
             }
@@ -311,8 +320,10 @@ impl Connection {
 
     /// Leaves everything that the connection was in.
     fn depart(&mut self) {
-        let Some(mut established) = self.established.take() else { return };
-        let (hub, session) = (&self.door.0.hub, &mut established.session);
+        let Some(established) = self.established.take() else { return };
+        let Established { mut session, places } = *established;
+        self.leaving.get_or_insert_default()._places = Some(places.on_node);
+        let hub = &self.door.0.hub;
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
         let closing = self.outbox.closing();
@@ -342,7 +353,8 @@ impl Connection {
             Closing::Code(CloseCode::Normal) if flushed.is_ready() => return Poll::Ready(()),
             Closing::Code(_) | Closing::TooSlow => {}
         }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
+        let deadline = &mut self.leaving.get_or_insert_default().deadline;
+        let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
         ready!(deadline.as_mut().poll(cx));
         if flushed.is_pending() {
             self.outbox.abandon();

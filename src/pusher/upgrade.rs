@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
+use tokio::task::AbortHandle;
 use tracing::debug;
 use tungstenite::handshake::server::create_response_with_body;
 
@@ -24,8 +25,8 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
 impl Door {
     /// Answers a request for a WebSocket. The upgrade is completed first and refused afterwards, with a frame and
     /// a close code; only a request that is no valid upgrade gets an HTTP error. `stranger` is the connection's place
-    /// until it is let in, or refused and gone; `take_apart` is the caller's knowledge of the transport below its
-    /// HTTP.
+    /// until it is let in, or refused and gone, which the task that comes with the answer sees to: it may be aborted
+    /// as long as the place is taken. `take_apart` is the caller's knowledge of the transport below its HTTP.
     #[must_use]
     pub fn upgrade<S: Send + 'static>(
         &self,
@@ -33,10 +34,10 @@ impl Door {
         peer: Peer,
         stranger: S,
         take_apart: fn(Upgraded) -> Option<(Transport, Bytes)>,
-    ) -> Response<Body> {
+    ) -> (Response<Body>, Option<AbortHandle>) {
         let mut response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
-            Err(error) => return not_an_upgrade(&error.to_string()),
+            Err(error) => return (not_an_upgrade(&error.to_string()), None),
         };
         if let Some(chosen) = subprotocol(request.headers()) {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
@@ -54,7 +55,7 @@ impl Door {
         let client = self.0.addresses.client(direct, request.headers());
         let upgrade = hyper::upgrade::on(&mut request);
         let door = self.clone();
-        self.0.tasks.spawn(async move {
+        let task = self.0.tasks.spawn(async move {
             // An error is a client that went away before the answer was written.
             let Some((transport, early)) = upgrade.await.ok().and_then(take_apart) else { return };
             let admitted = found.and_then(|app| door.admit(&app, client, client != direct));
@@ -63,18 +64,15 @@ impl Door {
             }
             let is_let_in = admitted.is_ok();
             let connection = Connection::new(&door, transport, &early, admitted, compression);
-            // A task of its own, so that a connection costs its own size and not that of the upgrade.
             if is_let_in {
+                // A task of its own, so that a connection costs its own size and not that of the upgrade.
                 door.0.tasks.spawn(connection);
-                drop(stranger);
             } else {
-                door.0.tasks.spawn(async move {
-                    connection.await;
-                    drop(stranger);
-                });
+                connection.await;
             }
+            drop(stranger);
         });
-        response
+        (response, Some(task.abort_handle()))
     }
 }
 

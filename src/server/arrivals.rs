@@ -3,8 +3,8 @@
 //!
 //! When all places are taken, whoever has waited longest makes room, unless it came within the last second: then
 //! the newcomer waits, and those behind it in the kernel's backlog, which costs this process nothing. So a flood of
-//! silent connections holds up a client for a second at most, and a rush of honest ones, whose handshakes take less
-//! than that, loses nobody.
+//! silent connections holds up a client by a second for as many of them as there are places, and a rush of honest
+//! ones, whose handshakes take less than that, loses nobody. The same goes for a process that is out of files.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -68,21 +68,16 @@ impl Arrivals {
             let oldest = {
                 let mut state = self.state.lock();
                 let now = Instant::now();
-                let oldest = match state.strangers.first_key_value() {
+                match state.strangers.first_key_value() {
                     Some((_, oldest)) if state.strangers.len() >= self.places => oldest.since,
                     Some(_) | None => return (self.take(&mut state, now), evicted),
-                };
-                if now >= oldest + self.patience {
-                    let gone = state.strangers.pop_first();
-                    drop(state);
-                    evicted += 1;
-                    if let Some(task) = gone.and_then(|(_, stranger)| stranger.task) {
-                        task.abort();
-                    }
-                    continue;
                 }
-                oldest
             };
+            let gone = self.evict(1);
+            evicted += gone;
+            if gone > 0 {
+                continue;
+            }
             tokio::select! {
                 () = freed => {}
                 () = sleep_until(oldest + self.patience) => {}
@@ -103,12 +98,37 @@ impl Arrivals {
             stranger.task = Some(task);
         }
     }
+
+    /// Has the strangers go that have waited longest, `most` at most, and none of those that have just come; and
+    /// says how many.
+    pub(super) fn evict(&self, most: usize) -> u64 {
+        let mut evicted = 0;
+        for _ in 0..most {
+            let mut state = self.state.lock();
+            let Some(oldest) = state.strangers.first_entry() else { break };
+            if Instant::now() < oldest.get().since + self.patience {
+                break;
+            }
+            let gone = oldest.remove();
+            drop(state);
+            evicted += 1;
+            if let Some(task) = gone.task {
+                task.abort();
+            }
+        }
+        evicted
+    }
 }
 
 impl Arrival {
     /// The number of the stranger.
     pub(super) const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// See [`Arrivals::belongs_to`].
+    pub(super) fn belongs_to(&self, task: AbortHandle) {
+        self.arrivals.belongs_to(self.number, task);
     }
 
     /// Keeps the stranger's place among the connections of its address.
@@ -175,5 +195,16 @@ mod tests {
         assert!(tasks.remove(0).await.unwrap_err().is_cancelled());
         assert!(!tasks[0].is_finished());
         assert_eq!(arrivals.state.lock().strangers.len(), 2, "and its place was given back once");
+    }
+
+    #[tokio::test]
+    async fn for_want_of_files_those_go_that_have_been_there_long_enough() {
+        let patient = arrivals(Duration::from_secs(3600));
+        let _place = patient.enter().await;
+        assert_eq!(patient.evict(10), 0);
+        let arrivals = arrivals(Duration::ZERO);
+        let _places = (arrivals.enter().await, arrivals.enter().await);
+        assert_eq!((arrivals.evict(1), arrivals.state.lock().strangers.len()), (1, 1));
+        assert_eq!((arrivals.evict(10), arrivals.evict(10)), (1, 0));
     }
 }

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,10 +20,21 @@ use tokio_util::either::Either;
 use crate::outbox::Transport;
 
 /// How long what a client still sends is taken from it, after it was told no and before its connection ends.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// A TCP stream, or TLS of our own on one: in a box, so that the plain one does not have room for it.
 pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// How much has been written to a stream. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// Bytes so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// A stream with two manners of its own.
 ///
@@ -32,6 +45,7 @@ pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 pub(super) struct PatientStream {
     stream: Stream,
     write_timeout: Duration,
+    written: Progress,
     /// Set while a write waits: when it is given up.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Set once the stream is shut down: until when it is read.
@@ -39,8 +53,17 @@ pub(super) struct PatientStream {
 }
 
 impl PatientStream {
-    pub(super) fn new(stream: Stream, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, stalled: None, lingering: None }
+    /// `written` is told what has been.
+    pub(super) fn new(stream: Stream, write_timeout: Duration, written: Progress) -> Self {
+        Self { stream, write_timeout, written, stalled: None, lingering: None }
+    }
+
+    /// Passes on how much was written, as [`PatientStream::in_time`] does.
+    fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.written.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        self.in_time(cx, written)
     }
 
     /// Passes on how a write went, unless it has waited too long.
@@ -81,7 +104,7 @@ impl AsyncRead for PatientStream {
 impl AsyncWrite for PatientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.in_time(cx, written)
+        self.wrote(cx, written)
     }
 
     fn poll_write_vectored(
@@ -90,7 +113,7 @@ impl AsyncWrite for PatientStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.in_time(cx, written)
+        self.wrote(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -121,5 +144,31 @@ impl AsyncWrite for PatientStream {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_takes_its_answer_makes_progress_and_one_that_does_not_makes_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let progress = Progress::default();
+        let mut stream =
+            PatientStream::new(Either::Left(stream), Duration::from_millis(50), progress.clone());
+        let answer = vec![0; 100_000_000];
+        let error = stream.write_all(&answer).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let taken = progress.bytes();
+        assert!((1..100_000_000).contains(&taken));
+        client.read_exact(&mut vec![0; taken as usize]).await.unwrap();
+        stream.write_all(&answer[..10]).await.unwrap();
+        assert_eq!(progress.bytes(), taken + 10);
     }
 }

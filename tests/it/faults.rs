@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{
@@ -272,6 +272,9 @@ async fn who_asks_over_http_and_never_reads_the_answers_is_dropped() {
     unharmed(&server, witness).await;
 }
 
+/// Files that a server may have open that is to run out of them.
+const FILES: usize = 64;
+
 /// A real server in a process of its own. It is killed with the test.
 struct Process {
     child: Child,
@@ -287,10 +290,10 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Starts `pusherd serve` with the demo app and no more than so many files open.
-    fn with_files(files: u32) -> Self {
+    /// Starts `pusherd serve` with the demo app and the limits of files that the shell sets by this line.
+    fn with_files(ulimit: &str) -> Self {
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" serve --log-format json"));
+        command.arg("-c").arg(format!("{ulimit}; exec \"$0\" serve --log-format json"));
         command.arg(env!("CARGO_BIN_EXE_pusherd")).env_clear().current_dir(env!("CARGO_TARGET_TMPDIR"));
         command.env("PUSHERD_APP_ID", DEMO.app_id).env("PUSHERD_APP_KEY", DEMO.key);
         command
@@ -320,9 +323,11 @@ impl Process {
         }
     }
 
-    /// Files that it has open.
+    /// Files that it has open, but for what it was given with a number above its limit.
     fn files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let numbers = open.map(|file| file.unwrap().file_name().to_str().unwrap().parse::<usize>().unwrap());
+        numbers.filter(|number| *number < FILES).count()
     }
 
     /// The time that it has worked, in ticks of a hundredth of a second.
@@ -340,14 +345,16 @@ impl Process {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
-    const FILES: usize = 64;
-    let process = Process::with_files(FILES as u32);
+    let process = Process::with_files(&format!("ulimit -n {FILES}"));
     let mut inside = RawSocket::over(process.tcp().await);
     inside.upgrade("/app/demo-key").await;
     let mut crowd = Vec::new();
-    for _ in 0..2 * FILES {
-        crowd.push(process.tcp().await);
+    while process.files() < FILES {
+        let mut one = RawSocket::over(process.tcp().await);
+        one.upgrade("/app/demo-key").await;
+        crowd.push(one);
     }
+    let mut last = Http::over(process.tcp().await);
     let warning = process.line_with("cannot accept connections");
     assert!(warning.contains("ulimit"), "it says what to do: {warning}");
     assert!(process.files() >= FILES);
@@ -362,7 +369,6 @@ async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     assert!(more.is_empty(), "one line in a minute: {more:?}");
 
     // Whoever waited is accepted when others go.
-    let mut last = Http::over(crowd.pop().unwrap());
     drop(crowd);
     assert_eq!(last.send(Request::get("/up")).await.status, 200);
     let mut fresh = RawSocket::over(process.tcp().await);
@@ -371,6 +377,33 @@ async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     inside.fence().await;
     drop((last, fresh));
     eventually("its files are closed", || async { process.files() < FILES / 2 }).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_out_of_files_ends_those_who_say_nothing() {
+    let process = Process::with_files(&format!("ulimit -n {FILES}"));
+    let mut silent = Vec::new();
+    for _ in 0..2 * FILES {
+        silent.push(process.tcp().await);
+    }
+    // Nobody of them leaves, there are fewer than there are places for strangers, and still the next one is served.
+    let mut fresh = RawSocket::over(process.tcp().await);
+    fresh.upgrade("/app/demo-key").await;
+    fresh.fence().await;
+    let mut said = Vec::new();
+    let _ = in_time("the first has made room", silent[0].read_to_end(&mut said)).await;
+    assert!(said.is_empty());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_as_far_as_it_goes() {
+    let process = Process::with_files("ulimit -Sn 40; ulimit -Hn 300");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let files: Vec<_> = files.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(files, ["300", "300"]);
 }
 
 /// The clock that the server of the next test signs and checks by.

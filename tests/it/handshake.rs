@@ -262,6 +262,19 @@ async fn a_full_node_refuses_with_4100() {
 }
 
 #[tokio::test]
+async fn a_place_of_the_node_is_taken_as_long_as_there_is_a_socket() {
+    let server = Server::with(|setup| setup.options.pusher.connections_max = Some(1)).await;
+    let mut open = RawSocket::over(server.tcp().await);
+    open.upgrade("/app/demo-key").await;
+    open.write(&frame(0x82, b"binary")).await;
+    assert_eq!(open.next().await.first, 0x88, "a Close");
+    // It does not answer the Close, so its socket is there for two seconds more, and the app does not count it.
+    server.has_connections(0).await;
+    server.upgrade("/app/demo-key", &[]).await.refused(4100).await;
+    place_again(&server).await.fence().await;
+}
+
+#[tokio::test]
 async fn the_first_check_that_fails_decides() {
     let refused = async |change: fn(&mut Setup), target: &str, code: u16| {
         let server = Server::with(change).await;

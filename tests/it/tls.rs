@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use pusherd::limits::Limit;
 use pusherd::server::{Shutdown, Tls};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
@@ -103,7 +104,14 @@ impl Secure {
     }
 
     async fn try_tls(&self, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
-        let stream = self.tcp_for_tls().await;
+        self.tls_over(self.tcp_for_tls().await, config).await
+    }
+
+    async fn tls_over(
+        &self,
+        stream: TcpStream,
+        config: ClientConfig,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let connecting = TlsConnector::from(Arc::new(config)).connect(localhost(), stream);
         in_time("a TLS handshake", connecting).await
     }
@@ -533,6 +541,33 @@ async fn an_app_for_tls_only_takes_connections_of_our_own_tls() {
     client.subscribe(NEWS).await;
     server.publish(NEWS, "e", "x").await;
     client.expect(json!({ "event": "e", "channel": NEWS, "data": "x" })).await;
+}
+
+#[tokio::test]
+async fn the_header_of_a_proxy_stands_before_the_handshake() {
+    let server = Secure::with(|setup| {
+        setup.options.proxy_protocol = true;
+        setup.options.addresses.connections_max = Some(1);
+    })
+    .await;
+    let proxied = async |source: &str| {
+        let mut stream = server.tcp_for_tls().await;
+        let header = format!("PROXY TCP4 {source} 198.51.100.1 4711 6001\r\n");
+        stream.write_all(header.as_bytes()).await.unwrap();
+        let config = server.certificate.client_config(&VERSIONS);
+        RawSocket::over(server.tls_over(stream, config).await.unwrap())
+    };
+    let mut first = proxied("192.0.2.1").await;
+    first.upgrade("/app/demo-key").await;
+    let mut second = proxied("192.0.2.1").await;
+    second.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
+    second.read_head().await;
+    assert!(second.next().await.text().contains("4100"), "it has the address of the header");
+    proxied("192.0.2.2").await.upgrade("/app/demo-key").await;
+    first.fence().await;
+    server.has_refused(Limit::AddressConnections, 1);
+    assert!(server.try_tls(server.certificate.client_config(&VERSIONS)).await.is_err());
+    server.refuses(Limit::ProxyProtocol, 1).await;
 }
 
 #[tokio::test]

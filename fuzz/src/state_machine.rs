@@ -380,7 +380,7 @@ impl World {
         let added = member.clone().filter(is_new);
         let again = known.subscribers.contains_key(&who);
         if !again && added.is_some() && known.roster.len() >= MEMBERS {
-            assert!(matches!(joined, Err(JoinError::Full { .. })));
+            assert!(matches!(joined, Err(JoinError::Full)));
             return;
         }
         let joined = joined.unwrap();

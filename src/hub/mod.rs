@@ -124,7 +124,7 @@ impl Hub {
     /// Subscribes a connection to a channel and tells it so. A backlog says when the connection may go on.
     ///
     /// # Errors
-    /// [`JoinError`]; the operator is told once a minute.
+    /// [`JoinError`], which is counted and reported.
     pub fn join(
         &self,
         app: &App,
@@ -150,19 +150,13 @@ impl Hub {
                 }
                 Ok(joined.backlog)
             }
-            Err(JoinError::TooManyChannels) => {
-                self.refused(Limit::AppChannels, Some(app));
-                Err(JoinError::TooManyChannels)
-            }
-            Err(JoinError::Full { first_in_a_minute }) => {
-                self.0.metrics.refused(Limit::PresenceMembers).count();
-                if first_in_a_minute {
-                    warn!(
-                        app = %app.id, %channel, members_max,
-                        "presence channel is full, users are refused; raise limits.presence_members of the app"
-                    );
-                }
-                Err(JoinError::Full { first_in_a_minute })
+            Err(error) => {
+                let limit = match error {
+                    JoinError::Full => Limit::PresenceMembers,
+                    JoinError::TooManyChannels => Limit::AppChannels,
+                };
+                self.refused(limit, Some(app));
+                Err(error)
             }
         }
     }

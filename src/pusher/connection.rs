@@ -267,7 +267,7 @@ impl Connection {
                     Err(why) => {
                         let limits = &app.limits;
                         let refusal = match why {
-                            JoinError::Full { .. } => refusal::presence_full(limits.presence_members_max),
+                            JoinError::Full => refusal::presence_full(limits.presence_members_max),
                             JoinError::TooManyChannels => {
                                 refusal::too_many_app_channels(limits.channels_max.unwrap_or(u32::MAX))
                             }

@@ -54,9 +54,6 @@ const INDEXED: usize = 64;
 const COUNT_AT_ONCE: usize = 100;
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A full presence channel is reported to the operator this often.
-const FULL_REPORT_INTERVAL: Duration = Duration::from_secs(60);
-
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -76,8 +73,6 @@ struct State {
     /// Among the channels of the app: held while there are subscribers or an event that is kept.
     place: Option<ChannelPlace>,
     counts: Counts,
-    /// When a refusal of a full channel was last reported.
-    full_reported: Option<Duration>,
     /// Out of the map, or about to be: of no use any more.
     given_up: bool,
 }
@@ -281,13 +276,7 @@ impl Channel {
         if let Some(member) = &join.member {
             let presence = state.presence.get_or_insert_default();
             if presence.len() >= join.members_max && !presence.has(&member.id) {
-                let reported = state.full_reported;
-                let first_in_a_minute =
-                    reported.is_none_or(|at| now.saturating_sub(at) >= FULL_REPORT_INTERVAL);
-                if first_in_a_minute {
-                    state.full_reported = Some(now);
-                }
-                return Some(Err(JoinError::Full { first_in_a_minute }));
+                return Some(Err(JoinError::Full));
             }
         }
         if !state.take_place(join.places) {

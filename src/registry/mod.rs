@@ -128,10 +128,7 @@ pub struct Joined {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum JoinError {
     /// The presence channel has as many users as it takes.
-    Full {
-        /// Whether this is the first such refusal in a minute.
-        first_in_a_minute: bool,
-    },
+    Full,
     /// The app has as many channels as it may have, and this would be one more.
     TooManyChannels,
 }

@@ -2,6 +2,8 @@
 //! limits of sizes are in `limits`, those of strangers and addresses in `strangers`, that of slow readers in
 //! `slow_reader`.
 
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -138,6 +140,40 @@ async fn a_presence_channel_has_so_many_users() {
     two.ask_as("presence-room", &json!({ "user_id": "2" }).to_string()).await;
     two.expect_refusal("presence-room", "LimitReached", 4100, Value::Null).await;
     server.has_refused(Limit::PresenceMembers, 1);
+}
+
+/// What is logged on the thread of a test, on which its server runs as well.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_once_a_minute_that_channels_are_full_however_many_are() {
+    let log = Log::default();
+    let written = log.clone();
+    let _logging = tracing::subscriber::set_default(
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish(),
+    );
+    let server = Server::with_app(|app| app.limits.presence_members_max = 1).await;
+    let [mut one, mut two] = server.connect_many().await;
+    for channel in ["presence-a", "presence-b", "presence-c"] {
+        one.join(channel, json!({ "user_id": "1" })).await;
+        two.ask_as(channel, &json!({ "user_id": "2" }).to_string()).await;
+        two.expect_refusal(channel, "LimitReached", 4100, Value::Null).await;
+    }
+    server.has_refused(Limit::PresenceMembers, 3);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert!(matches!(warnings[..], [one] if one.contains("limits.presence_members")), "{warnings:#?}");
 }
 
 const FIVE: Rate = Rate { per_second: 1, burst: 5 };

@@ -1,10 +1,13 @@
 //! Routes that tell whether the server is well, unsigned, in the forms that other servers have made common.
 //! Source: protocol.md §8.9.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{Api, ApiError};
@@ -30,7 +33,7 @@ pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiErr
 }
 
 /// The answer to [`accept_traffic`]: bytes, and per cent used.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
     free: u64,
     used: u64,
@@ -45,11 +48,28 @@ pub(super) async fn accept_traffic(State(api): State<Api>) -> Response {
     struct Body {
         memory: Memory,
     }
-    let memory = memory();
+    let memory = api.0.memory.at(api.0.hub.now(), memory);
     let short = memory.percent > f64::from(api.0.options.accept_traffic_memory_percent);
     let accepts = !short && !api.0.hub.is_draining();
     let status = if accepts { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     (status, Json(Body { memory })).into_response()
+}
+
+/// For so long what was seen of the memory is told again: strangers may ask as often as they like.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What was seen of the memory, and when.
+#[derive(Debug, Default)]
+pub(super) struct LastLook(Mutex<Option<(Duration, Memory)>>);
+
+impl LastLook {
+    fn at(&self, now: Duration, look: impl FnOnce() -> Memory) -> Memory {
+        let mut last = self.0.lock();
+        match *last {
+            Some((at, memory)) if now.saturating_sub(at) < LOOK_INTERVAL => memory,
+            Some(_) | None => last.insert((now, look())).1,
+        }
+    }
 }
 
 /// The machine's memory, or the container's where it has a limit. Zeroes where the system does not tell.
@@ -85,4 +105,23 @@ fn memory() -> Memory {
 pub(super) async fn upgrade_required() -> Response {
     let headers = [(header::UPGRADE, "websocket"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     (StatusCode::UPGRADE_REQUIRED, headers, "This is a WebSocket endpoint").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_is_looked_at_once_a_second_however_often_it_is_asked_for() {
+        let (last, mut looks) = (LastLook::default(), 0);
+        let mut total_at = |millis| {
+            let look = || {
+                looks += 1;
+                Memory { free: 0, used: 0, total: looks, percent: 0.0 }
+            };
+            last.at(Duration::from_millis(millis), look).total
+        };
+        let totals = [5000, 5000, 5999, 4999, 6000, 6999, 60_000].map(&mut total_at);
+        assert_eq!(totals, [1, 1, 1, 1, 2, 2, 3]);
+    }
 }

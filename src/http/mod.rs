@@ -67,6 +67,7 @@ struct Inner {
     apps: Arc<Apps>,
     /// The idempotency keys that are remembered.
     keys: idempotency::Keys,
+    memory: health::LastLook,
     options: Options,
 }
 
@@ -75,7 +76,7 @@ impl Api {
     #[must_use]
     pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
         let keys = idempotency::Keys::of(&apps);
-        Self(Arc::new(Inner { hub, apps, keys, options }))
+        Self(Arc::new(Inner { hub, apps, keys, memory: health::LastLook::default(), options }))
     }
 
     /// Takes an app's path prefix off a request, so that the routes stand once; the signature is checked against

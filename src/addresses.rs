@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,16 +160,20 @@ impl Addresses {
     /// Who is at the other end of a connection from `peer` that sent `headers`.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let mut client = peer.to_canonical();
-        let mut named = match self.options.header {
-            ForwardedHeader::XForwardedFor => x_forwarded_for(headers),
-            ForwardedHeader::Forwarded => forwarded(headers),
+        let (name, address): (_, fn(&str) -> Option<IpAddr>) = match self.options.header {
+            ForwardedHeader::XForwardedFor => ("x-forwarded-for", node),
+            ForwardedHeader::Forwarded => ("forwarded", forwarded_for),
         };
+        let mut client = peer.to_canonical();
         // From the last proxy backwards, as long as each is believed. What is no address was nobody's word.
-        while self.trusts(client)
-            && let Some(Some(before)) = named.pop()
-        {
-            client = before;
+        for line in headers.get_all(name).iter().rev() {
+            for element in parts_from_the_end(&String::from_utf8_lossy(line.as_bytes()), ',') {
+                if !self.trusts(client) {
+                    return client;
+                }
+                let Some(before) = address(element) else { return client };
+                client = before;
+            }
         }
         client
     }
@@ -258,25 +263,53 @@ impl Table {
     }
 }
 
-/// The values of a header, in the order of the lines.
-fn texts<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h str> {
-    // A line that is no text has no address in it, but a place.
-    headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default())
+/// The parts of `text` between the separators that stand in no quoted string, the last one first.
+///
+/// Read from the end, because that is what the nearest proxy wrote: whatever a stranger wrote before it, with quotes
+/// that do not end, changes nothing of it.
+fn parts_from_the_end(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    iter::from_fn(move || {
+        let text = rest?;
+        let mut quoted = false;
+        let separates = |&(at, char): &(usize, char)| {
+            if char == '"' && !(quoted && is_escaped(text, at)) {
+                quoted = !quoted;
+            }
+            char == separator && !quoted
+        };
+        let Some((at, _)) = text.char_indices().rev().find(separates) else { return rest.take() };
+        rest = Some(&text[..at]);
+        Some(&text[at + separator.len_utf8()..])
+    })
 }
 
-/// The addresses that `X-Forwarded-For` names; `None` for what is no address.
-fn x_forwarded_for(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    texts(headers, "x-forwarded-for").flat_map(|line| line.split(',')).map(node).collect()
+/// The address in an element of `Forwarded`. `None` if it is no address, or if the element could be read in two ways:
+/// with two addresses, or with quotes that do not match.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut address = None;
+    for pair in parts_from_the_end(element, ';').filter(|pair| !pair.trim().is_empty()) {
+        let (name, value) = pair.split_once('=')?;
+        let value = unquoted(value.trim())?;
+        let is_name = !name.contains('"');
+        let is_second = name.trim().eq_ignore_ascii_case("for") && address.replace(value).is_some();
+        if !is_name || is_second {
+            return None;
+        }
+    }
+    node(address?)
 }
 
-/// The addresses that `Forwarded` names; `None` for what is no address.
-fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let of_element = |element: &str| {
-        let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-        let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-        node(value.trim().trim_matches('"'))
-    };
-    texts(headers, "forwarded").flat_map(|line| line.split(',')).map(of_element).collect()
+/// What is in a quoted string, its escapes included; what is not quoted, if there is no quote in it.
+fn unquoted(value: &str) -> Option<&str> {
+    let Some(quoted) = value.strip_prefix('"') else { return (!value.contains('"')).then_some(value) };
+    let (end, _) = quoted.match_indices('"').find(|(at, _)| !is_escaped(quoted, *at))?;
+    (end + 1 == quoted.len()).then(|| &quoted[..end])
+}
+
+/// Whether the character of a quoted string at `at` has a backslash before it that is not escaped itself.
+fn is_escaped(text: &str, at: usize) -> bool {
+    text[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
 }
 
 /// An address as proxies write it: bare, in brackets, or with a port.
@@ -289,7 +322,8 @@ fn node(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderName;
+    use axum::http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -352,9 +386,80 @@ mod tests {
             ("for=unknown", "127.0.0.1"),
             ("for=_hidden", "127.0.0.1"),
             ("by=203.0.113.43", "127.0.0.1"),
+            // Separators in quotes are none, and a quote that is escaped ends nothing.
+            ("host=\"a;for=203.0.113.9\";for=198.51.100.1", "198.51.100.1"),
+            ("host=\"a, for=203.0.113.9\";for=198.51.100.1", "198.51.100.1"),
+            ("for=198.51.100.1;host=\"a\\\", for=203.0.113.9\"", "198.51.100.1"),
+            ("for=198.51.100.1;host=\"a\\\\\";", "198.51.100.1"),
+            // What a stranger wrote before it takes nothing from the nearest proxy's word.
+            ("for=\"203.0.113.9, for=198.51.100.1", "198.51.100.1"),
+            ("for=\"203.0.113.9, for=\"[2400::7]:80\"", "2400::7"),
+            // What could be read in two ways is not believed.
+            ("for=203.0.113.9;for=198.51.100.1", "127.0.0.1"),
+            ("host=\"a\";for=203.0.113.9;x=\"\";for=198.51.100.1", "127.0.0.1"),
+            ("host=\"a;for=198.51.100.1", "127.0.0.1"),
+            ("\"host=a;for=198.51.100.1", "127.0.0.1"),
+            ("for=198.51.100.1;host=a\"", "127.0.0.1"),
+            ("for=\"\"198.51.100.1\"\"", "127.0.0.1"),
+            ("for=198.51.100.1;secret", "127.0.0.1"),
         ] {
             let headers = headers(&[("forwarded", value), ("x-forwarded-for", "192.0.2.99")]);
             assert_eq!(addresses.client(ip("127.0.0.1"), &headers), ip(client), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_hides_no_address_behind_it() {
+        for (header, value) in [
+            (ForwardedHeader::XForwardedFor, &b"\xff\xe9, 198.51.100.1"[..]),
+            (ForwardedHeader::Forwarded, b"for=\xff, for=198.51.100.1"),
+        ] {
+            let addresses = addresses(|options| options.header = header);
+            let mut headers = HeaderMap::new();
+            let name = ["x-forwarded-for", "forwarded"][header as usize];
+            headers.insert(name, HeaderValue::from_bytes(value).unwrap());
+            assert_eq!(addresses.client(ip("127.0.0.1"), &headers), ip("198.51.100.1"), "{header:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever comes before it, in as many lines and quotes as a stranger likes; and whatever its own element
+        /// quotes.
+        #[test]
+        fn the_word_of_the_nearest_proxy_is_believed_whatever_a_stranger_wrote(
+            lines in proptest::collection::vec("[\\PC\t]{0,40}|[\",;=\\\\ for:.0-9]{0,40}", 1..4),
+            host in "\\PC{0,40}|[\",;=\\\\ for:.0-9]{0,40}",
+        ) {
+            let client = ip("198.51.100.7");
+            let host = host.replace('\\', "\\\\").replace('"', "\\\"");
+            let mut lines = lines;
+            let last = lines.pop().unwrap_or_default();
+            for (header, name, word) in [
+                (ForwardedHeader::XForwardedFor, "x-forwarded-for", client.to_string()),
+                (ForwardedHeader::Forwarded, "forwarded", format!("host=\"{host}\";for={client}")),
+                (ForwardedHeader::Forwarded, "forwarded", format!("for=\"{client}:80\"; host=\"{host}\"")),
+            ] {
+                let addresses = addresses(|options| options.header = header);
+                let values = lines.iter().cloned().chain([format!("{last}, {word}")]);
+                let values: Result<Vec<_>, _> = values.map(HeaderValue::try_from).collect();
+                // What is no header never comes here.
+                let Ok(values) = values else { continue };
+                let headers = values.into_iter().map(|value| (HeaderName::from_static(name), value));
+                prop_assert_eq!(addresses.client(ip("127.0.0.1"), &headers.collect()), client);
+            }
+        }
+
+        #[test]
+        fn no_header_is_too_strange_to_be_read(lines in proptest::collection::vec(any::<Vec<u8>>(), 0..4)) {
+            for header in [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded] {
+                let addresses = addresses(|options| options.header = header);
+                let values = lines.iter().filter_map(|line| HeaderValue::from_bytes(line).ok());
+                let names = ["x-forwarded-for", "forwarded"].map(HeaderName::from_static);
+                let headers: HeaderMap =
+                    values.flat_map(|value| names.clone().map(|name| (name, value.clone()))).collect();
+                prop_assert_eq!(addresses.client(ip("192.0.2.1"), &headers), ip("192.0.2.1"));
+                let _ = addresses.client(ip("127.0.0.1"), &headers);
+            }
         }
     }
 

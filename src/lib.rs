@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! POST /apps/{id}/events
-//!  → http::Service      the two routes that publish are matched by hand, all others by axum's router
+//!  → http::Service      the routes that publish are matched by hand, all others by axum's router
 //!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
 //!  → http::trigger      JSON → checked names and sizes, the socket to except
 //!  → hub.publish
@@ -101,7 +101,7 @@
 //!
 //! - **tokio-tungstenite** copies every payload into a buffer per connection, so delivery and receiving do not go
 //!   through it. Its core, tungstenite, checks the upgrade, and it is the client in the tests.
-//! - **axum** routes all HTTP but the two paths by which applications publish, which [`http::Service`] matches by
+//! - **axum** routes all HTTP but the paths by which applications publish, which [`http::Service`] matches by
 //!   hand: router, extractors and boxed futures were a tenth of a publish's instructions. The accept loop is our own
 //!   over hyper, because a connection that becomes a WebSocket is taken out of it down to the TCP stream.
 //! - **dashmap** is the map of channels, connections and users; no guard of it lives while a channel is locked.

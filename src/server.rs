@@ -203,7 +203,7 @@ pub async fn run(
         addresses,
         arrivals: Arc::new(Arrivals::new(options.unauthenticated_max)),
         proxy_protocol: options.proxy_protocol,
-        http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone())),
+        http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone(), tasks.clone())),
         handshake_timeout: options.handshake_timeout,
         keep_alive: options.keep_alive,
         write_timeout: options.http.read_timeout,
@@ -264,7 +264,7 @@ struct Server {
     write_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
     stopping: CancellationToken,
-    /// Connections, HTTP and WebSocket.
+    /// Connections, HTTP and WebSocket, and publishes that go on without theirs.
     tasks: TaskTracker,
 }
 

@@ -71,7 +71,7 @@ impl World {
         });
         let subscribers = subscribers.collect();
         let apps = Arc::new(Apps::new([app()]));
-        let service = Service::new(Api::new(hub, apps, Options::default()));
+        let service = Service::new(Api::new(hub, apps, Options::default(), Default::default()));
         drop(_inside);
         Self { runtime, service, subscribers, requests: 0 }
     }

@@ -3,11 +3,12 @@
 //!
 //! Keys are the app's, and remembered for a while after their answer ([`AppLimits::idempotency_window`]), in a
 //! store that is bounded by number and bytes: of more, the oldest are forgotten. A first attempt that fails
-//! releases its key. Once it publishes, an attempt goes on to its end even if the client hangs up, so that the
-//! client's next try finds the answer and not half a publish.
+//! releases its key. Once it publishes, an attempt goes on to its end even if the client hangs up or the server is
+//! told to stop, so that the client's next try finds the answer and not half a publish.
 //!
 //! A request without a key costs a look at its headers, and nothing else. The key in a header is not signed, the
-//! key in the body is: with it, a request that somebody has overheard cannot be replayed within the window either.
+//! key in the body is: with it, a request that somebody has overheard cannot be replayed either, as long as its key
+//! is remembered.
 //!
 //! Source: draft-ietf-httpapi-idempotency-key-header-07 for the header, 409 and 422.
 //!
@@ -39,9 +40,6 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The longest key.
 const KEY_CHARS_MAX: usize = 255;
-
-/// How long a request waits for the answer of the first one with its key.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a key is charged beyond its bytes and those of its answer.
 const ENTRY_BYTES: usize = 192;
@@ -122,28 +120,28 @@ impl Keys {
     }
 }
 
-/// The right to be the first with a key, until it is finished or, when dropped before, released.
+/// A request that is the first with its key, until it is finished. Dropped before, it releases the key.
 struct Claim {
     api: Api,
     app: Arc<App>,
-    key: Key,
-    /// Those who wait for the answer see it dropped.
-    _running: watch::Sender<()>,
+    first: Option<First>,
 }
 
 impl Claim {
-    fn finish(&self, answer: &Bytes) {
-        let hub = &self.api.0.hub;
-        let limits = &self.app.limits;
-        let forgotten =
-            self.api.0.keys.of_app(&self.app, |keys| keys.finish(&self.key, answer, limits, hub.now()));
-        (0..forgotten).for_each(|_| hub.refused(Limit::IdempotencyKeys, Some(&self.app)));
+    fn finish(&mut self, answer: &Bytes) {
+        let Some(first) = self.first.take() else { return };
+        let Self { api, app, .. } = self;
+        let hub = &api.0.hub;
+        let forgotten = api.0.keys.of_app(app, |keys| keys.finish(first, answer, &app.limits, hub.now()));
+        (0..forgotten).for_each(|_| hub.refused(Limit::IdempotencyKeys, Some(app)));
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.api.0.keys.of_app(&self.app, |keys| keys.release(&self.key));
+        if let Some(first) = self.first.take() {
+            self.api.0.keys.of_app(&self.app, |keys| keys.release(first));
+        }
     }
 }
 
@@ -155,14 +153,14 @@ pub(super) async fn once(
     publish: Publish,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let fingerprint = fingerprint(&signed);
-    let until = Instant::now() + PATIENCE;
-    let claim = loop {
+    let until = Instant::now() + api.0.options.answer_timeout;
+    let mut claim = loop {
         let app = &signed.app;
         let begun =
             api.0.keys.of_app(app, |keys| keys.begin(&key, &fingerprint, &app.limits, api.0.hub.now()));
         match begun {
-            Begun::First(running) => {
-                break Claim { api: api.clone(), app: Arc::clone(app), key, _running: running };
+            Begun::First(first) => {
+                break Claim { api: api.clone(), app: Arc::clone(app), first: Some(first) };
             }
             Begun::Repeat(answer) => {
                 api.0.hub.metrics().repeats_answered.count();
@@ -184,10 +182,11 @@ pub(super) async fn once(
         }
     };
     // A task of its own: the client may hang up, the publish goes on.
-    let publishing = tokio::spawn(async move {
+    let publishing = api.0.tasks.spawn(async move {
         let answer = match publish {
-            Publish::One => trigger::one(&api, &signed).await?,
-            Publish::Batch => trigger::batch(&api, &signed).await?,
+            Publish::One => trigger::one(&claim.api, &signed).await?,
+            Publish::Batch => trigger::batch(&claim.api, &signed).await?,
+            Publish::Legacy => trigger::legacy(&claim.api, &signed).await?,
         };
         claim.finish(&answer);
         Ok(json_response(answer, signed.headers))
@@ -221,11 +220,20 @@ enum State {
     Answered(Bytes),
 }
 
+/// The right to be the first with a key. There is one for each attempt, and it is given back once: whoever has it
+/// no more has no say in what becomes of the key.
+#[derive(Debug)]
+struct First {
+    key: Key,
+    /// Those who wait for the answer see it dropped.
+    _running: watch::Sender<()>,
+}
+
 /// What a request with a key finds.
 #[derive(Debug)]
 enum Begun {
     /// It is the first.
-    First(watch::Sender<()>),
+    First(First),
     /// The answer of the first.
     Repeat(Bytes),
     /// The first has not been answered.
@@ -251,18 +259,18 @@ impl Store {
                 let attempt = Attempt { fingerprint: *fingerprint, state: State::Running(running) };
                 self.bytes += charge(key);
                 self.attempts.insert(key.clone(), attempt);
-                Begun::First(first)
+                Begun::First(First { key: key.clone(), _running: first })
             }
         }
     }
 
-    /// Remembers the answer to the first request with `key`; how many other keys were forgotten before their time
-    /// for it.
-    fn finish(&mut self, key: &Key, answer: &Bytes, limits: &AppLimits, now: Duration) -> usize {
-        let Some(attempt) = self.attempts.get_mut(key) else { return 0 };
+    /// Remembers the answer to the first request with a key; how many keys were forgotten before their time for it,
+    /// which may be its own.
+    fn finish(&mut self, first: First, answer: &Bytes, limits: &AppLimits, now: Duration) -> usize {
+        let Some(attempt) = self.attempts.get_mut(&first.key) else { return 0 };
         attempt.state = State::Answered(answer.clone());
         self.bytes += answer.len();
-        self.answered.push_back((now + limits.idempotency_window, key.clone()));
+        self.answered.push_back((now + limits.idempotency_window, first.key));
         let mut forgotten = 0;
         while self.attempts.len() > limits.idempotency_keys_max || self.bytes > limits.idempotency_bytes_max {
             if !self.forget_oldest() {
@@ -273,11 +281,10 @@ impl Store {
         forgotten
     }
 
-    /// Forgets `key`, if its request was not answered.
-    fn release(&mut self, key: &Key) {
-        if let Some(Attempt { state: State::Running(_), .. }) = self.attempts.get(key) {
-            self.attempts.remove(key);
-            self.bytes -= charge(key);
+    /// Forgets a key whose first request has failed.
+    fn release(&mut self, first: First) {
+        if self.attempts.remove(&first.key).is_some() {
+            self.bytes -= charge(&first.key);
         }
     }
 
@@ -301,7 +308,12 @@ fn charge(key: &Key) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
+    use crate::http::Options;
+    use crate::hub::Hub;
+    use crate::webhooks::Webhooks;
 
     const NOW: Duration = Duration::from_secs(1000);
     const ONE: Fingerprint = [1; 32];
@@ -315,11 +327,19 @@ mod tests {
         AppLimits { idempotency_keys_max: keys, idempotency_bytes_max: bytes, ..AppLimits::default() }
     }
 
+    fn first(store: &mut Store, text: &str, limits: &AppLimits, now: Duration) -> First {
+        match store.begin(&key(text), &ONE, limits, now) {
+            Begun::First(first) => first,
+            other @ (Begun::Repeat(_) | Begun::Running(_) | Begun::OtherRequest | Begun::Full) => {
+                panic!("{text}: {other:?}")
+            }
+        }
+    }
+
     /// A request with the key that is carried out at once.
     fn publish(store: &mut Store, text: &str, limits: &AppLimits, now: Duration) -> usize {
-        let begun = store.begin(&key(text), &ONE, limits, now);
-        assert!(matches!(begun, Begun::First(_)), "{text}: {begun:?}");
-        store.finish(&key(text), &Bytes::from_static(b"{}"), limits, now)
+        let first = first(store, text, limits, now);
+        store.finish(first, &Bytes::from_static(b"{}"), limits, now)
     }
 
     fn repeats(store: &mut Store, text: &str, limits: &AppLimits, now: Duration) -> bool {
@@ -328,8 +348,8 @@ mod tests {
                 assert_eq!(&answer[..], b"{}");
                 true
             }
-            Begun::First(_) => {
-                store.release(&key(text));
+            Begun::First(first) => {
+                store.release(first);
                 false
             }
             other @ (Begun::Running(_) | Begun::OtherRequest | Begun::Full) => panic!("{other:?}"),
@@ -349,20 +369,18 @@ mod tests {
     #[test]
     fn of_two_at_once_one_is_the_first_and_the_other_waits() {
         let (mut store, limits) = (Store::default(), limits(10, 10_000));
-        let Begun::First(running) = store.begin(&key("a"), &ONE, &limits, NOW) else { panic!("the first") };
+        let first = first(&mut store, "a", &limits, NOW);
         let Begun::Running(waiting) = store.begin(&key("a"), &ONE, &limits, NOW) else { panic!("it waits") };
         assert!(matches!(store.begin(&key("a"), &OTHER, &limits, NOW), Begun::OtherRequest));
-        store.release(&key("a"));
-        drop(running);
+        store.release(first);
         assert!(waiting.has_changed().is_err(), "the first has ended");
         assert!(!repeats(&mut store, "a", &limits, NOW), "a failure releases the key");
     }
 
     #[test]
-    fn an_answered_key_is_not_released_and_not_for_another_request() {
+    fn an_answered_key_is_not_for_another_request() {
         let (mut store, limits) = (Store::default(), limits(10, 10_000));
         publish(&mut store, "a", &limits, NOW);
-        store.release(&key("a"));
         assert!(repeats(&mut store, "a", &limits, NOW));
         assert!(matches!(store.begin(&key("a"), &OTHER, &limits, NOW), Begun::OtherRequest));
     }
@@ -381,15 +399,42 @@ mod tests {
     #[test]
     fn what_is_carried_out_is_never_forgotten_so_it_has_a_bound() {
         let (mut store, limits) = (Store::default(), limits(2, 10_000));
-        let running: Vec<_> =
-            ["a", "b"].iter().map(|text| store.begin(&key(text), &ONE, &limits, NOW)).collect();
-        assert!(running.iter().all(|begun| matches!(begun, Begun::First(_))));
+        let [a, b] = ["a", "b"].map(|text| first(&mut store, text, &limits, NOW));
         assert!(matches!(store.begin(&key("c"), &ONE, &limits, NOW), Begun::Full));
-        store.finish(&key("a"), &Bytes::new(), &limits, NOW);
-        assert!(matches!(store.begin(&key("c"), &ONE, &limits, NOW), Begun::First(_)));
-        store.finish(&key("b"), &Bytes::new(), &limits, NOW);
+        store.finish(a, &Bytes::new(), &limits, NOW);
+        let _c = first(&mut store, "c", &limits, NOW);
+        store.finish(b, &Bytes::new(), &limits, NOW);
         assert!(store.attempts.contains_key(&key("c")), "it is being carried out");
         assert_eq!(store.attempts.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_finished_has_no_say_in_the_next_one_with_its_key() {
+        let app = App { limits: limits(10, 1000), ..App::new("1", "k", "s") };
+        let apps = Arc::new(Apps::new([app]));
+        let app = apps.by_id("1").unwrap();
+        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let api = Api::new(hub, Arc::clone(&apps), Options::default(), TaskTracker::new());
+        let now = api.0.hub.now();
+        let begin = || api.0.keys.of_app(app, |keys| keys.begin(&key("a"), &ONE, &app.limits, now));
+        let claim = || match begin() {
+            Begun::First(first) => Claim { api: api.clone(), app: Arc::clone(app), first: Some(first) },
+            other @ (Begun::Repeat(_) | Begun::Running(_) | Begun::OtherRequest | Begun::Full) => {
+                panic!("{other:?}")
+            }
+        };
+        let mut one = claim();
+        // Too large to be remembered, so that the key is free again.
+        one.finish(&vec![b'x'; 1000].into());
+        let mut other = claim();
+        one.finish(&Bytes::new());
+        drop(one);
+        assert!(matches!(begin(), Begun::Running(_)), "the other one goes on");
+        other.finish(&Bytes::new());
+        drop(other);
+        assert!(matches!(begin(), Begun::Repeat(_)));
+        let left = api.0.keys.of_app(app, |keys| (keys.attempts.len(), keys.answered.len(), keys.bytes));
+        assert_eq!(left, (1, 1, charge(&key("a"))));
     }
 
     #[test]

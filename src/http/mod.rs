@@ -4,9 +4,9 @@
 //! before it reads the body, and the handlers start from there. Bodies and parameters become checked types in
 //! [`trigger`] and [`channels`]; what was wrong becomes a status and a sentence in [`error`].
 //!
-//! Start at [`Service`], which answers a request: axum's router finds the handler, but for the two paths by which
-//! applications publish. Routing, extractors and boxed futures were a tenth of what a publish costs, so those two
-//! are matched by hand; the handlers are the same.
+//! Start at [`Service`], which answers a request: axum's router finds the handler, but for the paths by which
+//! applications publish. Routing, extractors and boxed futures were a tenth of what a publish costs, so those are
+//! matched by hand; the handlers are the same.
 //!
 //! Source: protocol.md §8.
 
@@ -32,6 +32,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 pub use error::ApiError;
@@ -45,6 +46,8 @@ use crate::hub::Hub;
 pub struct Options {
     /// A request whose body makes no progress for so long is dropped. Default 30 s.
     pub read_timeout: Duration,
+    /// A request waits so long for the answer of the first one with its idempotency key. Default 10 s.
+    pub answer_timeout: Duration,
     /// `/accept-traffic` answers 500 while the machine's memory is used beyond this. Default 90 %.
     pub accept_traffic_memory_percent: u8,
     /// The wall clock, in seconds since 1970, by which the age of a signature is told. Default: the system's.
@@ -53,7 +56,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { read_timeout: Duration::from_secs(30), accept_traffic_memory_percent: 90, unix_now }
+        Self {
+            read_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(10),
+            accept_traffic_memory_percent: 90,
+            unix_now,
+        }
     }
 }
 
@@ -68,15 +76,17 @@ struct Inner {
     /// The idempotency keys that are remembered.
     keys: idempotency::Keys,
     memory: health::LastLook,
+    /// What the node waits for when it goes away: publishes that go on without their client are among it.
+    tasks: TaskTracker,
     options: Options,
 }
 
 impl Api {
-    /// An API in front of `hub`.
+    /// An API in front of `hub`. What it begins is one of `tasks`: wait for them before the node ends.
     #[must_use]
-    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options) -> Self {
+    pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
         let keys = idempotency::Keys::of(&apps);
-        Self(Arc::new(Inner { hub, apps, keys, memory: health::LastLook::default(), options }))
+        Self(Arc::new(Inner { hub, apps, keys, memory: health::LastLook::default(), tasks, options }))
     }
 
     /// Takes an app's path prefix off a request, so that the routes stand once; the signature is checked against
@@ -147,6 +157,7 @@ impl Service {
             Ok(signed) => match publish {
                 Publish::One => trigger::trigger(&self.api, signed).await,
                 Publish::Batch => trigger::trigger_batch(&self.api, signed).await,
+                Publish::Legacy => trigger::trigger_legacy(&self.api, signed).await,
             },
             Err(error) => Err(error),
         };
@@ -174,6 +185,8 @@ fn json_response(body: Bytes, mut headers: HeaderMap) -> Response<Full<Bytes>> {
 enum Publish {
     One,
     Batch,
+    /// By the API of 2012.
+    Legacy,
 }
 
 impl Publish {
@@ -185,7 +198,10 @@ impl Publish {
             ("", _) => None,
             (_, "events") => Some(Self::One),
             (_, "batch_events") => Some(Self::Batch),
-            _ => None,
+            (_, rest) => {
+                let channel = rest.strip_prefix("channels/")?.strip_suffix("/events")?;
+                (!channel.is_empty() && !channel.contains('/')).then_some(Self::Legacy)
+            }
         }
     }
 }
@@ -198,14 +214,14 @@ struct StrippedPrefix(Box<str>);
 /// slashes, encoded or not.
 fn router(api: Api) -> Router {
     Router::new()
-        // A POST to one of these two is answered ahead of the router.
+        // A POST to one of these is answered ahead of the router.
         .route("/apps/{app_id}/events", any(|| async { ApiError::MethodNotAllowed }))
         .route("/apps/{app_id}/batch_events", any(|| async { ApiError::MethodNotAllowed }))
+        .route("/apps/{app_id}/channels/{channel}/events", any(|| async { ApiError::MethodNotAllowed }))
         .route("/apps/{app_id}/connections", get(channels::connections))
         .route("/apps/{app_id}/channels", get(channels::channels))
         .route("/apps/{app_id}/channels/{channel}", get(channels::channel))
         .route("/apps/{app_id}/channels/{channel}/users", get(channels::users))
-        .route("/apps/{app_id}/channels/{channel}/events", post(trigger::trigger_legacy))
         .route("/apps/{app_id}/channels/{channel}/stats", get(channels::stats))
         .route("/apps/{app_id}/users/{*rest}", post(users::terminate))
         .route("/users/{*rest}", post(users::terminate))

@@ -3,9 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use axum::extract::State;
-use axum::http::{HeaderMap, Response, StatusCode};
-use axum::response::IntoResponse;
+use axum::http::{Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::Full;
 use serde::Serialize;
@@ -170,10 +168,18 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
 }
 
 /// `POST /apps/{app_id}/channels/{channel}/events`, of the API of 2012: the body is the data. Answers 202.
-pub(super) async fn trigger_legacy(
-    State(api): State<Api>,
-    signed: Signed,
-) -> Result<impl IntoResponse, ApiError> {
+/// Its key can only be in the header.
+pub(super) async fn trigger_legacy(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
+    let mut response = match Key::of(signed.headers.get(idempotency::HEADER), None)? {
+        Some(key) => Box::pin(idempotency::once(api.clone(), signed, key, Publish::Legacy)).await?,
+        None => json_response(legacy(api, &signed).await?, signed.headers),
+    };
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+/// As [`trigger_legacy`], whatever its key.
+pub(super) async fn legacy(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
     let app = &signed.app;
     let query = signed.query();
     let name = query.value("name").ok_or_else(|| ApiError::bad("name is missing"))?;
@@ -187,9 +193,9 @@ pub(super) async fn trigger_legacy(
         except: parse_socket_id(query.value("socket_id").as_deref())?,
         info: Info::default(),
     };
-    count_events(&api, app, 1)?;
+    count_events(api, app, 1)?;
     api.0.hub.publish(app, trigger.events()).await;
-    Ok((StatusCode::ACCEPTED, json_response(NOTHING, HeaderMap::new())))
+    Ok(NOTHING)
 }
 
 impl<'a> Trigger<'a> {

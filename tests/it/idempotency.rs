@@ -1,13 +1,28 @@
 //! A publish with an idempotency key is carried out once. Source: draft-ietf-httpapi-idempotency-key-header-07.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{Request as HttpRequest, Response};
+use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::poll;
+use http_body_util::Full;
+use pusherd::apps::{App, AppLimits, Apps};
+use pusherd::http::{AnswerBody, Api, Caller, Options, Service};
+use pusherd::hub::Hub;
 use pusherd::limits::Limit;
+use pusherd::outbox::Outbox;
+use pusherd::protocol::{ChannelName, NameRules, SocketId};
+use pusherd::webhooks::Webhooks;
 use serde_json::{Value, json};
 use socket2::SockRef;
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
-use crate::harness::{Answer, Client, NEWS, OTHER, Request, Server, in_time};
+use crate::harness::{Answer, Client, DEMO, NEWS, OTHER, Request, Server, in_time};
 
 /// A publish to `news`, signed anew each time as SDKs do.
 fn event(name: &str) -> Request {
@@ -67,6 +82,31 @@ async fn the_key_may_be_in_the_body_of_an_event_or_beside_the_events_of_a_batch(
         expect(&mut client, name).await;
     }
     client.fence().await;
+}
+
+/// Its body is the data, so the key can only be in the header.
+#[tokio::test]
+async fn the_publish_of_2012_may_name_a_key_in_its_header() {
+    let server = Server::start().await;
+    let mut client = subscribed(&server).await;
+    let publish = async |name: &str, body: &str| {
+        let request = Request::post("/apps/1001/channels/news/events", body).with("name", name);
+        server.send(request.header("Idempotency-Key", "k").signed()).await
+    };
+    for round in 0..3 {
+        let answer = publish("once", "text").await;
+        assert_eq!((answer.status, answer.text(), is_repeat(&answer)), (202, "{}", round > 0));
+    }
+    publish("other", "text").await.refused(422);
+    publish("once", "other").await.refused(422);
+    client.expect(json!({ "event": "once", "channel": NEWS, "data": "text" })).await;
+    client.fence().await;
+    let body = json!({ "idempotency_key": "a" }).to_string();
+    for _ in 0..2 {
+        let request = Request::post("/apps/1001/channels/news/events", body.as_str()).with("name", "e");
+        assert!(!is_repeat(&server.send(request.signed()).await), "the body is no more than data");
+        client.expect(json!({ "event": "e", "channel": NEWS, "data": body })).await;
+    }
 }
 
 #[tokio::test]
@@ -214,4 +254,85 @@ async fn who_repeats_a_publish_that_goes_on_waits_for_its_answer() {
     let answers = join_all((0..40).map(|at| server.send(publish(at)))).await;
     assert!(answers.iter().all(|answer| answer.ok() == json!({})));
     assert_eq!(answers.iter().filter(|answer| !is_repeat(answer)).count(), 10);
+}
+
+/// A service in which whoever publishes to `news` waits until [`Stuck::release`]: the channel is large, so that a task
+/// delivers it, and the runtime of those tasks stands still.
+struct Stuck {
+    service: Service,
+    tasks: TaskTracker,
+    drivers: Option<Runtime>,
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        // Otherwise it would be waited for, which a test must not.
+        if let Some(drivers) = self.drivers.take() {
+            drivers.shutdown_background();
+        }
+    }
+}
+
+impl Stuck {
+    fn new() -> Self {
+        let drivers = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let hub = {
+            let _inside = drivers.enter();
+            Hub::new(false, Arc::default(), Webhooks::default())
+        };
+        // One event is more than may be before the next one.
+        let limits = AppLimits { event_data_bytes_max: 300_000, ..AppLimits::default() };
+        let app = App { limits, ..App::new(DEMO.app_id, DEMO.key, DEMO.secret) };
+        let apps = Arc::new(Apps::new([app]));
+        let news = ChannelName::parse(NEWS, &NameRules::default()).unwrap();
+        for id in 0..40 {
+            let outbox = Arc::new(Outbox::detached(SocketId::new(id, id), usize::MAX));
+            hub.join(apps.by_id(DEMO.app_id).unwrap(), &outbox, &news, None).unwrap();
+        }
+        let tasks = TaskTracker::new();
+        let options = Options { answer_timeout: Duration::from_millis(100), ..Options::default() };
+        let service = Service::new(Api::new(hub, apps, options, tasks.clone()));
+        Self { service, tasks, drivers: Some(drivers) }
+    }
+
+    /// Publishes as [`keyed`] does.
+    async fn publish(&self) -> Response<AnswerBody> {
+        let body = json!({ "name": "e", "channel": NEWS, "data": "x".repeat(290_000) }).to_string();
+        let request = Request::post("/apps/1001/events", body).signed();
+        let body = Full::new(Bytes::copy_from_slice(request.payload()));
+        let request = HttpRequest::post(request.target()).header("Idempotency-Key", "k").body(body);
+        self.service.answer(request.unwrap(), &Caller::default()).await
+    }
+
+    /// Lets deliveries go on, until all that the API has begun has ended.
+    async fn release(&mut self) {
+        let (drivers, tasks) = (self.drivers.take().unwrap(), self.tasks.clone());
+        tasks.close();
+        let released = tokio::task::spawn_blocking(move || drivers.block_on(tasks.wait()));
+        in_time("what was held up ends", released).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_repeats_a_publish_that_does_not_end_is_told_409_in_the_end() {
+    let stuck = Stuck::new();
+    let mut first = pin!(stuck.publish());
+    assert!(poll!(&mut first).is_pending());
+    let begun = Instant::now();
+    let answer = in_time("an answer", stuck.publish()).await;
+    assert_eq!(answer.status(), 409);
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert!(begun.elapsed() >= Duration::from_millis(100), "it was waited for");
+    assert!(poll!(&mut first).is_pending(), "the first goes on");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_waits_for_a_publish_whose_client_is_gone() {
+    let mut stuck = Stuck::new();
+    assert!(poll!(pin!(stuck.publish())).is_pending());
+    assert!(!stuck.tasks.is_empty(), "it goes on without its client");
+    stuck.release().await;
+    let answer = in_time("the answer of the first", stuck.publish()).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["idempotent-replayed"], "true");
 }

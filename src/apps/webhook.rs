@@ -189,7 +189,12 @@ impl WebhookUrl {
         if !is_web || authority.host().is_empty() || bad_port {
             return Err(WebhookUrlError::Malformed);
         }
-        Ok(Self(uri))
+        if uri.path_and_query().is_none_or(|target| target.as_str().starts_with('/')) {
+            return Ok(Self(uri));
+        }
+        // A query without a path is of the root. Source: RFC 9112 §3.2.1.
+        let rooted = text.replacen('?', "/?", 1);
+        rooted.parse().map(Self).map_err(|_| WebhookUrlError::Malformed)
     }
 
     /// Whether requests go over TLS.
@@ -341,6 +346,7 @@ mod tests {
             ("http://127.0.0.1/hooks", false, "127.0.0.1", 80, "127.0.0.1", "/hooks"),
             ("https://app.test", true, "app.test", 443, "app.test", "/"),
             ("https://app.test:8443/a?b=c", true, "app.test", 8443, "app.test:8443", "/a?b=c"),
+            ("https://app.test?token=x?y", true, "app.test", 443, "app.test", "/?token=x?y"),
             ("http://[::1]:9000/", false, "::1", 9000, "[::1]:9000", "/"),
             ("http://[fe80::1]/x", false, "fe80::1", 80, "[fe80::1]", "/x"),
         ];
@@ -355,6 +361,10 @@ mod tests {
     fn a_url_does_not_print_its_query() {
         let url = WebhookUrl::parse("https://app.test:8443/a?token=hunter2").unwrap();
         assert_eq!(format!("{url} {url:?}"), "https://app.test:8443/a https://app.test:8443/a");
+        assert_eq!(
+            WebhookUrl::parse("https://app.test?token=hunter2").unwrap().to_string(),
+            "https://app.test/"
+        );
     }
 
     #[test]

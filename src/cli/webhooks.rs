@@ -46,21 +46,27 @@ impl Webhooks {
     }
 }
 
-/// Sends all letters of a file, one after the other, and leaves in it what could not be sent.
+/// Sends all letters of a file, one after the other. Each is struck out when it is delivered, so that whatever ends this
+/// leaves in the file what could not be sent.
 fn replay(settings: &Settings, path: &Path, fresh_time: bool) -> Result<String, String> {
     let shown = path.display();
-    let letters = DeadLetterFile::read(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let file = DeadLetterFile::open(path).map_err(|error| format!("{shown} cannot be replayed: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let allowed = settings.server.options.webhooks.allowed_addresses.clone();
     let mut replay = Replay::new(&settings.apps, allowed, fresh_time);
-    let (mut left, mut delivered) = (Vec::new(), 0);
-    for (number, (line, letter)) in (1..).zip(&letters.lines) {
-        let outcome = match letter {
+    let (mut left, mut delivered) = (0, 0);
+    for (number, line) in (1..).zip(&file.lines()) {
+        file.check(line)
+            .map_err(|error| format!("{delivered} delivered, then {shown} was given up: {error}"))?;
+        let outcome = match &line.letter {
             Ok(letter) => match runtime.block_on(replay.send(letter)) {
                 Ok(()) => {
                     delivered += 1;
                     print(format_args!("{number}: delivered to {}\n", letter.url));
+                    file.strike(line).map_err(|error| {
+                        format!("{delivered} delivered, but the last of them cannot be taken out of {shown}: {error}")
+                    })?;
                     continue;
                 }
                 Err(error) => format!("not delivered to {}: {error}", letter.url),
@@ -68,21 +74,19 @@ fn replay(settings: &Settings, path: &Path, fresh_time: bool) -> Result<String, 
             Err(why) => format!("skipped: {why}"),
         };
         print(format_args!("{number}: {outcome}\n"));
-        left.push(line.as_str());
+        left += 1;
     }
     // A name that is still being looked up would hold up the end.
     runtime.shutdown_background();
-    if delivered > 0 {
-        letters.leave(&left).map_err(|error| {
-            format!(
-                "{delivered} delivered, but {shown} cannot be written, so that it still holds them: {error}"
-            )
-        })?;
-    }
-    if left.is_empty() {
+    file.close_gaps().map_err(|error| {
+        format!(
+            "{delivered} delivered, {left} left, but {shown} keeps the room of those that are gone: {error}"
+        )
+    })?;
+    if left == 0 {
         return Ok(format!("{delivered} delivered, none left"));
     }
-    Err(format!("{delivered} delivered, {} left in {shown}", left.len()))
+    Err(format!("{delivered} delivered, {left} left in {shown}"))
 }
 
 /// Whether `signature` is that of a body, by the secret that the settings have for `key`.

@@ -18,9 +18,10 @@ use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::target;
@@ -31,6 +32,12 @@ const HEAD_BYTES: usize = 16 * 1024;
 
 /// What is read of the body of an answer, so that the connection can be used again. Nobody looks at it.
 const BODY_BYTES: usize = 64 * 1024;
+
+/// How long it is waited for.
+const BODY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A connection that nobody used for so long is not used again: what lies between may have forgotten it and not said so.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 const KEY: HeaderName = HeaderName::from_static("x-pusher-key");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-pusher-signature");
@@ -60,6 +67,11 @@ impl SendError {
     /// Whether the receiver was not even there to refuse.
     pub(super) const fn is_without_answer(&self) -> bool {
         !matches!(self, Self::Status(_))
+    }
+
+    /// Whether the receiver would say no more to another request: it is not there, fails, or is asked too much.
+    pub(super) const fn is_of_the_receiver(&self) -> bool {
+        self.is_without_answer() || matches!(self, Self::Status(429 | 500..))
     }
 }
 
@@ -94,7 +106,26 @@ impl std::fmt::Debug for TlsConnectorOnce {
 
 /// A connection that may be used again.
 #[derive(Debug, Default)]
-pub(super) struct KeptAlive(Option<SendRequest<Full<Bytes>>>);
+pub(super) struct KeptAlive(Option<(Connection, Instant)>);
+
+impl KeptAlive {
+    /// The connection, unless it was not used for too long.
+    fn take(&mut self) -> Option<Connection> {
+        self.0.take().filter(|(_, since)| since.elapsed() < IDLE_MAX).map(|(connection, _)| connection)
+    }
+
+    fn keep(&mut self, connection: Connection) {
+        self.0 = Some((connection, Instant::now()));
+    }
+}
+
+/// A connection, cut off when it is dropped.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// What moves its bytes, and might wait for the other side for ever.
+    _task: AbortOnDropHandle<()>,
+}
 
 impl Client {
     pub(super) fn new(allowed: Vec<IpNet>, timeout: Duration) -> Self {
@@ -118,11 +149,11 @@ impl Client {
     ) -> Result<(), SendError> {
         let deadline = Instant::now() + self.timeout;
         let sending = async {
-            if let Some(mut sender) = kept.0.take()
-                && sender.ready().await.is_ok()
+            if let Some(mut connection) = kept.take()
+                && connection.sender.ready().await.is_ok()
             {
-                match sender.send_request(request(webhook, signed)?).await {
-                    Ok(response) => return Ok((sender, response)),
+                match connection.sender.send_request(request(webhook, signed)?).await {
+                    Ok(response) => return Ok((connection, response)),
                     // The receiver had just ended a connection that nobody used: ask over a new one.
                     Err(error)
                         if error.is_canceled() || error.is_closed() || error.is_incomplete_message() => {}
@@ -130,25 +161,21 @@ impl Client {
                     Err(error) => return Err(error.into()),
                 }
             }
-            let mut sender = self.connect(&webhook.url, deadline).await?;
-            let response = sender.send_request(request(webhook, signed)?).await?;
-            Ok((sender, response))
+            let mut connection = self.connect(&webhook.url, deadline).await?;
+            let response = connection.sender.send_request(request(webhook, signed)?).await?;
+            Ok((connection, response))
         };
         let sent = timeout_at(deadline, sending).await.unwrap_or(Err(SendError::Timeout(self.timeout)));
-        let (sender, response) = sent?;
+        let (connection, response) = sent?;
         let status = response.status();
         // What the receiver said counts, whatever comes of the rest.
-        if timeout_at(deadline, read_to_end(response)).await == Ok(true) {
-            kept.0 = Some(sender);
+        if timeout(BODY_PATIENCE, read_to_end(response)).await == Ok(true) {
+            kept.keep(connection);
         }
         if status.is_success() { Ok(()) } else { Err(SendError::Status(status.as_u16())) }
     }
 
-    async fn connect(
-        &self,
-        url: &WebhookUrl,
-        deadline: Instant,
-    ) -> Result<SendRequest<Full<Bytes>>, SendError> {
+    async fn connect(&self, url: &WebhookUrl, deadline: Instant) -> Result<Connection, SendError> {
         let stream = self.connect_tcp(url, deadline).await?;
         // A request is one write, but for its body; neither is to wait for the other.
         stream.set_nodelay(true).map_err(SendError::Connect)?;
@@ -162,12 +189,12 @@ impl Client {
         };
         let (sender, connection) =
             http1::Builder::new().max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection to a receiver of webhooks ended");
             }
         });
-        Ok(sender)
+        Ok(Connection { sender, _task: AbortOnDropHandle::new(task) })
     }
 
     /// Connects to the first of the host's addresses that may be connected to and answers.
@@ -185,7 +212,7 @@ impl Client {
         for (at, address) in addresses.iter().enumerate() {
             // None takes the time of those after it.
             let left = (deadline - Instant::now()) / (addresses.len() - at) as u32;
-            match tokio::time::timeout(left, TcpStream::connect(address)).await {
+            match timeout(left, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = SendError::Connect(error),
                 Err(_) => last = SendError::Timeout(self.timeout),

@@ -1,20 +1,30 @@
 //! What could not be delivered: a file of JSON lines, one a request, written by a thread of its own.
 //!
 //! The file has a size that it does not grow beyond: what is there stays, what comes then is lost, counted and
-//! complained of. A disk that is full, slow or gone costs letters, never the server. Whoever changes the file holds
-//! a lock on it (`flock`), so that `pusherd webhooks replay` works beside a server that writes.
+//! complained of. A disk that is full, slow or gone costs letters, never the server.
+//!
+//! `pusherd webhooks replay` works beside a server that writes. It strikes each letter out where it stands, once it is
+//! delivered, and closes the gaps in the end; it makes no other file, so that owner, mode and links stay what they are.
+//! Whoever adds letters or closes gaps holds a lock on the file (`flock`), and of several replays in one folder only
+//! one goes on, by a lock on that folder.
+//!
+//! Whatever is killed at whatever time loses no letter: one that was delivered and not yet struck out is sent again by
+//! the next replay, and so may be one that was just being moved. Only a machine that loses its power in the milliseconds
+//! in which gaps are closed may lose some.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
-use tracing::{error, warn};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::error;
 
 use crate::metrics::Metrics;
 
@@ -24,7 +34,10 @@ const WAITING_BYTES: u32 = 16 * 1024 * 1024;
 /// What a letter costs beside its body.
 const OVERHEAD_BYTES: usize = 512;
 
-/// The same complaint is logged this often.
+/// Letters that are written before the file is closed, and looked up by its name again.
+const TURN: usize = 64;
+
+/// Lost letters are complained of this often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A request that was not delivered. Holds no secret: what replays it signs anew, with headers of the configuration.
@@ -50,7 +63,7 @@ pub(super) struct DeadLetters {
     writer: mpsc::UnboundedSender<Order>,
     /// Room for letters that wait, in bytes: it bounds the channel.
     room: Arc<Semaphore>,
-    metrics: Arc<Metrics>,
+    losses: Arc<Losses>,
 }
 
 #[derive(Debug)]
@@ -63,11 +76,18 @@ enum Order {
 impl DeadLetters {
     /// Starts the thread that writes to `path`; without one it only counts.
     pub(super) fn start(path: Option<PathBuf>, bytes_max: u64, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let (writer, orders) = mpsc::unbounded_channel();
-        let mut desk = Desk { path, bytes_max, metrics: Arc::clone(metrics), complained: None };
-        std::thread::Builder::new().name("dead-letters".to_owned()).spawn(move || desk.work(orders))?;
+        let (writer, mut orders) = mpsc::unbounded_channel();
+        let losses = Arc::new(Losses::new(metrics));
+        let desk = Desk { path, bytes_max, losses: Arc::clone(&losses) };
+        let working = move || {
+            let mut turn = Vec::with_capacity(TURN);
+            while orders.blocking_recv_many(&mut turn, TURN) > 0 {
+                desk.work(&mut turn);
+            }
+        };
+        std::thread::Builder::new().name("dead-letters".to_owned()).spawn(working)?;
         let room = Arc::new(Semaphore::new(WAITING_BYTES as usize));
-        Ok(Self { writer, room, metrics: Arc::clone(metrics) })
+        Ok(Self { writer, room, losses })
     }
 
     /// Keeps a letter, if the disk keeps up. Never waits.
@@ -76,31 +96,28 @@ impl DeadLetters {
         self.hand_over(letter, place);
     }
 
-    /// Keeps a letter, and waits for the disk if need be.
-    pub(super) async fn put_patiently(&self, letter: DeadLetter) {
-        let place = Arc::clone(&self.room).acquire_many_owned(cost(&letter)).await.ok();
-        self.hand_over(letter, place);
+    /// Keeps a letter, and waits for the disk until then if need be.
+    pub(super) async fn put_until(&self, letter: DeadLetter, until: Instant) {
+        let place = timeout_at(until, Arc::clone(&self.room).acquire_many_owned(cost(&letter))).await;
+        self.hand_over(letter, place.ok().and_then(Result::ok));
     }
 
     fn hand_over(&self, letter: DeadLetter, place: Option<OwnedSemaphorePermit>) {
+        self.losses.unwritten.fetch_add(1, Ordering::Relaxed);
         let sent = place.is_some_and(|place| self.writer.send(Order::Keep(letter, place)).is_ok());
         if !sent {
-            self.metrics.webhooks.dead_letters_lost.count();
+            self.losses.settle(Err(LetterError::Behind));
         }
     }
 
-    /// Waits until all letters are written, or for `patience`.
-    pub(super) async fn flush(&self, patience: Duration) {
+    /// Waits until all letters are written, or for `patience`; says how many were lost, if that was not said.
+    pub(super) async fn finish(&self, patience: Duration) {
         let (done, written) = oneshot::channel();
-        let flushed = async {
-            // An error is a thread that ended.
-            if self.writer.send(Order::Flush(done)).is_ok() {
-                let _ = written.await;
-            }
-        };
-        if tokio::time::timeout(patience, flushed).await.is_err() {
-            warn!("the file of dead letters could not be written in time");
+        // An error is a thread that ended.
+        if self.writer.send(Order::Flush(done)).is_ok() {
+            let _ = timeout(patience, written).await;
         }
+        self.losses.conclude();
     }
 }
 
@@ -109,19 +126,59 @@ fn cost(letter: &DeadLetter) -> u32 {
     u32::try_from(letter.body.len() + OVERHEAD_BYTES).unwrap_or(u32::MAX).min(WAITING_BYTES)
 }
 
+/// What became of letters: counted, and complained of where they are lost.
+#[derive(Debug)]
+struct Losses {
+    metrics: Arc<Metrics>,
+    /// Letters of which that is not known yet.
+    unwritten: AtomicU64,
+    /// When it was complained last, and of how many.
+    complained: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Losses {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: Arc::clone(metrics), unwritten: AtomicU64::new(0), complained: Mutex::new(None) }
+    }
+
+    /// A letter is written or lost.
+    fn settle(&self, kept: Result<(), LetterError>) {
+        self.unwritten.fetch_sub(1, Ordering::Relaxed);
+        let Err(error) = kept else { return self.metrics.webhooks.dead_lettered.count() };
+        self.metrics.webhooks.dead_letters_lost.count();
+        let mut complained = self.complained.lock();
+        if complained.is_none_or(|(at, _)| at.elapsed() >= COMPLAINT_INTERVAL) {
+            let lost = self.metrics.webhooks.dead_letters_lost.get();
+            *complained = Some((Instant::now(), lost));
+            error!(lost, "webhooks that could not be delivered are lost: {error}");
+        }
+    }
+
+    /// Nothing is waited for any more: what is not written by now counts as lost.
+    fn conclude(&self) {
+        let unwritten = self.unwritten.load(Ordering::Relaxed);
+        self.metrics.webhooks.dead_letters_lost.add(unwritten);
+        let lost = self.metrics.webhooks.dead_letters_lost.get();
+        if lost > self.complained.lock().map_or(0, |(_, said)| said) {
+            error!(lost, unwritten, "webhooks that could not be delivered are lost, as the server has ended");
+        }
+    }
+}
+
 /// Where letters are written, one after the other.
 struct Desk {
     path: Option<PathBuf>,
     bytes_max: u64,
-    metrics: Arc<Metrics>,
-    complained: Option<Instant>,
+    losses: Arc<Losses>,
 }
 
 impl Desk {
-    fn work(&mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        while let Some(order) = orders.blocking_recv() {
+    /// Does all orders of a turn, with the file opened once.
+    fn work(&self, turn: &mut Vec<Order>) {
+        let mut file = None;
+        for order in turn.drain(..) {
             match order {
-                Order::Keep(letter, _place) => self.keep(&letter),
+                Order::Keep(letter, _place) => self.losses.settle(self.keep(&mut file, &letter)),
                 Order::Flush(done) => {
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
@@ -130,26 +187,13 @@ impl Desk {
         }
     }
 
-    fn keep(&mut self, letter: &DeadLetter) {
-        let kept = match &self.path {
-            Some(path) => append(path, self.bytes_max, letter),
-            None => Err(LetterError::NoFile),
+    fn keep(&self, file: &mut Option<File>, letter: &DeadLetter) -> Result<(), LetterError> {
+        let path = self.path.as_ref().ok_or(LetterError::NoFile)?;
+        let file = match file {
+            Some(file) => file,
+            None => file.insert(open_to_append(path)?),
         };
-        match kept {
-            Ok(()) => self.metrics.webhooks.dead_lettered.count(),
-            Err(error) => {
-                self.metrics.webhooks.dead_letters_lost.count();
-                self.complain(&error);
-            }
-        }
-    }
-
-    fn complain(&mut self, error: &LetterError) {
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
-            self.complained = Some(Instant::now());
-            let lost = self.metrics.webhooks.dead_letters_lost.get();
-            error!(lost, "webhooks that could not be delivered are lost: {error}");
-        }
+        append(file, self.bytes_max, letter)
     }
 }
 
@@ -162,16 +206,33 @@ enum LetterError {
         "the file for them has reached webhooks.dead_letter_bytes; `pusherd webhooks replay` sends what it holds"
     )]
     Full,
+    #[error("the file for them is not written as fast as they come; is the disk slow, or does it hang?")]
+    Behind,
     #[error("the file for them cannot be written: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Adds a line to the file, made if need be. A line that could only be written in part is ended by the next.
-fn append(path: &Path, bytes_max: u64, letter: &DeadLetter) -> Result<(), LetterError> {
-    let mut file = open_locked(path)?;
+/// Opens the file, made if need be, and locks it.
+fn open_to_append(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    lock(&file)?;
+    Ok(file)
+}
+
+/// Waits for the lock, where the file system has locks.
+fn lock(file: &File) -> io::Result<()> {
+    match file.lock() {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Adds a line to a file that is locked. What can only be written in part is taken back; where even that fails, the
+/// next line ends it.
+fn append(file: &mut File, bytes_max: u64, letter: &DeadLetter) -> Result<(), LetterError> {
     let len = file.metadata()?.len();
     let mut line = Vec::with_capacity(letter.body.len() + 256);
-    if len > 0 && ends_within_a_line(&mut file)? {
+    if len > 0 && ends_within_a_line(file)? {
         line.push(b'\n');
     }
     serde_json::to_writer(&mut line, letter).map_err(io::Error::from)?;
@@ -179,23 +240,14 @@ fn append(path: &Path, bytes_max: u64, letter: &DeadLetter) -> Result<(), Letter
     if len + line.len() as u64 > bytes_max {
         return Err(LetterError::Full);
     }
-    Ok(file.write_all(&line)?)
+    file.write_all(&line).map_err(|error| take_back(file, len, error))
 }
 
-/// Opens the file that `path` names at the time when it is locked.
-fn open_locked(path: &Path) -> io::Result<File> {
-    loop {
-        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-        match file.lock() {
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        // A replay may have put another file in its place while this one waited.
-        let (here, there) = (file.metadata()?, path.metadata());
-        if there.is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
-            return Ok(file);
-        }
-    }
+/// A line could only be written in part.
+fn take_back(file: &File, len: u64, error: io::Error) -> LetterError {
+    // What failed is told; this is only tidying up after it.
+    let _ = file.set_len(len);
+    error.into()
 }
 
 fn ends_within_a_line(file: &mut File) -> io::Result<bool> {
@@ -205,76 +257,141 @@ fn ends_within_a_line(file: &mut File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-/// A file of dead letters, as it was read.
+/// A file of dead letters that is being replayed.
 #[derive(Debug)]
 pub struct DeadLetterFile {
-    path: PathBuf,
-    /// What was read; the server may have added more since.
-    bytes: u64,
-    /// Its lines: a letter, or what the line is instead.
-    pub lines: Vec<(String, Result<DeadLetter, &'static str>)>,
+    file: File,
+    /// What was read of it. A server may have added more since.
+    bytes: Vec<u8>,
+    /// Its lock keeps other replays away.
+    _folder: File,
+}
+
+/// A line of such a file.
+#[derive(Debug)]
+pub struct Line {
+    start: usize,
+    end: usize,
+    /// What it holds, or what it is instead.
+    pub letter: Result<DeadLetter, &'static str>,
+}
+
+/// Why a file of dead letters is not replayed, or not any further.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayFileError {
+    /// Another replay is under way.
+    #[error("another replay is under way in {}", .0.display())]
+    Busy(PathBuf),
+    /// Somebody else has changed what was read.
+    #[error("somebody else has changed it meanwhile")]
+    Changed,
+    /// What the system says.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 impl DeadLetterFile {
-    /// Reads the file, empty lines left out.
+    /// Opens the file such that it can be written, and reads it. No other replay can do so until this is dropped.
+    ///
+    /// # Errors
+    /// Another replay is under way, or what the system says.
+    pub fn open(path: &Path) -> Result<Self, ReplayFileError> {
+        let path = path.canonicalize()?;
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        // Not on the file itself, because the server is to go on writing into that.
+        let place = path.parent().unwrap_or(&path);
+        let folder = File::open(place)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(ReplayFileError::Busy(place.to_owned())),
+            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
+                return Err(error.into());
+            }
+            Err(TryLockError::Error(_)) => {}
+        }
+        let mut bytes = Vec::new();
+        // Under the lock of the file, so that no line is read in part.
+        lock(&file)?;
+        (&file).read_to_end(&mut bytes)?;
+        file.unlock()?;
+        Ok(Self { file, bytes, _folder: folder })
+    }
+
+    /// Its lines, empty ones left out.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let letter =
+            |line| serde_json::from_slice(line).map_err(|_| "not a dead letter, perhaps a part of one");
+        lines(&self.bytes)
+            .map(|(start, end)| Line { start, end, letter: letter(&self.bytes[start..end]) })
+            .collect()
+    }
+
+    /// Makes sure that a line is still where it was read.
+    ///
+    /// # Errors
+    /// It is not, or what the system says.
+    pub fn check(&self, line: &Line) -> Result<(), ReplayFileError> {
+        let mut found = vec![0; line.end - line.start];
+        match self.file.read_exact_at(&mut found, line.start as u64) {
+            Ok(()) if found == self.bytes[line.start..line.end] => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error.into()),
+            Ok(()) | Err(_) => Err(ReplayFileError::Changed),
+        }
+    }
+
+    /// Takes a line out of the file: makes it blank.
+    ///
+    /// # Errors
+    /// The line is no longer there, or what the system says.
+    pub fn strike(&self, line: &Line) -> Result<(), ReplayFileError> {
+        self.check(line)?;
+        Ok(self.file.write_all_at(&vec![b' '; line.end - line.start], line.start as u64)?)
+    }
+
+    /// Moves what is left, and what the server has added meanwhile, to the front, and gives back the room.
     ///
     /// # Errors
     /// What the system says.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
-        lock_for_reading(&file)?;
+    pub fn close_gaps(self) -> io::Result<()> {
+        lock(&self.file)?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let lines = text.split('\n').filter(|line| !line.trim().is_empty()).map(|line| {
-            let letter = serde_json::from_str(line).map_err(|_| "not a dead letter, perhaps a part of one");
-            (line.to_owned(), letter)
-        });
-        Ok(Self { path: path.to_owned(), bytes: bytes.len() as u64, lines: lines.collect() })
-    }
-
-    /// Puts `left` in the place of what was read. What the server has added since stays, behind it.
-    ///
-    /// # Errors
-    /// What the system says; the file is then as it was.
-    pub fn leave(&self, left: &[&str]) -> io::Result<()> {
-        let mut current = open_locked(&self.path)?;
-        let mut added = Vec::new();
-        current.seek(SeekFrom::Start(self.bytes))?;
-        current.read_to_end(&mut added)?;
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".new");
-        let new = self.path.with_file_name(name);
-        let written = (|| {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.set_permissions(current.metadata()?.permissions())?;
-            for line in left {
-                file.write_all(line.as_bytes())?;
-                file.write_all(b"\n")?;
+        (&self.file).rewind()?;
+        (&self.file).read_to_end(&mut bytes)?;
+        let mut len = 0;
+        for (start, end) in lines(&bytes) {
+            // With the end of the line; the last one may have none.
+            let line = &bytes[start..bytes.len().min(end + 1)];
+            if len + line.len() <= start {
+                self.file.write_all_at(line, len as u64)?;
+                len += line.len();
+            } else {
+                // Not over its own beginning: until it is whole in one place it stays in the other.
+                self.file.write_all_at(&vec![b' '; start - len], len as u64)?;
+                len = start + line.len();
             }
-            file.write_all(&added)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)
-        })();
-        if written.is_err() {
-            // What failed is told; this is only tidying up after it.
-            let _ = std::fs::remove_file(&new);
         }
-        written
+        self.file.set_len(len as u64)?;
+        self.file.sync_all()
     }
 }
 
-fn lock_for_reading(file: &File) -> io::Result<()> {
-    match file.lock_shared() {
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
+/// Where the lines of a text begin and end, without the blanks before them, and without those that are all blank.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = 0;
+    bytes.split(|byte| *byte == b'\n').filter_map(move |line| {
+        let end = next + line.len();
+        next = end + 1;
+        let line = line.trim_ascii_start();
+        (!line.is_empty()).then_some((end - line.len(), end))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -289,9 +406,13 @@ mod tests {
         }
     }
 
+    fn append(path: &Path, bytes_max: u64, letter: &DeadLetter) -> Result<(), LetterError> {
+        super::append(&mut open_to_append(path)?, bytes_max, letter)
+    }
+
     fn bodies(path: &Path) -> Vec<Result<String, &'static str>> {
-        let file = DeadLetterFile::read(path).unwrap();
-        file.lines.into_iter().map(|(_, letter)| letter.map(|letter| letter.body)).collect()
+        let file = DeadLetterFile::open(path).unwrap();
+        file.lines().into_iter().map(|line| line.letter.map(|letter| letter.body)).collect()
     }
 
     fn place() -> (tempfile::TempDir, PathBuf) {
@@ -338,37 +459,170 @@ mod tests {
         );
     }
 
+    /// Fails as a disk does that is full in the middle of a line.
     #[test]
-    fn what_is_left_stands_before_what_came_meanwhile() {
+    fn what_could_be_written_in_part_is_taken_back() {
+        let (_directory, path) = place();
+        append(&path, 10_000, &letter("one")).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let whole = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let taken_back = |file: &File| {
+            file.write_all_at(b"{\"app_id\":", before.len() as u64).unwrap();
+            take_back(file, before.len() as u64, io::ErrorKind::StorageFull.into())
+        };
+        assert!(
+            matches!(taken_back(&whole), LetterError::Io(error) if error.kind() == io::ErrorKind::StorageFull)
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn what_is_delivered_is_blank_at_once_and_gone_in_the_end() {
         let (_directory, path) = place();
         for body in ["one", "two", "three"] {
             append(&path, 10_000, &letter(body)).unwrap();
         }
-        let read = DeadLetterFile::read(&path).unwrap();
+        let (owner, len) = (path.metadata().unwrap().ino(), path.metadata().unwrap().len());
+        let file = DeadLetterFile::open(&path).unwrap();
+        let lines = file.lines();
+        file.strike(&lines[0]).unwrap();
         append(&path, 10_000, &letter("four")).unwrap();
-        read.leave(&[&read.lines[1].0]).unwrap();
+        file.strike(&lines[2]).unwrap();
+        drop(file);
+        // As one finds it whose replay was killed.
         assert_eq!(bodies(&path), [Ok("two".to_owned()), Ok("four".to_owned())]);
+        assert!(path.metadata().unwrap().len() > len);
+        DeadLetterFile::open(&path).unwrap().close_gaps().unwrap();
+        assert_eq!(bodies(&path), [Ok("two".to_owned()), Ok("four".to_owned())]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
         append(&path, 10_000, &letter("five")).unwrap();
         assert_eq!(bodies(&path).len(), 3);
+        assert_eq!(path.metadata().unwrap().ino(), owner, "it is the same file");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]
-    fn a_server_that_waits_for_the_lock_writes_into_the_new_file() {
+    fn a_second_replay_is_refused_and_the_server_goes_on() {
+        let (_directory, path) = place();
+        append(&path, 10_000, &letter("one")).unwrap();
+        let first = DeadLetterFile::open(&path).unwrap();
+        assert!(matches!(DeadLetterFile::open(&path), Err(ReplayFileError::Busy(_))));
+        append(&path, 10_000, &letter("two")).unwrap();
+        drop(first);
+        assert_eq!(bodies(&path).len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_is_rotated_meanwhile_loses_nothing() {
+        let (directory, path) = place();
+        let rotated = directory.path().join("dead.jsonl.1");
+        append(&path, 10_000, &letter("one")).unwrap();
+        append(&path, 10_000, &letter("two")).unwrap();
+        let file = DeadLetterFile::open(&path).unwrap();
+        std::fs::rename(&path, &rotated).unwrap();
+        append(&path, 10_000, &letter("three")).unwrap();
+        file.strike(&file.lines()[0]).unwrap();
+        file.close_gaps().unwrap();
+        assert_eq!(bodies(&rotated), [Ok("two".to_owned())]);
+        assert_eq!(bodies(&path), [Ok("three".to_owned())]);
+    }
+
+    #[test]
+    fn a_line_that_somebody_else_has_changed_is_neither_sent_nor_struck_out() {
+        let (_directory, path) = place();
+        append(&path, 10_000, &letter("one")).unwrap();
+        let file = DeadLetterFile::open(&path).unwrap();
+        let line = &file.lines()[0];
+        file.check(line).unwrap();
+        // As logrotate's copytruncate does.
+        for other in [String::new(), "x".repeat(10_000)] {
+            std::fs::write(&path, &other).unwrap();
+            assert!(matches!(file.check(line), Err(ReplayFileError::Changed)));
+            assert!(matches!(file.strike(line), Err(ReplayFileError::Changed)));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_refused_before_anything_is_sent() {
+        let (directory, path) = place();
+        append(&path, 10_000, &letter("one")).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(DeadLetterFile::open(&link).unwrap().lines().len(), 1);
+        assert!(link.is_symlink());
+        assert!(matches!(DeadLetterFile::open(directory.path()), Err(ReplayFileError::Io(_))));
+    }
+
+    proptest! {
+        /// Whatever is struck out, the rest stays, in order, and no more than half of the file is blank.
+        #[test]
+        fn closed_gaps_leave_what_was_not_struck_out(
+            letters in prop::collection::vec((0..600usize, prop::bool::ANY), 0..20),
+            has_end in prop::bool::ANY,
+        ) {
+            let (_directory, path) = place();
+            std::fs::write(&path, "").unwrap();
+            let body = |at: usize, len: usize| format!("{at} {}", "x".repeat(len));
+            for (at, (len, _)) in letters.iter().enumerate() {
+                append(&path, u64::MAX, &letter(&body(at, *len))).unwrap();
+            }
+            if !has_end && !letters.is_empty() {
+                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                file.set_len(path.metadata().unwrap().len() - 1).unwrap();
+            }
+            let file = DeadLetterFile::open(&path).unwrap();
+            for (line, (_, is_struck)) in file.lines().iter().zip(&letters) {
+                if *is_struck {
+                    file.strike(line).unwrap();
+                }
+            }
+            file.close_gaps().unwrap();
+            let left = letters.iter().enumerate().filter(|(_, (_, is_struck))| !is_struck);
+            let left: Vec<_> = left.map(|(at, (len, _))| Ok(body(at, *len))).collect();
+            prop_assert_eq!(bodies(&path), left);
+            let bytes = std::fs::read(&path).unwrap();
+            let blank = bytes.iter().filter(|byte| **byte == b' ').count();
+            prop_assert!(2 * blank <= bytes.len() + 20 * letters.len(), "{} of {}", blank, bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_server_goes_on_writing_while_gaps_are_closed() {
         let (_directory, path) = place();
         append(&path, 10_000, &letter("one")).unwrap();
         std::thread::scope(|scope| {
             scope
                 .spawn(|| (0..50).for_each(|at| append(&path, 1_000_000, &letter(&at.to_string())).unwrap()));
             for _ in 0..20 {
-                let read = DeadLetterFile::read(&path).unwrap();
-                let all: Vec<_> = read.lines.iter().map(|(line, _)| line.as_str()).collect();
-                read.leave(&all).unwrap();
+                let file = DeadLetterFile::open(&path).unwrap();
+                let first = file.lines().into_iter().find(|line| line.letter.as_ref().unwrap().body == "one");
+                first.into_iter().for_each(|line| file.strike(&line).unwrap());
+                file.close_gaps().unwrap();
             }
         });
         let bodies: Vec<_> = bodies(&path).into_iter().map(Result::unwrap).collect();
-        let expected: Vec<_> =
-            std::iter::once("one".to_owned()).chain((0..50).map(|at| at.to_string())).collect();
+        let expected: Vec<_> = (0..50).map(|at| at.to_string()).collect();
         assert_eq!(bodies, expected);
+    }
+
+    fn desk(path: Option<PathBuf>) -> (Desk, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::default());
+        (Desk { path, bytes_max: 1_000_000, losses: Arc::new(Losses::new(&metrics)) }, metrics)
+    }
+
+    #[test]
+    fn the_file_is_looked_up_again_for_each_turn() {
+        let (directory, path) = place();
+        let (desk, metrics) = desk(Some(path.clone()));
+        let room = Arc::new(Semaphore::new(10_000));
+        let order = |body| Order::Keep(letter(body), Arc::clone(&room).try_acquire_owned().unwrap());
+        desk.work(&mut vec![order("one"), order("two")]);
+        let rotated = directory.path().join("dead.jsonl.1");
+        std::fs::rename(&path, &rotated).unwrap();
+        desk.work(&mut vec![order("three")]);
+        assert_eq!((bodies(&rotated).len(), bodies(&path)), (2, vec![Ok("three".to_owned())]));
+        assert_eq!(metrics.webhooks.dead_lettered.get(), 3);
+        assert_eq!(room.available_permits(), 10_000);
     }
 }

@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Timing;
 use super::client::{Client, KeptAlive, SendError, Signed};
 use super::dead_letters::{DeadLetter, DeadLetters};
 use super::event::About;
-use super::queue::{Queue, Waiting};
+use super::queue::{Next, Queue, Waiting};
+use super::{FLUSH_PATIENCE, Timing};
 use crate::apps::{App, AppId, Webhook};
 use crate::metrics::Metrics;
 use crate::protocol::signature::SigningKey;
@@ -24,8 +24,13 @@ use crate::protocol::signature::SigningKey;
 /// Requests in flight to a receiver, each of other channels. Batches tell of several channels, so those have one.
 const LANES: usize = 8;
 
+/// A batch that was tried so often and is refused is sent again one by one.
+const BATCH_ATTEMPTS: u32 = 2;
+
 /// That a receiver fails is logged this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+const UNSENT: &str = "the server shut down";
 
 /// What all receivers share.
 #[derive(Debug)]
@@ -43,8 +48,6 @@ pub(super) struct Endpoint {
     app: AppId,
     pub(super) webhook: Webhook,
     signer: Signer,
-    /// How long a request waits for more to tell of.
-    batching: Option<Duration>,
     queue: Mutex<Queue>,
     /// One for each lane: something came, or nothing will.
     wake: Box<[Notify]>,
@@ -83,22 +86,11 @@ struct Health {
     warned: Option<Instant>,
 }
 
-/// A request on its way.
-#[derive(Debug)]
-struct Outgoing {
-    signed: Signed,
-    time_ms: u64,
-    since: Instant,
-    attempts: u32,
-    /// Why the last attempt failed.
-    error: Option<SendError>,
-}
-
 /// A lane's connection, and its pace.
 #[derive(Debug, Default)]
 struct Lane {
     kept: KeptAlive,
-    /// Attempts that failed since the last one that did not.
+    /// Attempts without an answer since the last one that had one.
     failures: u32,
     /// No attempt before.
     resume: Option<Instant>,
@@ -112,6 +104,20 @@ fn back_off(failures: u32, random: u32, timing: &Timing) -> Duration {
     doubled.min(timing.back_off_max).mul_f64(jitter)
 }
 
+/// What a request says that tells of `events`: the same each time.
+fn body(events: &[Waiting]) -> Vec<u8> {
+    let time_ms = events.first().map_or(0, |first| first.time_ms);
+    let mut body = format!(r#"{{"time_ms":{time_ms},"events":["#).into_bytes();
+    for (at, event) in events.iter().enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(&event.json);
+    }
+    body.extend_from_slice(b"]}");
+    body
+}
+
 impl Endpoint {
     pub(super) fn new(app: &App, webhook: Webhook, post: &Arc<Post>) -> Self {
         let batching =
@@ -121,8 +127,7 @@ impl Endpoint {
             app: app.id.clone(),
             webhook,
             signer: Signer::of(app),
-            batching,
-            queue: Mutex::new(Queue::new(lanes, post.queue_bytes)),
+            queue: Mutex::new(Queue::new(lanes, post.queue_bytes, batching)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
             health: Mutex::default(),
@@ -130,28 +135,37 @@ impl Endpoint {
         }
     }
 
-    /// Puts an event into the queue. Never waits: what falls out of a full queue is a dead letter.
-    pub(super) fn put(&self, about: About<'_>, waiting: Waiting) {
-        let name = match about {
+    /// Puts an event into the queue. Never waits: what falls out of a full queue is a dead letter, and so is what comes
+    /// after the end.
+    pub(super) fn put(&self, about: About<'_>, json: Bytes, time_ms: u64) {
+        let about = self.hasher.hash_one(match about {
             About::Channel(channel) => channel.as_str(),
             About::User(user) => user.as_str(),
-        };
-        let lane = self.hasher.hash_one(name) as usize % self.wake.len();
-        self.post.metrics.webhooks.events.count();
-        let fallen = self.queue.lock().push(lane, waiting);
-        self.wake[lane].notify_one();
-        for waiting in fallen {
-            self.post.metrics.webhooks.dropped.count();
-            let outgoing = self.outgoing(&[waiting]);
-            let letter =
-                outgoing.map(|outgoing| self.letter(outgoing, "the queue was full (webhooks.queue_bytes)"));
-            letter.into_iter().for_each(|letter| self.post.dead_letters.put(letter));
+        });
+        let lane = about as usize % self.wake.len();
+        let metrics = &self.post.metrics.webhooks;
+        metrics.events.count();
+        let event = Waiting { json, time_ms, since: Instant::now(), about, attempts: 0, error: None };
+        let pushed = self.queue.lock().push(lane, event);
+        match pushed {
+            Ok(fallen) => {
+                self.wake[lane].notify_one();
+                for event in fallen {
+                    metrics.dropped.count();
+                    let why = "the queue was full (webhooks.queue_bytes)";
+                    self.post.dead_letters.put(self.letter(&[event], why));
+                }
+            }
+            Err(event) => {
+                metrics.unsent.count();
+                self.post.dead_letters.put(self.letter(&[event], UNSENT));
+            }
         }
     }
 
     /// Nothing more will come: the lanes end when they have sent what is there.
     pub(super) fn close(&self) {
-        self.queue.lock().closed = true;
+        self.queue.lock().close();
         self.wake.iter().for_each(Notify::notify_one);
     }
 
@@ -161,120 +175,87 @@ impl Endpoint {
 
     /// Sends what comes into a lane, until it is closed and empty. Once `cut`, what is left are dead letters.
     pub(super) async fn run(self: Arc<Self>, at: usize, cut: CancellationToken) {
-        let mut lane = Lane::default();
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = cut.cancelled() => break,
-                next = self.next(at) => next,
-            };
-            let Some(mut outgoing) = next else { return };
-            let delivered = tokio::select! {
-                biased;
-                () = cut.cancelled() => None,
-                delivered = self.deliver(&mut outgoing, &mut lane) => Some(delivered),
-            };
-            let metrics = &self.post.metrics.webhooks;
-            match delivered {
-                Some(true) => metrics.delivered.count(),
-                Some(false) => {
-                    metrics.expired.count();
-                    self.post.dead_letters.put(self.letter(outgoing, "it waited too long"));
-                }
-                None => {
-                    self.leave(outgoing).await;
-                    break;
-                }
+        // Outside of what is cut off, so that it is not lost with that.
+        let mut in_flight = Vec::new();
+        let sending = async {
+            let mut lane = Lane::default();
+            while let Some(events) = self.next(at).await {
+                in_flight = events;
+                self.deliver(at, &mut in_flight, &mut lane).await;
             }
+        };
+        if cut.run_until_cancelled(sending).await.is_some() {
+            return;
         }
-        loop {
-            let taken = self.queue.lock().take(at, self.batching);
-            let Some(outgoing) = self.outgoing(&taken) else { return };
-            self.leave(outgoing).await;
+        let until = Instant::now() + FLUSH_PATIENCE;
+        let in_flight = Some(in_flight).filter(|events| !events.is_empty());
+        let left = in_flight.into_iter().chain(std::iter::from_fn(|| self.queue.lock().take_any(at)));
+        for events in left {
+            self.post.metrics.webhooks.unsent.count();
+            self.post.dead_letters.put_until(self.letter(&events, UNSENT), until).await;
         }
     }
 
-    async fn leave(&self, outgoing: Outgoing) {
-        self.post.metrics.webhooks.unsent.count();
-        self.post.dead_letters.put_patiently(self.letter(outgoing, "the server shut down")).await;
-    }
-
-    /// The next request of a lane; `None` when it is closed and empty.
-    async fn next(&self, lane: usize) -> Option<Outgoing> {
+    /// The events of a lane's next request; `None` when it is closed and empty.
+    async fn next(&self, lane: usize) -> Option<Vec<Waiting>> {
         loop {
-            let (first, closed) = {
-                let queue = self.queue.lock();
-                (queue.first(lane), queue.closed)
-            };
-            let Some(first) = first else {
-                if closed {
-                    return None;
-                }
-                self.wake[lane].notified().await;
-                continue;
-            };
-            if let Some(window) = self.batching {
-                let is_enough = || {
-                    let queue = self.queue.lock();
-                    queue.closed || queue.has_batch(lane)
-                };
-                let gather = async {
-                    while !is_enough() {
-                        self.wake[lane].notified().await;
-                    }
-                };
-                // Either there is enough, or time is up.
-                let _ = timeout_at(first + window, gather).await;
-            }
-            // What was first may have fallen out meanwhile.
-            let taken = self.queue.lock().take(lane, self.batching);
-            if let Some(outgoing) = self.outgoing(&taken) {
-                return Some(outgoing);
+            let next = self.queue.lock().next(lane, Instant::now());
+            let something = self.wake[lane].notified();
+            match next {
+                Next::Send(events) => return Some(events),
+                Next::Wait(None) => something.await,
+                // Either something comes, or time is up.
+                Next::Wait(Some(until)) => drop(timeout_at(until, something).await),
+                Next::End => return None,
             }
         }
     }
 
-    /// The request that tells of `events`.
-    fn outgoing(&self, events: &[Waiting]) -> Option<Outgoing> {
-        let first = events.first()?;
-        let mut body = format!(r#"{{"time_ms":{},"events":["#, first.time_ms).into_bytes();
-        for (at, event) in events.iter().enumerate() {
-            if at > 0 {
-                body.push(b',');
+    /// Tries until `events` are delivered, refused or too old, and leaves nothing there. While there is no answer at
+    /// all, the lane waits with them.
+    async fn deliver(&self, at: usize, events: &mut Vec<Waiting>, lane: &mut Lane) {
+        loop {
+            if let Some(resume) = lane.resume {
+                sleep_until(resume).await;
             }
-            body.extend_from_slice(&event.json);
+            self.give_up_old(events);
+            let Some(first) = events.first() else { return };
+            let (about, signed) = (first.about, self.signer.sign(body(events).into()));
+            let sent = self.post.client.post(&self.webhook, &signed, &mut lane.kept).await;
+            let Err(error) = sent else {
+                (lane.failures, lane.resume) = (0, None);
+                self.queue.lock().delivered(at, about);
+                self.recovers();
+                return events.clear();
+            };
+            self.fails(&error);
+            let text: Arc<str> = error.to_string().into();
+            for event in events.iter_mut() {
+                event.attempts += 1;
+                event.error = Some(Arc::clone(&text));
+            }
+            let (now, random) = (Instant::now(), getrandom::u32().unwrap_or_default());
+            let back_off = |failures| back_off(failures, random, &self.post.timing);
+            // One of a batch may be to blame, but most often none is.
+            let may_be_the_receiver = events.len() > 1 && events[0].attempts < BATCH_ATTEMPTS;
+            if error.is_without_answer() || may_be_the_receiver {
+                lane.failures += 1;
+                lane.resume = Some(now + back_off(lane.failures));
+            } else {
+                (lane.failures, lane.resume) = (0, None);
+                return self.queue.lock().refused(at, std::mem::take(events), now, back_off);
+            }
         }
-        body.extend_from_slice(b"]}");
-        let signed = self.signer.sign(body.into());
-        Some(Outgoing { signed, time_ms: first.time_ms, since: first.since, attempts: 0, error: None })
     }
 
-    /// Tries until it is delivered or too old; whether it was delivered.
-    async fn deliver(&self, outgoing: &mut Outgoing, lane: &mut Lane) -> bool {
-        let timing = &self.post.timing;
-        let expires = outgoing.since + timing.retry;
-        loop {
-            if let Some(resume) = lane.resume.take() {
-                sleep_until(resume.min(expires)).await;
-            }
-            if Instant::now() >= expires {
-                return false;
-            }
-            outgoing.attempts += 1;
-            match self.post.client.post(&self.webhook, &outgoing.signed, &mut lane.kept).await {
-                Ok(()) => {
-                    lane.failures = 0;
-                    self.recovers();
-                    return true;
-                }
-                Err(error) => {
-                    lane.failures += 1;
-                    let random = getrandom::u32().unwrap_or_default();
-                    lane.resume = Some(Instant::now() + back_off(lane.failures, random, timing));
-                    self.fails(&error);
-                    outgoing.error = Some(error);
-                }
-            }
+    /// Takes out what is too old for another attempt.
+    fn give_up_old(&self, events: &mut Vec<Waiting>) {
+        let now = Instant::now();
+        let old = events.partition_point(|event| now >= event.since + self.post.timing.retry);
+        if old > 0 {
+            let old: Vec<_> = events.drain(..old).collect();
+            self.post.metrics.webhooks.expired.count();
+            self.post.dead_letters.put(self.letter(&old, "it waited too long"));
         }
     }
 
@@ -293,6 +274,7 @@ impl Endpoint {
     }
 
     fn recovers(&self) {
+        self.post.metrics.webhooks.delivered.count();
         let mut health = self.health.lock();
         if std::mem::take(&mut health.told) {
             info!(app = %self.app, url = %self.webhook.url, "webhooks are delivered again");
@@ -300,14 +282,15 @@ impl Endpoint {
     }
 
     /// What is kept of a request that is given up; `why`, unless an attempt says more.
-    fn letter(&self, outgoing: Outgoing, why: &str) -> DeadLetter {
+    fn letter(&self, events: &[Waiting], why: &str) -> DeadLetter {
+        let first = events.first();
         DeadLetter {
             app_id: self.app.to_string(),
             url: self.webhook.url.to_string(),
-            time_ms: outgoing.time_ms,
-            attempts: outgoing.attempts,
-            error: outgoing.error.map_or_else(|| why.to_owned(), |error| error.to_string()),
-            body: String::from_utf8_lossy(&outgoing.signed.body).into_owned(),
+            time_ms: first.map_or(0, |first| first.time_ms),
+            attempts: first.map_or(0, |first| first.attempts),
+            error: first.and_then(|first| first.error.as_deref()).unwrap_or(why).to_owned(),
+            body: String::from_utf8_lossy(&body(events)).into_owned(),
         }
     }
 }

@@ -44,13 +44,12 @@ use crate::protocol::{Access, ChannelName, UserId};
 use client::Client;
 use dead_letters::DeadLetters;
 use endpoint::{Endpoint, Post};
-use queue::Waiting;
 use smoothing::{Smoothing, Verdict};
 
 /// Ledgers of an app, so that its channels seldom wait for each other.
 const LEDGERS: usize = 32;
 
-/// What a shutdown waits for the file of dead letters.
+/// What a shutdown waits for the file of dead letters to take what is left, and then to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What follows from a subscription that begins or ends.
@@ -101,7 +100,7 @@ pub struct Timing {
     pub timeout: Duration,
     /// Between the first two attempts; then twice as long each time.
     pub back_off: Duration,
-    /// Between any two attempts at most.
+    /// Between any two attempts at most; a quarter more or less, as any of these times.
     pub back_off_max: Duration,
     /// No attempt begins so long after the event.
     pub retry: Duration,
@@ -258,7 +257,7 @@ impl Webhooks {
     }
 
     /// Tells what is held, and sends what waits until all is sent or `deadline` has passed; the rest are dead
-    /// letters. Nothing is to be noted any more.
+    /// letters. What is noted after that is one, too.
     pub async fn drain(&self, deadline: impl Future<Output = ()>) {
         let Some(inner) = &self.0 else { return };
         inner.clocks.cancel();
@@ -271,11 +270,11 @@ impl Webhooks {
             () = inner.lanes.wait() => {}
             () = deadline => {
                 inner.cut.cancel();
-                // A disk that hangs is not waited for; what it did not take is counted as it is: not kept.
-                let _ = tokio::time::timeout(FLUSH_PATIENCE, inner.lanes.wait()).await;
+                // They wait for the disk for so long and no longer.
+                inner.lanes.wait().await;
             }
         }
-        inner.post.dead_letters.flush(FLUSH_PATIENCE).await;
+        inner.post.dead_letters.finish(FLUSH_PATIENCE).await;
     }
 }
 
@@ -307,19 +306,15 @@ impl AppWebhooks {
     fn tell(&self, event: &Event<'_>) {
         let types = EventTypes::of(&[event.event_type()]);
         let about = event.about();
-        let mut waiting: Option<Waiting> = None;
+        let mut encoded: Option<(Bytes, u64)> = None;
         for endpoint in &self.endpoints {
             let wanted = match about {
                 event::About::Channel(channel) => endpoint.webhook.wants(types, channel),
                 event::About::User(_) => endpoint.webhook.event_types.has_any(types),
             };
             if wanted {
-                let waiting = waiting.get_or_insert_with(|| Waiting {
-                    json: Bytes::from(event.to_json()),
-                    time_ms: unix_ms(),
-                    since: Instant::now(),
-                });
-                endpoint.put(about, waiting.clone());
+                let (json, time_ms) = encoded.get_or_insert_with(|| (event.to_json().into(), unix_ms()));
+                endpoint.put(about, json.clone(), *time_ms);
             }
         }
     }

@@ -138,8 +138,9 @@ impl Smoothing {
         }
     }
 
-    /// Tells of all who went, without waiting any longer.
+    /// Tells of all who went, without waiting any longer, nor for those who go after this.
     pub(super) fn flush(&mut self, tell: impl FnMut(&Event<'_>)) {
+        self.hold = Duration::ZERO;
         self.settle(Duration::MAX, tell);
     }
 }
@@ -268,6 +269,16 @@ mod tests {
         for word in ["+a", "-a", "+a"] {
             with_event(word, |event| assert_eq!(smoothing.take(event, Duration::ZERO), Verdict::Tell));
         }
+    }
+
+    #[test]
+    fn after_the_last_flush_who_goes_is_told_of_at_once() {
+        let mut smoothing = Smoothing::new(HOLD);
+        let mut told = Vec::new();
+        with_event("-a", |event| assert_eq!(smoothing.take(event, Duration::ZERO), Verdict::Hold));
+        smoothing.flush(|event| told.push(word(event)));
+        assert_eq!(told, ["-a"]);
+        with_event("-b", |event| assert_eq!(smoothing.take(event, Duration::ZERO), Verdict::Tell));
     }
 
     proptest! {

@@ -27,7 +27,7 @@
 //! ```text
 //! hub: webhooks.of_subscription (a ledger, locked) → the registry decides → ledger.note
 //!  → webhooks::smoothing  what is gone is held, and forgotten if it comes back
-//!  → webhooks::queue      one for each receiver that wants it, bounded
+//!  → webhooks::queue      one for each receiver that wants it, bounded; what is refused waits aside with its channel
 //!  → webhooks::endpoint   signed, sent, tried again; in order for each channel → webhooks::dead_letters
 //! ```
 //!

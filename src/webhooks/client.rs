@@ -273,3 +273,67 @@ fn connector() -> TlsConnector {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     TlsConnector::from(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn signed(body: Bytes) -> Signed {
+        Signed { body, key: HeaderValue::from_static("key"), signature: HeaderValue::from_static("x") }
+    }
+
+    async fn listen() -> (TcpListener, Webhook) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        (listener, Webhook::new(WebhookUrl::parse(&url).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_used_for_long_is_not_used_again() {
+        let (listener, webhook) = listen().await;
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    // A request is small enough to come at once.
+                    while stream.read(&mut [0; 4096]).await.unwrap_or(0) > 0 {
+                        stream.write_all(b"HTTP/1.1 204 X\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        });
+        let client = Client::new(Vec::new(), Duration::from_secs(10));
+        let (signed, mut kept) = (signed(Bytes::new()), KeptAlive::default());
+        let ago = |secs| move |(connection, since)| (connection, since - Duration::from_secs(secs));
+        for (idle_secs, expected) in [(0, 1), (0, 1), (25, 1), (30, 2), (0, 2)] {
+            kept.0 = kept.0.map(ago(idle_secs));
+            client.post(&webhook, &signed, &mut kept).await.unwrap();
+            assert_eq!(connections.load(Ordering::SeqCst), expected, "idle for {idle_secs} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_any_more_to_a_receiver_that_took_too_long() {
+        const LEN: usize = 64 * 1024 * 1024;
+        let (listener, webhook) = listen().await;
+        let client = Client::new(Vec::new(), Duration::from_millis(100));
+        let (signed, mut kept) = (signed(Bytes::from(vec![b'x'; LEN])), KeptAlive::default());
+        let sent = client.post(&webhook, &signed, &mut kept).await;
+        assert!(matches!(sent, Err(SendError::Timeout(_))), "{sent:?}");
+        assert!(kept.0.is_none());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = 0;
+        while let Ok(more @ 1..) = stream.read(&mut vec![0; 1024 * 1024]).await {
+            read += more;
+        }
+        assert!(read < LEN, "{read}");
+    }
+}

@@ -555,6 +555,9 @@ mod tests {
     }
 
     proptest! {
+        // Each waits for the disk.
+        #![proptest_config(ProptestConfig::with_cases(50))]
+
         /// Whatever is struck out, the rest stays, in order, and no more than half of the file is blank.
         #[test]
         fn closed_gaps_leave_what_was_not_struck_out(

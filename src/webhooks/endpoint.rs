@@ -298,6 +298,41 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apps::WebhookUrl;
+
+    /// Events that grow too old one after the other, as they do in a busy channel.
+    #[tokio::test]
+    async fn a_receiver_that_does_not_answer_is_tried_no_faster_because_events_grow_too_old() {
+        let metrics = Arc::new(Metrics::default());
+        let timing = Timing {
+            back_off: Duration::from_millis(50),
+            back_off_max: Duration::from_millis(50),
+            ..Timing::default()
+        };
+        let retry = timing.retry;
+        let post = Arc::new(Post {
+            client: Client::new(Vec::new(), timing.timeout),
+            dead_letters: DeadLetters::start(None, 0, &metrics).unwrap(),
+            metrics: Arc::clone(&metrics),
+            timing,
+            queue_bytes: 1_000_000,
+        });
+        // An address where webhooks do not go answers nothing, at once.
+        let webhook = Webhook::new(WebhookUrl::parse("http://169.254.1.1/").unwrap());
+        let endpoint = Arc::new(Endpoint::new(&App::new("1001", "key", "secret"), webhook, &post));
+        let now = Instant::now();
+        for at in 0..200 {
+            let since = now + Duration::from_millis(at) - retry;
+            let json = Bytes::from_static(b"{}");
+            let event = Waiting { json, time_ms: 0, since, about: 0, attempts: 0, error: None };
+            endpoint.queue.lock().push(0, event).unwrap();
+        }
+        endpoint.close();
+        Arc::clone(&endpoint).run(0, CancellationToken::new()).await;
+        let attempts = metrics.webhooks.failed_attempts.get();
+        assert!((1..=8).contains(&attempts), "{attempts}");
+        assert_eq!(metrics.webhooks.expired.get(), 200);
+    }
 
     #[test]
     fn in_five_minutes_there_are_about_fourteen_attempts() {

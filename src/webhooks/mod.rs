@@ -4,7 +4,8 @@
 //! and notes there what was decided: so the order of the notes is that in which it happened. The ledger smooths
 //! (`smoothing`): what is gone is held for three seconds, and forgotten if it comes back. What is told goes into the
 //! queue of every receiver that wants it (`queue`), and is sent from there (`endpoint`), signed, in order for each
-//! channel, again and again for five minutes; what is given up then is a dead letter (`dead_letters`).
+//! channel, again and again for five minutes; what is given up then is a dead letter (`dead_letters`). What a receiver
+//! refuses waits aside with its channel; where there is no answer, the lane waits.
 //!
 //! Nothing here ever makes the hub wait: the ledger is a short lock, and queues are bounded. Receivers do not wait
 //! for each other. The room knows nothing of sockets, sessions and the registry. An app without webhooks pays one
@@ -96,7 +97,7 @@ impl Default for Options {
 pub struct Timing {
     /// Who is gone is waited for so long before it is told.
     pub hold: Duration,
-    /// For one attempt, from looking up the host to the end of the answer.
+    /// For one attempt, from looking up the host to the head of the answer.
     pub timeout: Duration,
     /// Between the first two attempts; then twice as long each time.
     pub back_off: Duration,

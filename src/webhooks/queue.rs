@@ -402,9 +402,9 @@ mod tests {
         assert_eq!(texts(&push(0, "d", 4)), ["a"]);
         assert_eq!(texts(&push(1, "e", 5)), ["b"]);
         // What was refused is as old as it is.
-        let Next::Send(mut taken) = queue.next(0, now) else { panic!() };
+        let Next::Send(mut taken) = queue.next(0, at(5)) else { panic!() };
         taken[0].attempts = 1;
-        queue.refused(0, taken, now, |_| 1000 * MS);
+        queue.refused(0, taken, at(5), |_| 1000 * MS);
         assert_eq!(texts(&queue.push(1, event("f", at(6))).unwrap()), ["c"]);
     }
 

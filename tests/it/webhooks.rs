@@ -455,6 +455,26 @@ async fn after_a_2xx_was_read_nothing_is_sent_again_whatever_follows_it() {
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_end_is_not_waited_for() {
+    let mut receiver = Receiver::that(|at, _| match at {
+        0 => Reply::Unended("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nless than that"),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let server = Server::with(|setup| {
+        telling(setup, [receiver.webhook()], LONG);
+        setup.options.webhooks.timing.timeout = LONG;
+    })
+    .await;
+    let mut client = server.connect().await;
+    client.subscribe("a").await;
+    assert_eq!(receiver.hook().await.events(), [occupied("a")]);
+    client.subscribe("b").await;
+    let hook = receiver.hook().await;
+    assert_eq!((hook.events(), hook.connection), (vec![occupied("b")], 1));
+}
+
+#[tokio::test]
 async fn connections_are_used_again() {
     let mut receiver = Receiver::start().await;
     let server = Server::with(|setup| telling(setup, [receiver.webhook()], LONG)).await;
@@ -496,6 +516,45 @@ async fn a_failing_request_is_not_overtaken_by_a_later_one_of_its_channel() {
         let of = usize::from(event["channel"] == "private-b");
         assert_eq!(number_of(&event), next[of]);
         next[of] += 1;
+    }
+}
+
+#[tokio::test]
+async fn what_a_receiver_refuses_holds_up_its_own_channel_only() {
+    for batching in [false, true] {
+        let is_bad = |hook: &Hook| hook.events().iter().any(|event| event["data"] == "bad");
+        let mut receiver =
+            Receiver::that(move |_, hook| Reply::Status(if is_bad(hook) { 500 } else { 200 })).await;
+        let server = Server::with(|setup| {
+            telling(setup, [receiver.webhook()], LONG);
+            setup.app.webhook_batching = batching;
+            setup.app.webhooks[0].event_types =
+                EventTypes::of(&[EventType::ChannelOccupied, EventType::ClientEvent]);
+            setup.options.webhooks.timing.retry = LONG;
+        })
+        .await;
+        let mut client = server.connect().await;
+        for channel in ["private-a", "private-b"] {
+            client.subscribe(channel).await;
+            receiver.expect(occupied(channel)).await;
+        }
+        // Whoever may send events must not be able to keep those of others away.
+        client.whisper("private-a", "client-x", "bad".into()).await;
+        client.whisper("private-a", "client-x", "behind it".into()).await;
+        client.whisper("private-b", "client-x", "in another channel".into()).await;
+        let mut expected: Vec<_> = (0..64).map(|at| format!("channel-{at}")).collect();
+        for channel in &expected {
+            client.subscribe(channel).await;
+        }
+        expected.push("private-b".to_owned());
+        let mut told = Vec::new();
+        for _ in &expected {
+            told.push(receiver.event().await["channel"].as_str().unwrap().to_owned());
+        }
+        told.sort();
+        expected.sort();
+        assert_eq!(told, expected, "batching: {batching}");
+        server.signal(Shutdown::Now).await;
     }
 }
 
@@ -592,12 +651,15 @@ async fn the_oldest_fall_out_of_a_full_queue() {
     let is_open = Arc::new(AtomicBool::new(false));
     let mut receiver = {
         let is_open = Arc::clone(&is_open);
-        Receiver::that(move |_, _| Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 }))
-            .await
+        Receiver::that(move |_, _| match is_open.load(Ordering::SeqCst) {
+            true => Reply::Status(200),
+            false => Reply::HangUp,
+        })
+        .await
     };
     let alone = Alone::start(receiver.webhook(), |options| {
         // Room for ten.
-        options.queue_bytes = 10 * (r#"{"name":"channel_occupied","channel":"a"}"#.len() + 128);
+        options.queue_bytes = 10 * (r#"{"name":"channel_occupied","channel":"a"}"#.len() + 192);
         options.dead_letter_file = Some(file.clone());
     });
     // All of one channel, so of one lane, whose first is on its way and not in the queue.
@@ -689,6 +751,40 @@ async fn a_shutdown_keeps_what_it_cannot_send() {
         expected.sort_unstable();
         assert_eq!(kept, expected, "occupied and vacated");
     }
+}
+
+#[tokio::test]
+async fn what_is_noted_after_the_end_is_a_dead_letter() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("dead.jsonl");
+    let receiver = Receiver::start().await;
+    let alone = Alone::start(receiver.webhook(), |options| options.dead_letter_file = Some(file.clone()));
+    in_time("nothing is to be sent", alone.webhooks.drain(std::future::pending())).await;
+    alone.occupy("late");
+    eventually("a dead letter", || async { letters(&file).len() == 1 }).await;
+    let letters = letters(&file);
+    assert_eq!(
+        (channels_of(&letters), letters[0].error.as_str()),
+        (vec!["late".into()], "the server shut down")
+    );
+    assert_eq!(alone.metrics.webhooks.unsent.get(), 1);
+}
+
+#[tokio::test]
+async fn what_a_disk_that_hangs_does_not_take_is_counted_as_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    // A pipe takes 64 KiB; who writes more waits for ever.
+    let pipe = directory.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let _open = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let receiver = Receiver::that(|_, _| Reply::Hang).await;
+    let alone = Alone::start(receiver.webhook(), |options| options.dead_letter_file = Some(pipe.clone()));
+    (0..1000).for_each(|at| alone.occupy(&format!("channel-{at}")));
+    in_time("it is not waited for", alone.webhooks.drain(std::future::ready(()))).await;
+    let counts = &alone.metrics.webhooks;
+    assert_eq!(counts.unsent.get(), 1000);
+    assert!((50..500).contains(&counts.dead_lettered.get()), "{counts:?}");
+    assert_eq!(counts.dead_lettered.get() + counts.dead_letters_lost.get(), 1000);
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ async fn with_a_fresh_time_the_body_is_of_now_and_signed_anew() {
 #[tokio::test]
 async fn what_cannot_be_sent_again_stays_in_the_file() {
     let mut receiver =
-        Receiver::that(|_, hook| Reply::Status(if hook.events()[0]["channel"] == "bad" { 500 } else { 200 }))
+        Receiver::that(|_, hook| Reply::Status(if hook.events()[0]["channel"] == "bad" { 422 } else { 200 }))
             .await;
     let (place, url) = (Place::telling(&receiver.url("/hooks")), receiver.url("/hooks"));
     let (good, bad) = (letter("1001", &url, "good"), letter("1001", &url, "bad"));
@@ -178,7 +178,7 @@ async fn what_cannot_be_sent_again_stays_in_the_file() {
     for expected in [
         "1: delivered",
         "2: not delivered to http://127.0.0.1",
-        "the answer is 500, not 2xx",
+        "the answer is 422, not 2xx",
         "3: skipped: not a dead letter, perhaps a part of one",
         "4: not delivered to http://127.0.0.1",
         "there is no app 9",
@@ -197,15 +197,51 @@ async fn what_cannot_be_sent_again_stays_in_the_file() {
 }
 
 #[tokio::test]
-async fn nothing_overtakes_a_letter_whose_receiver_does_not_answer() {
-    let receiver = Receiver::that(|_, _| Reply::HangUp).await;
+async fn nothing_overtakes_a_letter_whose_receiver_fails() {
+    for reply in [Reply::HangUp, Reply::Status(500), Reply::Status(503), Reply::Status(429)] {
+        let mut receiver = Receiver::that(move |_, _| reply.clone()).await;
+        let (place, url) = (Place::telling(&receiver.url("/")), receiver.url("/"));
+        let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
+        fs::write(place.path("dead.jsonl"), &lines).unwrap();
+        let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+        assert_eq!(code, 1);
+        assert!(text.contains("2: not delivered") && text.contains("failed before"), "{text}");
+        assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), lines);
+        receiver.hook().await;
+        assert!(receiver.is_idle());
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_is_interrupted_leaves_what_it_has_not_sent_and_no_other_runs_beside_it() {
+    let mut receiver = Receiver::that(|at, _| if at == 0 { Reply::Status(200) } else { Reply::Hang }).await;
     let (place, url) = (Place::telling(&receiver.url("/")), receiver.url("/"));
-    let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
-    fs::write(place.path("dead.jsonl"), &lines).unwrap();
+    let lines: Vec<_> = ["a", "b", "c"].map(|channel| letter("1001", &url, channel)).into();
+    fs::write(place.path("dead.jsonl"), lines.concat()).unwrap();
+    let mut first = place.command(&["webhooks", "replay", "dead.jsonl"]).spawn().unwrap();
+    for _ in 0..2 {
+        receiver.hook().await;
+    }
     let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
     assert_eq!(code, 1);
-    assert!(text.contains("2: not delivered") && text.contains("did not answer before"), "{text}");
-    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), lines);
+    assert!(text.contains("dead.jsonl cannot be replayed: another replay is under way in"), "{text}");
+    assert!(receiver.is_idle());
+    Command::new("kill").args(["-INT", &pid_of(&first)]).status().unwrap();
+    let waited = tokio::task::spawn_blocking(move || first.wait().unwrap());
+    assert!(!in_time("it ends", waited).await.unwrap().success());
+    let left = fs::read_to_string(place.path("dead.jsonl")).unwrap();
+    assert_eq!(left.trim_start(), lines[1..].concat());
+    // The next one goes on where it stopped.
+    let mut open = Receiver::start().await;
+    let moved = left.replace(&receiver.address.to_string(), &open.address.to_string());
+    let place = Place::telling(&open.url("/"));
+    fs::write(place.path("dead.jsonl"), moved).unwrap();
+    assert_eq!(place.run(&["webhooks", "replay", "dead.jsonl"]).await.0, 0);
+    for channel in ["b", "c"] {
+        assert_eq!(open.hook().await.events()[0]["channel"], channel);
+    }
+    assert!(open.is_idle());
+    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), "");
 }
 
 #[tokio::test]
@@ -213,7 +249,7 @@ async fn a_file_that_is_not_there_is_told_of() {
     let place = Place::telling("http://127.0.0.1:9/");
     let (code, text) = place.run(&["webhooks", "replay", "nowhere.jsonl"]).await;
     assert_eq!(code, 1);
-    assert!(text.contains("nowhere.jsonl cannot be read: No such file"), "{text}");
+    assert!(text.contains("nowhere.jsonl cannot be replayed: No such file"), "{text}");
 }
 
 #[tokio::test]
@@ -317,6 +353,8 @@ async fn lost_letters_are_complained_of_once() {
     assert_eq!(running.stop().await, 0);
     let log = fs::read_to_string(&log).unwrap();
     assert_eq!(log.matches("cannot be written: No space left on device").count(), 1, "{log}");
+    // However many there were, and whatever was said of the first.
+    assert_eq!(log.matches(r#""lost":10,"unwritten":0"#).count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ pub enum Reply {
     Status(u16),
     /// Answers with these bytes, then hangs up.
     Raw(&'static str),
+    /// Answers with these bytes, then says nothing more.
+    Unended(&'static str),
     /// Sends the other side elsewhere.
     Redirect(String),
     /// Says nothing.
@@ -183,7 +185,7 @@ pub async fn serve(
         let _ = put.send(hook);
         let answer = match &reply {
             Reply::Status(status) => format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"),
-            Reply::Raw(text) => (*text).to_owned(),
+            Reply::Raw(text) | Reply::Unended(text) => (*text).to_owned(),
             Reply::Redirect(url) => {
                 format!("HTTP/1.1 307 X\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n")
             }
@@ -192,6 +194,9 @@ pub async fn serve(
         };
         if stream.write_all(answer.as_bytes()).await.is_err() || matches!(reply, Reply::Raw(_)) {
             return;
+        }
+        if matches!(reply, Reply::Unended(_)) {
+            std::future::pending().await
         }
     }
 }

@@ -313,7 +313,7 @@ mod tests {
         fn sent(&mut self) -> Vec<Waiting> {
             match self.next() {
                 Next::Send(taken) => taken,
-                other => panic!("{other:?}"),
+                other @ (Next::Wait(_) | Next::End) => panic!("{other:?}"),
             }
         }
 
@@ -336,7 +336,7 @@ mod tests {
         fn waits(&mut self) -> Option<Duration> {
             match self.next() {
                 Next::Wait(until) => until.map(|until| until - self.now),
-                other => panic!("{other:?}"),
+                other @ (Next::Send(_) | Next::End) => panic!("{other:?}"),
             }
         }
     }

@@ -63,10 +63,12 @@ fn replay(settings: &Settings, path: &Path, fresh_time: bool) -> Result<String, 
             Ok(letter) => match runtime.block_on(replay.send(letter)) {
                 Ok(()) => {
                     delivered += 1;
-                    print(format_args!("{number}: delivered to {}\n", letter.url));
                     file.strike(line).map_err(|error| {
-                        format!("{delivered} delivered, but the last of them cannot be taken out of {shown}: {error}")
+                        format!(
+                            "{delivered} delivered, but the last of them cannot be taken out of {shown}: {error}"
+                        )
                     })?;
+                    print(format_args!("{number}: delivered to {}\n", letter.url));
                     continue;
                 }
                 Err(error) => format!("not delivered to {}: {error}", letter.url),

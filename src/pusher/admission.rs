@@ -26,7 +26,8 @@ pub(super) struct Admitted {
 #[derive(Debug)]
 pub(super) struct NodePlaces {
     _node: Place,
-    _address: Option<AddressPlace>,
+    /// In a box, because most nodes do not limit addresses.
+    _address: Option<Box<AddressPlace>>,
 }
 
 /// Why a connection is not let in: told in an error frame and a close code, because browsers never show the HTTP
@@ -101,7 +102,8 @@ impl Door {
             return refused(CloseCode::OverCapacity, "Server is over capacity");
         };
         let Some(app_place) = ConnectionPlace::take(app) else { return over_quota() };
-        Ok(Admitted { app_place, on_node: NodePlaces { _node: node_place, _address: address_place } })
+        let on_node = NodePlaces { _node: node_place, _address: address_place.map(Box::new) };
+        Ok(Admitted { app_place, on_node })
     }
 
     fn came_over_tls(&self, headers: &HeaderMap, peer: Peer) -> bool {

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! POST /apps/{id}/events
+//!  → server::connection hyper reads the head; one `Host`, and no upgrade: a request
 //!  → http::Service      the routes that publish are matched by hand, all others by axum's router
 //!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
 //!  → http::trigger      JSON → checked names and sizes, the socket to except

@@ -300,7 +300,7 @@ impl Server {
                     }
                     // Those who say nothing make room for those who wait.
                     let evicted = self.arrivals.evict(EVICTED_AT_ONCE);
-                    (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
+                    self.made_room(evicted);
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -320,11 +320,16 @@ impl Server {
             Err(limit) => return self.hub.refused(limit, None),
         };
         let (arrival, evicted) = self.arrivals.enter().await;
-        (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
+        self.made_room(evicted);
         arrival.keep_address(place);
         let (server, number) = (Arc::clone(self), arrival.number());
         let task = self.tasks.spawn(async move { server.serve(stream, address, tls, arrival).await });
         self.arrivals.belongs_to(number, task.abort_handle());
+    }
+
+    /// Counts strangers that had to go.
+    fn made_room(&self, evicted: u64) {
+        (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
     }
 
     /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.

@@ -20,6 +20,7 @@ use crate::harness::{
     Client, DEMO, Http, NEWS, PATIENCE, RawSocket, Request, Server, eventually, frame, frame_head, in_time,
     text_frame, unix_now,
 };
+use crate::liveness::with_short_timers;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TENTH: Duration = Duration::from_millis(100);
@@ -54,11 +55,7 @@ async fn drip(stream: &mut TcpStream, bytes: &[u8], pause: Duration) {
 
 #[tokio::test]
 async fn a_client_that_stalls_amid_a_frame_is_closed_with_4201() {
-    let server = Server::with(|setup| {
-        setup.options.pusher.ping_interval = SECOND;
-        setup.options.pusher.pong_timeout = SECOND;
-    })
-    .await;
+    let server = with_short_timers().await;
     let long = frame_head(0x81, 300);
     let fragment = frame(0x01, b"{\"event\":");
     let stalls: [&[u8]; 6] =
@@ -77,11 +74,7 @@ async fn a_client_that_stalls_amid_a_frame_is_closed_with_4201() {
 
 #[tokio::test]
 async fn a_client_that_sends_a_frame_byte_by_byte_too_slowly_is_closed_with_4201() {
-    let server = Server::with(|setup| {
-        setup.options.pusher.ping_interval = SECOND;
-        setup.options.pusher.pong_timeout = SECOND;
-    })
-    .await;
+    let server = with_short_timers().await;
     let mut raw = server.connect_raw().await;
     let writing = SockRef::from(raw.stream()).try_clone().map(std::net::TcpStream::from).unwrap();
     writing.set_nonblocking(true).unwrap();

@@ -11,7 +11,8 @@ use crate::harness::{Http, NEWS, RawSocket, Request, Server, frame};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-async fn with_short_timers() -> Server {
+/// A silent client is pinged after a second, and closed after another.
+pub async fn with_short_timers() -> Server {
     Server::with(|setup| {
         setup.options.pusher.ping_interval = SECOND;
         setup.options.pusher.pong_timeout = SECOND;

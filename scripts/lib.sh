@@ -17,6 +17,16 @@ has_venv() {
   has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null
 }
 
+NODE_VERSION_MIN=18
+
+has_node() {
+  has node && has npm && (($(node --print 'parseInt(process.versions.node)') >= NODE_VERSION_MIN))
+}
+
+has_redis() {
+  has redis-server && has redis-cli
+}
+
 # install_with_apt WHAT PACKAGE...: WHAT is for the message where there is no apt.
 install_with_apt() {
   local what=$1
@@ -39,4 +49,25 @@ need() {
   "$check" && return
   install_with_apt "$what" "$@"
   "$check" || fail "the packages of this system have no $what: please install it by other means"
+}
+
+need_node() {
+  need has_node "Node $NODE_VERSION_MIN or later with npm" nodejs npm
+}
+
+need_redis() {
+  need has_redis Redis redis-server
+}
+
+# Unless PUSHERD_BIN names a binary.
+build() {
+  [[ -z ${PUSHERD_BIN:-} ]] || return 0
+  has cargo || fail 'cargo is missing: please install a Rust toolchain'
+  heading 'Building pusherd'
+  cargo build --locked
+}
+
+npm_ci() {
+  heading "npm ci in $1"
+  (cd "$1" && npm ci)
 }

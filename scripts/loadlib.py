@@ -158,8 +158,8 @@ class Server:
     name = ""
     patience = 15
 
-    def __init__(self, command, port, wrapper=(), ws_port=None):
-        self.port, self.ws_port = port, ws_port
+    def __init__(self, command, port, wrapper=(), ws_port=None, host="127.0.0.1"):
+        self.host, self.port, self.ws_port = host, port, ws_port
         self.log = tempfile.TemporaryFile()
         self.process = spawn([*wrapper, *command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         self.pid = self.process.pid
@@ -176,7 +176,7 @@ class Server:
     def _listens(self):
         for port in {self.port, self.ws_port or self.port}:
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection((self.host, port), 1).close()
             except OSError:
                 return False
         return True
@@ -219,11 +219,12 @@ def _toml(table):
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
-def pusherd_config(folder, server=None, limits=None, app=None):
+def pusherd_config(folder, server=None, limits=None, app=None, sections=None):
     """Writes a configuration whose limits do not stand in the way; returns its path."""
     path = Path(folder) / "pusherd.toml"
+    others = "".join(f"[{name}]\n{_toml(values)}" for name, values in (sections or {}).items())
     path.write_text(
-        f"[server]\n{_toml({'host': '127.0.0.1', 'drain_secs': 0, **(server or {})})}"
+        f"{others}[server]\n{_toml({'host': '127.0.0.1', 'drain_secs': 0, **(server or {})})}"
         f"[[apps]]\n{_toml({'id': APP['app-id'], 'key': APP['key'], 'secret': APP['secret'], **(app or {})})}"
         f"[apps.limits]\n{_toml({**LIMITS, **(limits or {})})}"
     )
@@ -239,17 +240,19 @@ def _clean_environment():
 class Pusherd(Server):
     name = "pusherd"
 
-    def __init__(self, binaries, wrapper=(), server=None, limits=None, app=None, ws_port=None):
-        port = free_port()
+    def __init__(
+        self, binaries, wrapper=(), server=None, limits=None, app=None, ws_port=None, sections=None, host="127.0.0.1", port=None
+    ):
+        port = port or free_port()
         self.folder = tempfile.TemporaryDirectory(prefix="pusherd-load-")
-        config = pusherd_config(self.folder.name, {"port": port, **(server or {})}, limits, app)
+        config = pusherd_config(self.folder.name, {"port": port, **(server or {})}, limits, app, sections)
         # In the temporary folder, so that no .env is found.
         here, before = os.getcwd(), dict(os.environ)
         os.chdir(self.folder.name)
         os.environ.clear()
         os.environ.update(_clean_environment())
         try:
-            super().__init__([binaries.pusherd, "serve", "--config", config], port, wrapper, ws_port)
+            super().__init__([binaries.pusherd, "serve", "--config", config], port, wrapper, ws_port, host)
         finally:
             os.chdir(here)
             os.environ.update(before)

@@ -32,6 +32,17 @@
 //!  → webhooks::endpoint   signed, sent, tried again; in order for each channel → webhooks::dead_letters
 //! ```
 //!
+//! In a cluster, what is published goes to the broker and comes back, also to the node that it was published on; who
+//! joins waits until the nodes have agreed upon it:
+//!
+//! ```text
+//! hub.publish → hub::clustered → cluster::node → driver → the broker
+//!             → driver → cluster::node, the pump → hub::clustered → registry.deliver → outbox
+//! hub.join    → hub::clustered, parked → cluster::seat: an edge? → driver.update, one script in the broker
+//!             → its answer, and what it tells all nodes → cluster::seat → entered → registry.join
+//! the broker's records → hub::records → webhooks.note_record → as above
+//! ```
+//!
 //! # The map
 //!
 //! | room | what it is for | may use |
@@ -44,8 +55,9 @@
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
 //! | [`metrics`] | every counter, typed | limits |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |
+//! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
-//! | [`hub`] | join, leave, publish, query: the waist between doors, registry and webhooks | all of the above but session |
+//! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, addresses, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
@@ -53,14 +65,17 @@
 //! | [`cli`] | the command line | everything |
 //!
 //! `tests/it/tidy.rs` holds this table and checks every path. rustls is named in [`server`] (certificates and
-//! handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`] (receivers) and [`cli`] (`pusherd health`) only.
+//! handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`] (receivers), [`cluster`] (brokers) and [`cli`]
+//! (`pusherd health`) only.
 //!
 //! # Invariants
 //!
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
-//! - Locks are taken in the order ledger of webhooks, channel (or user), outbox; no shard of a map stays locked
-//!   meanwhile.
+//! - Locks are taken in the order part of the cluster, ledger of webhooks, channel (or user), outbox; no shard of a map
+//!   stays locked meanwhile.
+//! - In a cluster, the broker decides who is where, in one order for each group, and a node only repeats it: nothing of
+//!   what it decides is guessed ahead. A node that is alone has no part of this, and pays one branch.
 //! - What webhooks tell of a channel is noted in its ledger in the order in which the registry decided it; an app
 //!   without webhooks has no ledger.
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
@@ -118,6 +133,7 @@
 pub mod addresses;
 pub mod apps;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod http;
 pub mod hub;

@@ -42,6 +42,8 @@ pub struct Metrics {
     pub repeats_answered: Counter,
     /// What became of webhooks.
     pub webhooks: Webhooks,
+    /// What happened to the cluster that this node is one of.
+    pub cluster: Cluster,
 }
 
 impl Metrics {
@@ -50,6 +52,19 @@ impl Metrics {
     pub const fn refused(&self, limit: Limit) -> &Counter {
         &self.refused[limit as usize]
     }
+}
+
+/// What happened to a cluster, as one of its nodes sees it.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// How often the broker was lost.
+    pub lost: Counter,
+    /// Messages that made no sense, and were dropped.
+    pub dropped: Counter,
+    /// How often the others had given this node up.
+    pub given_up: Counter,
+    /// Nodes that this one has cleared away.
+    pub reaped: Counter,
 }
 
 /// What became of webhooks, of all apps together.
@@ -71,6 +86,8 @@ pub struct Webhooks {
     pub expired: Counter,
     /// Requests that a shutdown left unsent.
     pub unsent: Counter,
+    /// Events that are left to the other nodes of a cluster, because of a shutdown or because another one tells them.
+    pub released: Counter,
     /// Requests that are in the file of dead letters.
     pub dead_lettered: Counter,
     /// Requests that should be, and are not.

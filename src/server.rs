@@ -27,6 +27,10 @@ use tracing::{info, warn};
 
 use crate::addresses::{self, Addresses, Kind};
 use crate::apps::Apps;
+use crate::cluster::driver::{self, Driver};
+use crate::cluster::node::Cluster;
+use crate::cluster::redis::Redis;
+use crate::cluster::{self, Broker};
 use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::limits::Limit;
@@ -64,6 +68,8 @@ pub struct Options {
     pub http: http::Options,
     /// Webhooks.
     pub webhooks: webhooks::Options,
+    /// The other nodes.
+    pub cluster: cluster::Options,
     /// Where clients come from, and how many from each address.
     pub addresses: addresses::Options,
     /// Whether every connection begins with a header of the PROXY protocol, and comes from a trusted proxy.
@@ -92,6 +98,7 @@ impl Default for Options {
             pusher: pusher::Options::default(),
             http: http::Options::default(),
             webhooks: webhooks::Options::default(),
+            cluster: cluster::Options::default(),
             addresses: addresses::Options::default(),
             proxy_protocol: false,
             unauthenticated_max: 2000,
@@ -193,7 +200,22 @@ pub async fn run(
     let listeners = listeners.into();
     let apps = Arc::new(apps);
     let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &options.metrics)?;
-    let hub = Hub::new(options.debug, Arc::clone(&options.metrics), webhooks.clone());
+    let (debug, metrics) = (options.debug, Arc::clone(&options.metrics));
+    let member = Member::start(&options.cluster, &options.metrics)?;
+    let hub = match &member {
+        None => Hub::new(debug, metrics, webhooks.clone()),
+        Some(Member { cluster, .. }) => {
+            let is_local = options.cluster.local_when_broker_lost;
+            Hub::of_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
+        }
+    };
+    let cluster = member.as_ref().map(|member| member.cluster.clone());
+    let mut in_cluster = tokio::spawn(async move {
+        match member {
+            Some(Member { cluster, arrivals }) => cluster.run(arrivals).await,
+            None => std::future::pending().await,
+        }
+    });
     let tasks = TaskTracker::new();
     let addresses = Arc::new(Addresses::new(options.addresses.clone()));
     let (pusher, for_door) = (options.pusher.clone(), Arc::clone(&addresses));
@@ -214,6 +236,10 @@ pub async fn run(
         let hub = hub.clone();
         async move { hub.keep_time().await }
     });
+    let mut reading = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.read_records().await }
+    });
     let mut watching = tokio::spawn({
         let door = server.door.clone();
         async move { door.watch().await }
@@ -224,6 +250,8 @@ pub async fn run(
         () = server.accept_all(&listeners) => return ended_early("accepts connections"),
         _ = &mut keeping_time => return ended_early("keeps time"),
         _ = &mut watching => return ended_early("watches connections"),
+        _ = &mut reading => return ended_early("reads the cluster's records"),
+        _ = &mut in_cluster => return ended_early("is one of the cluster"),
         () = webhooks.ended() => return ended_early("sends webhooks"),
         () = renew(&listeners) => return ended_early("renews the certificate"),
     };
@@ -239,8 +267,41 @@ pub async fn run(
             }
         })
         .await;
+    hub.close_records().await;
+    reading.abort();
+    if let Some(cluster) = cluster {
+        cluster.leave(deadline.max(Instant::now() + AT_ONCE)).await;
+    }
+    in_cluster.abort();
     info!("stopped");
     Ok(())
+}
+
+/// What a node of a cluster starts with.
+struct Member {
+    cluster: Cluster,
+    arrivals: driver::Arrivals,
+}
+
+impl Member {
+    /// `None`: the node is alone.
+    fn start(options: &cluster::Options, metrics: &Arc<Metrics>) -> io::Result<Option<Self>> {
+        let (driver, arrivals): (Arc<dyn Driver>, _) = match &options.broker {
+            None => return Ok(None),
+            Some(Broker::Memory(memory)) => {
+                let (driver, arrivals) = memory.driver();
+                (driver, arrivals)
+            }
+            Some(Broker::Redis(options)) => {
+                let (driver, arrivals) = Redis::start((**options).clone()).map_err(io::Error::other)?;
+                (Arc::new(driver), arrivals)
+            }
+        };
+        Ok(Some(Self {
+            cluster: Cluster::new(driver, options.timing.clone(), Arc::clone(metrics)),
+            arrivals,
+        }))
+    }
 }
 
 /// Keeps the certificate as its files are, where there is one.

@@ -89,14 +89,21 @@ impl Place {
 struct Shown(String);
 
 impl Shown {
-    /// The value of the last setting `key`, and where it was set.
+    /// The value of the last setting `key`, and where it was set; of the section `[redis]` it is `redis.key`.
     fn get(&self, key: &str) -> (String, String) {
-        let of_key = |line: &str| {
+        let (before, redis) = self.0.split_once("\n[redis]\n").unwrap();
+        let (redis, after) = redis.split_once("\n[webhooks]\n").unwrap();
+        let (parts, name) = match key.strip_prefix("redis.") {
+            Some(name) => (["", redis], name),
+            None => ([before, after], key),
+        };
+        let of_name = |line: &str| {
             let (setting, source) = line.rsplit_once(" # ")?;
             let (found, value) = setting.split_once(" = ")?;
-            (found == key).then(|| (value.trim().to_owned(), source.to_owned()))
+            (found == name).then(|| (value.trim().to_owned(), source.to_owned()))
         };
-        self.0.lines().rev().find_map(of_key).unwrap_or_else(|| panic!("no {key} in {}", self.0))
+        let mut lines = parts.iter().rev().flat_map(|part| part.lines().rev());
+        lines.find_map(of_name).unwrap_or_else(|| panic!("no {key} in {}", self.0))
     }
 
     fn assert(&self, key: &str, value: &str, source: &str) {
@@ -1136,12 +1143,86 @@ fn webhooks_that_cannot_be_are_refused_without_repeating_secrets() {
         "environment: PUSHERD_APP_WEBHOOKS: must be a list as JSON, and is not at line 1, column 17"
     );
     let place = Place::new().file("config/pusherd.toml", format!("{APP}webhooks = 'http://x'\n"));
-    assert_eq!(place.problem(""), "config/pusherd.toml: apps[0].webhooks: must be a list of tables");
+    assert_eq!(place.problem(""), "config/pusherd.toml: apps[0].webhooks: must be a list");
     let place = Place::new()
         .file("config/pusherd.toml", format!("{APP}[[apps.webhooks]]\nurl = 'http://169.254.1.1'\n"));
     assert_eq!(
         place.problem(""),
         "config/pusherd.toml: apps[0].webhooks: [0].url: 169.254.1.1 is link-local: webhooks do not go there, unless \
          webhooks.allowed_addresses has it"
+    );
+}
+
+/// What a fresh Laravel application has in its `.env` for Redis.
+const LARAVEL_REDIS: &str =
+    "REDIS_CLIENT=phpredis\nREDIS_HOST=127.0.0.1\nREDIS_PASSWORD=null\nREDIS_PORT=6379\n";
+
+#[test]
+fn a_fresh_laravel_application_is_alone_until_its_reverb_is_scaled() {
+    let shown = Place::new().file(".env", LARAVEL_REDIS).show("");
+    shown.assert("cluster", "\"none\"", "default");
+    shown.assert("host", "\"127.0.0.1\"", "default");
+    let scaled = format!("{LARAVEL_REDIS}REVERB_SCALING_ENABLED=true\nREDIS_PREFIX=laravel_database_\n");
+    let place = Place::new().file(".env", scaled);
+    let shown = place.show("");
+    shown.assert("cluster", "\"redis\"", ".env: REVERB_SCALING_ENABLED");
+    shown.assert("redis.host", "\"127.0.0.1\"", ".env: REDIS_HOST");
+    shown.assert("redis.port", "6379", ".env: REDIS_PORT");
+    shown.assert("redis.password", "\"\"", "default");
+    shown.assert("redis.prefix", "\"laravel_database_pusherd\"", ".env: REDIS_PREFIX");
+    let check = place.run("config check");
+    assert_eq!((check.code, check.err.as_str()), (0, ""));
+}
+
+#[test]
+fn where_redis_is_is_shown_as_a_configuration_that_says_the_same() {
+    let place = Place::new().env(
+        "PUSHERD_CLUSTER=redis\nREDIS_URL=rediss://redis.test:6380/2\nREDIS_USERNAME=me\nREDIS_PASSWORD=hunter2\n\
+         REVERB_SCALING_CHANNEL=blue\n",
+    );
+    let first = place.show("");
+    assert!(!first.0.contains("hunter2"));
+    for (key, value, source) in [
+        ("url", "\"rediss://redis.test:6380/2\"", "REDIS_URL"),
+        ("port", "6380", "REDIS_URL"),
+        ("tls", "true", "REDIS_URL"),
+        ("database", "2", "REDIS_URL"),
+        ("username", "\"me\"", "REDIS_USERNAME"),
+        ("password", "\"***\"", "REDIS_PASSWORD"),
+        ("prefix", "\"pusherd:blue\"", "REVERB_SCALING_CHANNEL"),
+    ] {
+        first.assert(&format!("redis.{key}"), value, &format!("environment: {source}"));
+    }
+    let again = first.0.replace("secret = \"***\"", "secret = \"app-secret\"");
+    let masked = Place::new().file("config/pusherd.toml", &again);
+    assert_eq!(
+        masked.problem(""),
+        "config/pusherd.toml: redis.password: is the mask of `pusherd config show`, not a password"
+    );
+    let again = Place::new().file("config/pusherd.toml", again.replace("***", "hunter2")).show("");
+    let values = |shown: &Shown| -> Vec<String> {
+        shown.0.lines().map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned()).collect()
+    };
+    assert_eq!(values(&first), values(&again));
+}
+
+#[test]
+fn what_contradicts_about_redis_is_told_with_both_places_and_without_passwords() {
+    let place = Place::new()
+        .file(
+            "config/pusherd.toml",
+            "server.cluster = 'redis'\n[redis]\nurl = 'redis://u:hunter2@h:6379'\nnodes = ['a:1']\npassword = 'hunter3'\n",
+        )
+        .env("PUSHERD_REDIS_DATABASE=1\nREDIS_DB=x\nPUSHERD_REDIS_PROT=1");
+    let problems = place.problems("");
+    assert_eq!(
+        problems,
+        [
+            "environment: PUSHERD_REDIS_PROT: is not a variable of pusherd; did you mean PUSHERD_REDIS_PORT?",
+            "config/pusherd.toml: redis.url: contradicts nodes (config/pusherd.toml: redis.nodes): one of the two",
+            "config/pusherd.toml: redis.password: contradicts the one in url (config/pusherd.toml: redis.url)",
+            "environment: PUSHERD_REDIS_DATABASE: must be 0 with a Redis Cluster, which nodes name \
+             (config/pusherd.toml: redis.nodes), not 1",
+        ]
     );
 }

@@ -11,6 +11,9 @@ use super::naive::Folder;
 /// Stands where the fuzzer's input has a secret of this name.
 const SECRET: &str = "hunter2hunter2";
 
+/// The settings that may hold it.
+const SECRETS: [&str; 3] = ["secret", "password", "sentinel_password"];
+
 /// See the module.
 pub fn holds(data: &[u8]) {
     let [format, rest @ ..] = data else { return };
@@ -38,7 +41,7 @@ pub fn holds(data: &[u8]) {
 /// Whether the secret stands where none is expected: in the name of a setting or in the value of another one.
 fn is_told(key: &str, value: &Value) -> bool {
     let inside = match &value.kind {
-        ValueKind::String(text) => key != "secret" && text.contains(SECRET),
+        ValueKind::String(text) => !SECRETS.contains(&key) && text.contains(SECRET),
         ValueKind::Table(table) => table.iter().any(|(key, value)| is_told(key, value)),
         ValueKind::Array(items) => items.iter().any(|item| is_told("", item)),
         _ => false,

@@ -13,6 +13,7 @@ use pusherd::apps::{App, AppLimits};
 use pusherd::limits::Rate;
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, Source};
+use pusherd::protocol::wire::Frame;
 use pusherd::protocol::wire::pusher::decode;
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{
@@ -698,7 +699,11 @@ impl World {
             assert_eq!(users, known.roster.len());
             let cached = known.cached.as_ref().filter(|(_, until)| *until > self.now);
             let cached = cached.map(|(word, until)| (word[2..].to_owned(), *until - self.now));
-            assert_eq!(cache.map(|(data, left)| (data.to_string(), left)), cached);
+            let data = |event: &Frame| {
+                let [data] = pusherd::protocol::json::pick(event.text(), ["data"]).unwrap();
+                data.unwrap().get().to_owned()
+            };
+            assert_eq!(cache.map(|(event, left)| (data(&event), left)), cached);
             let ids: Vec<_> = self.registry.users(&key).iter().map(|id| id.as_str().to_owned()).collect();
             assert_eq!(ids, known.roster.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>());
         }

@@ -22,6 +22,9 @@ pub struct Common {
     pub host: Ipv4Addr,
     #[arg(long, global = true, default_value_t = 6001)]
     pub port: u16,
+    /// WebSockets go to this address instead (HTTP stays on --host).
+    #[arg(long, global = true)]
+    pub ws_host: Option<Ipv4Addr>,
     /// WebSockets go to this port instead (HTTP stays on --port).
     #[arg(long, global = true)]
     pub ws_port: Option<u16>,

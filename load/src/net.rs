@@ -81,8 +81,9 @@ enum Got {
 #[derive(Clone)]
 pub struct NetCfg {
     pub host: Ipv4Addr,
-    /// HTTP, and WebSockets if `ws_port` is the same.
+    /// HTTP, and WebSockets if `ws_host` and `ws_port` are the same.
     pub port: u16,
+    pub ws_host: Ipv4Addr,
     pub ws_port: u16,
     /// TLS for WebSockets.
     pub tls: bool,
@@ -183,9 +184,9 @@ impl Net {
              Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {WS_KEY}\r\n\
              Sec-WebSocket-Version: 13\r\nOrigin: http://{}\r\n{}\r\n",
             cfg.key,
-            cfg.host,
+            cfg.ws_host,
             cfg.ws_port,
-            cfg.host,
+            cfg.ws_host,
             if cfg.deflate { inflate::OFFER } else { "" }
         );
         let tls = cfg.tls.then(tls::Config::new);
@@ -246,7 +247,7 @@ impl Net {
     }
 
     fn dst(&self, n: usize) -> SocketAddrV4 {
-        let mut ip = u32::from(self.cfg.host);
+        let mut ip = u32::from(self.cfg.ws_host);
         if self.cfg.dst_ips > 1 {
             ip += (n / self.cfg.src_ips.max(1) % self.cfg.dst_ips) as u32;
         }

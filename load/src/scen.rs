@@ -31,6 +31,7 @@ fn netcfg(c: &Common, conns: usize, max_http: usize, ready_at: St) -> NetCfg {
     NetCfg {
         host: c.host,
         port: c.port,
+        ws_host: c.ws_host.unwrap_or(c.host),
         ws_port: c.ws_port.unwrap_or(c.port),
         tls: c.tls,
         deflate: c.deflate,

@@ -247,7 +247,7 @@ impl fmt::Debug for WebhookUrl {
 }
 
 /// Headers that are pusherd's or the connection's to set.
-const RESERVED: [&str; 13] = [
+const RESERVED: [&str; 14] = [
     "connection",
     "content-encoding",
     "content-length",
@@ -261,6 +261,7 @@ const RESERVED: [&str; 13] = [
     "transfer-encoding",
     "upgrade",
     "user-agent",
+    "x-pusherd-event-ids",
 ];
 
 /// Why a header may not be added to webhooks. Says nothing of its value.
@@ -393,8 +394,15 @@ mod tests {
     #[test]
     fn headers_of_pusherds_own_are_refused_and_values_do_not_print() {
         use WebhookHeaderError::{Name, Reserved, Value};
-        for name in ["Content-Type", "HOST", "X-Pusher-Key", "x-pusher-anything", "User-Agent", "Connection"]
-        {
+        for name in [
+            "Content-Type",
+            "HOST",
+            "X-Pusher-Key",
+            "x-pusher-anything",
+            "X-Pusherd-Event-Ids",
+            "User-Agent",
+            "Connection",
+        ] {
             assert_eq!(webhook_header(name, "x"), Err(Reserved), "{name}");
         }
         assert_eq!(webhook_header("a b", "x"), Err(Name));

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::apps::Draft;
 use super::problem::Source;
+use super::redis::{self, Redis};
 use super::section::Section;
 use super::{Server, Webhooks};
 use crate::apps::{EventType, EventTypes, Webhook};
@@ -32,8 +33,13 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host.parse::<IpAddr>().map_or(host == "localhost", |address| address.is_loopback())
 }
 
-/// Looks at the settings of server and webhooks and at the apps.
-pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, apps: &[Draft]) -> Vec<Advice> {
+/// Looks at the settings of server, Redis and webhooks and at the apps.
+pub(super) fn advise(
+    server: &Section<Server>,
+    redis: &Section<Redis>,
+    webhooks: &Section<Webhooks>,
+    apps: &[Draft],
+) -> Vec<Advice> {
     let mut advice = Vec::new();
     let mut say = |text: String| advice.push(Advice { loud: false, text });
     let Server { host, options, tls, .. } = &server.value;
@@ -46,6 +52,7 @@ pub(super) fn advise(server: &Section<Server>, webhooks: &Section<Webhooks>, app
             patience.as_secs(),
         ));
     }
+    redis::advise(server, redis, &mut say);
     if apps.iter().all(|app| !app.section.value.enabled) {
         say("no app is enabled: every connection is refused".to_owned());
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use config::ValueKind;
 use ipnet::IpNet;
 
+use super::secret::Secret;
 use crate::addresses::ForwardedHeader;
 use crate::apps::{OriginPattern, SubscriptionErrorFrames};
 use crate::protocol::CloseCode;
@@ -23,6 +24,10 @@ pub(super) struct Setting<T: 'static> {
     pub(super) doc: &'static str,
     /// Variables of other servers that mean the same, the first that is set counts. Below pusherd's own.
     pub(super) aliases: &'static [&'static str],
+    /// The same, below the file: they say how the application does it, and may be there without a thought of pusherd.
+    pub(super) fallbacks: &'static [&'static str],
+    /// Words of other servers, and which of the setting's own each stands for.
+    pub(super) synonyms: &'static [(&'static str, &'static str)],
     /// The flag of the command line that sets it.
     pub(super) flag: Option<&'static str>,
     /// The default in words, where it depends on other settings.
@@ -39,6 +44,13 @@ pub(super) enum Kind<T> {
     Choice { words: &'static [&'static str], field: fn(&mut T) -> &mut dyn Choice },
     /// A text that `check` accepts and brings into its canonical form.
     Text { what: &'static str, check: fn(&str) -> Result<String, String>, field: fn(&mut T) -> &mut Box<str> },
+    /// A text that `check` accepts, and of which only what `mask` leaves may be seen. Empty is none.
+    Secret {
+        what: &'static str,
+        check: fn(&str) -> Result<String, String>,
+        mask: fn(&str) -> String,
+        field: fn(&mut T) -> &mut Secret,
+    },
     /// A list of tables, in a variable as JSON.
     Tables { what: &'static str, field: fn(&mut T) -> &mut dyn Tables },
     /// A list of texts.
@@ -77,8 +89,12 @@ pub(super) trait List {
     fn items(&self) -> Vec<String>;
 }
 
-/// A field that holds a list of tables.
+/// A field that holds a list of tables, or of what may be written as one.
 pub(super) trait Tables {
+    /// The items of a variable.
+    fn of_variable(&self, text: &str) -> Result<Vec<serde_json::Value>, String> {
+        list_of_json(text)
+    }
     /// Takes the tables in, or says what is wrong with each that is.
     fn parse(&mut self, tables: Vec<serde_json::Value>) -> Result<(), String>;
     /// The list as TOML, secrets masked.
@@ -117,6 +133,15 @@ pub(super) const fn text<T>(
     Kind::Text { what, check, field }
 }
 
+pub(super) const fn secret<T>(
+    what: &'static str,
+    check: fn(&str) -> Result<String, String>,
+    mask: fn(&str) -> String,
+    field: fn(&mut T) -> &mut Secret,
+) -> Kind<T> {
+    Kind::Secret { what, check, mask, field }
+}
+
 pub(super) const fn tables<T>(what: &'static str, field: fn(&mut T) -> &mut dyn Tables) -> Kind<T> {
     Kind::Tables { what, field }
 }
@@ -127,11 +152,21 @@ pub(super) const fn list<T>(what: &'static str, field: fn(&mut T) -> &mut dyn Li
 
 impl<T> Setting<T> {
     pub(super) const fn new(key: &'static str, kind: Kind<T>, doc: &'static str) -> Self {
-        Self { key, kind, doc, aliases: &[], flag: None, default: None }
+        Self { key, kind, doc, aliases: &[], fallbacks: &[], synonyms: &[], flag: None, default: None }
     }
 
     pub(super) const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
         self.aliases = aliases;
+        self
+    }
+
+    pub(super) const fn fallbacks(mut self, fallbacks: &'static [&'static str]) -> Self {
+        self.fallbacks = fallbacks;
+        self
+    }
+
+    pub(super) const fn synonyms(mut self, synonyms: &'static [(&'static str, &'static str)]) -> Self {
+        self.synonyms = synonyms;
         self
     }
 
@@ -167,14 +202,26 @@ impl<T> Setting<T> {
                     given.switch().map_err(|found| format!("must be true or false, not {found}"))?;
             }
             Kind::Choice { words, field } => {
-                let index =
-                    given.word(words).map_err(|found| format!("must be {}, not {found}", self.may_be()))?;
+                let synonym = self.synonyms.iter().find(|(word, _)| given.is_word(word));
+                let own = synonym.map(|(_, own)| Given::Text(own));
+                let index = own
+                    .as_ref()
+                    .unwrap_or(given)
+                    .word(words)
+                    .map_err(|found| format!("must be {}, not {found}", self.may_be()))?;
                 field(target).pick(index);
             }
             Kind::Text { check, field, .. } => {
                 *field(target) = check(given.text()?)?.into();
             }
-            Kind::Tables { field, .. } => field(target).parse(given.tables()?)?,
+            Kind::Secret { check, field, .. } => {
+                *field(target) = Secret::new(&check(given.text()?)?);
+            }
+            Kind::Tables { field, .. } => {
+                let field = field(target);
+                let items = given.items(field)?;
+                field.parse(items)?;
+            }
             Kind::List { field, .. } => field(target).parse(&given.list()?)?,
         }
         Ok(())
@@ -183,7 +230,7 @@ impl<T> Setting<T> {
     /// Whether a variable set to the empty text means that, and not that it is not set.
     pub(super) fn may_be_empty(&self) -> bool {
         match &self.kind {
-            Kind::Text { check, .. } => check("").is_ok(),
+            Kind::Text { check, .. } | Kind::Secret { check, .. } => check("").is_ok(),
             Kind::List { .. } | Kind::Tables { .. } => true,
             Kind::Number { .. } | Kind::Switch(_) | Kind::Choice { .. } => false,
         }
@@ -199,6 +246,10 @@ impl<T> Setting<T> {
                 word => quoted(word),
             },
             Kind::Text { field, .. } => quoted(field(target)),
+            Kind::Secret { field, mask, .. } => match field(target).expose() {
+                "" => quoted(""),
+                text => quoted(&mask(text)),
+            },
             Kind::Tables { field, .. } => field(target).show(),
             Kind::List { field, .. } => {
                 let items: Vec<_> = field(target).items().iter().map(|item| quoted(item)).collect();
@@ -217,7 +268,7 @@ impl<T> Setting<T> {
                 [] => String::new(),
                 [others @ .., last] => format!("{} or {last}", others.join(", ")),
             },
-            Kind::Text { what, .. } => (*what).to_owned(),
+            Kind::Text { what, .. } | Kind::Secret { what, .. } => (*what).to_owned(),
             Kind::List { what, .. } | Kind::Tables { what, .. } => format!("a list of {what}"),
         }
     }
@@ -288,6 +339,14 @@ impl<'a> Given<'a> {
         })
     }
 
+    /// Whether it is this word.
+    fn is_word(&self, word: &str) -> bool {
+        match self {
+            Self::Text(text) => text.trim().eq_ignore_ascii_case(word),
+            Self::Value(value) => matches!(value, ValueKind::String(text) if text.eq_ignore_ascii_case(word)),
+        }
+    }
+
     /// The text. Nothing else is taken for one: formats disagree on what `007` is, so text has quotes.
     pub(super) fn text(&self) -> Result<&'a str, String> {
         match self {
@@ -318,18 +377,24 @@ impl<'a> Given<'a> {
 
 impl Given<'_> {
     /// The items of a list of tables, as JSON.
-    fn tables(&self) -> Result<Vec<serde_json::Value>, String> {
+    fn items(&self, field: &dyn Tables) -> Result<Vec<serde_json::Value>, String> {
         match self {
             Self::Text(text) if text.trim().is_empty() => Ok(Vec::new()),
-            // What the parser says may quote the text, which may hold a secret: its place is enough.
-            Self::Text(text) => serde_json::from_str(text).map_err(|error| {
-                let (line, column) = (error.line(), error.column());
-                format!("must be a list as JSON, and is not at line {line}, column {column}")
-            }),
+            Self::Text(text) => field.of_variable(text),
             Self::Value(ValueKind::Array(items)) => Ok(items.iter().map(|item| json(&item.kind)).collect()),
-            Self::Value(_) => Err("must be a list of tables".to_owned()),
+            // Not shown: it may hold a secret.
+            Self::Value(_) => Err("must be a list".to_owned()),
         }
     }
+}
+
+/// The items of a list that is written as JSON.
+pub(super) fn list_of_json(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    // What the parser says may quote the text, which may hold a secret: its place is enough.
+    serde_json::from_str(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        format!("must be a list as JSON, and is not at line {line}, column {column}")
+    })
 }
 
 fn json(value: &ValueKind) -> serde_json::Value {
@@ -485,8 +550,9 @@ mod tests {
     use config::{FileFormat, Format as _, Value};
 
     use super::super::apps::Draft;
-    use super::super::schema::{APP, LOG, SERVER};
-    use super::super::{Log, Server};
+    use super::super::redis::Redis;
+    use super::super::schema::{APP, LOG, REDIS, SERVER, WEBHOOKS};
+    use super::super::{Log, Server, Webhooks};
     use super::*;
 
     /// Puts `value`, as TOML, into the setting `key` of a default app, and shows what became of it.
@@ -618,6 +684,8 @@ mod tests {
     fn every_setting_takes_its_default_its_bounds_and_its_words() {
         check(SERVER, Server::default());
         check(LOG, Log::default());
+        check(REDIS, Redis::default());
+        check(WEBHOOKS, Webhooks::default());
         check(APP, Draft::defaults());
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! The way of a value: `file`, `variables` and the flags hold it as it was written; `section` takes the
 //! sources from the lowest to the highest and has each value checked by its row (`kind`), so that all
-//! problems are found at once; `apps` puts apps together; `advice` looks at the whole. To add a setting, add
-//! a row to `schema`.
+//! problems are found at once; `apps` puts apps together, and `redis` what says where Redis is; `advice` looks at
+//! the whole. To add a setting, add a row to `schema`.
 
 mod advice;
 mod apps;
@@ -15,6 +15,7 @@ mod dotenv;
 mod file;
 mod kind;
 mod problem;
+mod redis;
 mod schema;
 mod secret;
 mod section;
@@ -33,10 +34,12 @@ pub use problem::{Problems, Source};
 pub use show::reference;
 
 use crate::apps::App;
+use crate::cluster::Broker;
 use crate::server;
 use apps::{Draft, Drafts};
 use file::ConfigFile;
-use schema::{LOG, SERVER, WEBHOOKS};
+use redis::Redis;
+use schema::{LOG, REDIS, SERVER, WEBHOOKS};
 use section::{Line, Section};
 use variables::{CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX};
 
@@ -91,6 +94,8 @@ pub struct Server {
     tls_cert: Box<str>,
     /// The file of its key as it was written; empty: none.
     tls_key: Box<str>,
+    /// What is between this node and others.
+    cluster: Cluster,
     /// What the server must know.
     pub options: server::Options,
 }
@@ -105,6 +110,7 @@ impl Default for Server {
             tls_port: None,
             tls_cert: "".into(),
             tls_key: "".into(),
+            cluster: Cluster::None,
             options: server::Options::default(),
         }
     }
@@ -123,6 +129,15 @@ impl Server {
     pub fn port_speaks_tls(&self) -> bool {
         !self.tls_cert.is_empty() && self.tls_port.is_none()
     }
+}
+
+/// What is between this node and others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Cluster {
+    /// There are no others.
+    None,
+    /// Redis, wherever the section `[redis]` says it is.
+    Redis,
 }
 
 /// How webhooks are sent.
@@ -171,6 +186,7 @@ pub enum LogLevel {
     Trace,
 }
 
+kind::choice_field!(Cluster: Self::None, Self::Redis);
 kind::choice_field!(LogFormat: Self::Auto, Self::Human, Self::Json);
 kind::choice_field!(LogLevel: Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace);
 
@@ -274,7 +290,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     if let Some(path) = sources.find(env_file.as_deref(), &[Path::new(DOTENV_FILE)]) {
         let name: Arc<str> = path.display().to_string().into();
         match file::dotenv_text(&directory.join(path)) {
-            Ok(text) => variables.add_dotenv(&name, &text, &mut problems),
+            Ok(text) => variables.add_dotenv(&name, &text),
             Err(why) => problems.add(&Source::File(Arc::clone(&name)), "", why),
         }
         files.push(name);
@@ -288,6 +304,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
 
     let mut server = Section::new("server", SERVER, Server::default());
     let mut log = Section::new("log", LOG, Log::default());
+    let mut redis = Section::new("redis", REDIS, Redis::default());
     let mut webhooks = Section::new("webhooks", WEBHOOKS, Webhooks::default());
     let mut apps = None;
     if let Some(file) = &mut file {
@@ -297,11 +314,12 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
                 _ if value.kind == config::ValueKind::Nil => {}
                 "server" => server.fill_from_value(value, &source, &mut problems),
                 "log" => log.fill_from_value(value, &source, &mut problems),
+                "redis" => redis.fill_from_value(value, &source, &mut problems),
                 "webhooks" => webhooks.fill_from_value(value, &source, &mut problems),
                 "apps" => apps = Some(value),
                 _ => {
                     let nested = SERVER.iter().map(|row| server.path(row.key));
-                    let sections = ["server", "log", "webhooks", "apps"].map(str::to_owned);
+                    let sections = ["server", "log", "redis", "webhooks", "apps"].map(str::to_owned);
                     let known: Vec<String> = sections.into_iter().chain(nested).collect();
                     let what = section::unknown(&section, known.iter().map(String::as_str));
                     problems.add(&source, &section, what);
@@ -310,7 +328,9 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
         }
     }
     server.fill_from_variables(SERVER_PREFIX, &variables, &mut problems);
+    server.fill_from_fallbacks(|_, _| true, &variables, &mut problems);
     log.fill_from_variables(LOG_PREFIX, &variables, &mut problems);
+    redis::fill_from_variables(&mut redis, &server, &variables, &mut problems);
     webhooks.fill_from_variables(WEBHOOKS_PREFIX, &variables, &mut problems);
     server.fill_from_flags(&sources.flags, &mut problems);
     log.fill_from_flags(&sources.flags, &mut problems);
@@ -320,19 +340,24 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     settle_tls(&mut server, (directory, folder), sources.reads_certificate, &mut problems);
     webhooks::refuse_targets(&apps, &webhooks.value.options.allowed_addresses, &mut problems);
     settle_webhooks(&mut server, &webhooks, (directory, folder));
+    settle_cluster(&mut server, &mut redis, (directory, folder), sources.reads_certificate, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
 
     let (main_app, key_source) = main;
     let clients = clients(&variables, &key_source);
-    let mut advice = advice::advise(&server, &webhooks, &apps);
+    let mut advice = advice::advise(&server, &redis, &webhooks, &apps);
     if clients.is_none() {
         advice.extend(advice::publishes_elsewhere(&key_source));
     }
     let default_secret = apps.iter().any(Draft::has_default_secret);
-    let mut shown =
-        vec![("[server]", server.lines()), ("[log]", log.lines()), ("[webhooks]", webhooks.lines())];
+    let mut shown = vec![
+        ("[server]", server.lines()),
+        ("[log]", log.lines()),
+        ("[redis]", redis.lines()),
+        ("[webhooks]", webhooks.lines()),
+    ];
     let mut ready = Vec::with_capacity(apps.len());
     for draft in apps {
         let (app, lines) = draft.finish();
@@ -422,6 +447,31 @@ fn settle_webhooks(server: &mut Section<Server>, webhooks: &Section<Webhooks>, f
     server.value.options.webhooks = crate::webhooks::Options { dead_letter_file, ..options.clone() };
 }
 
+/// Hands the server what it must know of the nodes beside it.
+fn settle_cluster(
+    server: &mut Section<Server>,
+    redis: &mut Section<Redis>,
+    folders: (&Path, &Path),
+    reads_certificate: bool,
+    problems: &mut Problems,
+) {
+    server.value.options.cluster.broker = match server.value.cluster {
+        Cluster::None => None,
+        Cluster::Redis => {
+            redis::settle(redis, problems);
+            let ca_file = placed(&redis.source("tls_ca_file"), &redis.value.tls_ca_file, folders);
+            if reads_certificate
+                && redis.value.tls
+                && !redis.value.tls_ca_file.is_empty()
+                && let Err(why) = file::check_certificates(&ca_file)
+            {
+                problems.add(&redis.source("tls_ca_file"), &redis.path("tls_ca_file"), why);
+            }
+            Some(Broker::Redis(Box::new(redis.value.options(ca_file))))
+        }
+    };
+}
+
 /// Where a path that was written in `source` is: in the file's `folder`, or in `directory`.
 fn placed(source: &Source, path: &str, (directory, folder): (&Path, &Path)) -> PathBuf {
     match source {
@@ -461,7 +511,11 @@ mod tests {
     use super::*;
 
     /// Settings from a configuration file, a `.env` file and the environment.
-    fn settings(toml: &str, dotenv: &str, environment: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+    pub(super) fn settings(
+        toml: &str,
+        dotenv: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Settings, Vec<String>> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("config")).unwrap();
         std::fs::write(directory.path().join(LOCAL_FILE), toml).unwrap();

@@ -42,6 +42,11 @@ impl Source {
         }
     }
 
+    /// Whether it is a variable that was written for another server, or for the application.
+    pub(super) fn is_of_others(&self) -> bool {
+        matches!(self, Self::Variable { .. }) && !self.is_variable_of(super::variables::SERVER_PREFIX)
+    }
+
     /// `source: key`, where `key` is the path in a file; a variable and a flag are their own key.
     pub(super) fn at(&self, key: &str) -> String {
         match self {

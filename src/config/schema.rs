@@ -5,7 +5,8 @@
 
 use std::net::IpAddr;
 
-use super::kind::{Kind, Setting, choice, list, number, number_or_zero, switch, tables, text};
+use super::kind::{Kind, Setting, choice, list, number, number_or_zero, secret, switch, tables, text};
+use super::redis::{self, Redis};
 use super::{Log, Server, Webhooks};
 use crate::apps::App;
 
@@ -21,6 +22,10 @@ const fn server(key: &'static str, kind: Kind<Server>, doc: &'static str) -> Set
 }
 
 const fn log(key: &'static str, kind: Kind<Log>, doc: &'static str) -> Setting<Log> {
+    Setting::new(key, kind, doc)
+}
+
+const fn redis(key: &'static str, kind: Kind<Redis>, doc: &'static str) -> Setting<Redis> {
     Setting::new(key, kind, doc)
 }
 
@@ -161,6 +166,19 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         number(1, 100, |server| &mut server.options.http.accept_traffic_memory_percent),
         "`/accept-traffic` answers 500 while more of the machine's memory is in use.",
     ),
+    server(
+        "cluster",
+        choice(&["none", "redis"], |server| &mut server.cluster),
+        "What is between this node and others, so that they are as one; `none`: it is alone. See *Several nodes* below.",
+    )
+    .fallbacks(&["REVERB_SCALING_ENABLED", "SOKETI_ADAPTER_DRIVER"])
+    .synonyms(&[("local", "none")]),
+    server(
+        "local_when_broker_lost",
+        switch(|server| &mut server.options.cluster.local_when_broker_lost),
+        "Whether an event that comes while Redis cannot be reached is published to this node's own subscribers and \
+         answered with 200, and not refused with 503.",
+    ),
 ];
 
 /// The section `[log]`; variables begin with `PUSHERD_LOG_`.
@@ -178,6 +196,101 @@ pub(super) const LOG: &[Setting<Log>] = &[
         "How much is logged. `info` is the life cycle of the server, `debug` also what clients cause.",
     )
     .flag("--log-level"),
+];
+
+/// The section `[redis]`; variables begin with `PUSHERD_REDIS_`.
+pub(super) const REDIS: &[Setting<Redis>] = &[
+    redis(
+        "url",
+        secret("a URL", redis::url, redis::masked_url, |redis| &mut redis.url),
+        "Where Redis is, in one: `redis://user:password@host:6379/0`, with TLS `rediss://`, or \
+         `unix:///path?database=0`. What is special in a password is written `%xx`.",
+    )
+    .fallbacks(&["REDIS_URL"]),
+    redis(
+        "host",
+        text("an address, a host name or a path", redis::host, |redis| &mut redis.host),
+        "Where Redis is: with `tls://` in front, TLS is spoken; a path is that of a Unix socket.",
+    )
+    .fallbacks(&["REDIS_HOST", "SOKETI_DB_REDIS_HOST"]),
+    redis("port", number(1, 65_535, |redis| &mut redis.port), "The port on that host.")
+        .fallbacks(&["REDIS_PORT", "SOKETI_DB_REDIS_PORT"]),
+    redis(
+        "nodes",
+        tables("`host:port`", |redis| &mut redis.nodes),
+        "Some of the servers of a Redis Cluster, instead of `url` and `host`; they tell of the others.",
+    )
+    .fallbacks(&["SOKETI_DB_REDIS_CLUSTER_NODES"]),
+    redis(
+        "sentinels",
+        tables("`host:port`", |redis| &mut redis.sentinels),
+        "Some of the sentinels that watch Redis, instead of `url` and `host`; they tell of the others.",
+    )
+    .fallbacks(&["SOKETI_DB_REDIS_SENTINELS"]),
+    redis(
+        "sentinel_master",
+        text("A-Z a-z 0-9 . - _", redis::master, |redis| &mut redis.sentinel_master),
+        "What the sentinels call the servers that they watch.",
+    )
+    .fallbacks(&["SOKETI_DB_REDIS_INSTANCE_NAME"]),
+    redis(
+        "sentinel_username",
+        text("a name", redis::username, |redis| &mut redis.sentinel_username),
+        "The user to be for the sentinels themselves; empty: the default user.",
+    ),
+    redis(
+        "sentinel_password",
+        secret("a password", redis::password, redis::masked, |redis| &mut redis.sentinel_password),
+        "The password that the sentinels themselves ask for; empty: none.",
+    )
+    .fallbacks(&["SOKETI_DB_REDIS_SENTINEL_PASSWORD"]),
+    redis(
+        "username",
+        text("a name", redis::username, |redis| &mut redis.username),
+        "The user to be; empty: the default user.",
+    )
+    .fallbacks(&["REDIS_USERNAME", "SOKETI_DB_REDIS_USERNAME"]),
+    redis(
+        "password",
+        secret("a password", redis::password, redis::masked, |redis| &mut redis.password),
+        "The password; empty: none.",
+    )
+    .fallbacks(&["REDIS_PASSWORD", "SOKETI_DB_REDIS_PASSWORD"]),
+    redis(
+        "database",
+        number(0, 65_535, |redis| &mut redis.database),
+        "The number of the database. A Redis Cluster has only 0.",
+    )
+    .fallbacks(&["REDIS_DB", "SOKETI_DB_REDIS_DB"]),
+    redis(
+        "prefix",
+        text("1 to 200 bytes without { } and control characters", redis::prefix, |redis| &mut redis.prefix),
+        "What all keys and channels in Redis begin with: clusters that share a Redis are told apart by it, whatever the \
+         database. From a variable of others it becomes the front of `pusherd`; `REVERB_SCALING_CHANNEL`, if it is not \
+         `reverb`, comes behind.",
+    )
+    .fallbacks(&["REDIS_PREFIX", "SOKETI_ADAPTER_REDIS_PREFIX", "SOKETI_DB_REDIS_KEY_PREFIX"]),
+    redis(
+        "timeout_ms",
+        number(50, 60_000, |redis| &mut redis.timeout_ms),
+        "An answer of Redis that takes longer than this, in milliseconds, is none.",
+    ),
+    redis(
+        "tls",
+        switch(|redis| &mut redis.tls),
+        "Whether TLS is spoken to Redis, and to sentinels. `rediss://` and `tls://` turn it on as well.",
+    ),
+    redis(
+        "tls_ca_file",
+        text("a file", path, |redis| &mut redis.tls_ca_file),
+        "A PEM file with the authorities that certificates of Redis are signed by; empty: those of the system. A \
+         relative path starts from the folder of the configuration file, or from the working directory for a variable.",
+    ),
+    redis(
+        "tls_accept_any_certificate",
+        switch(|redis| &mut redis.tls_accept_any_certificate),
+        "Whether a certificate of Redis is not looked at. Whoever is between can then read and change everything.",
+    ),
 ];
 
 /// The section `[webhooks]`; variables begin with `PUSHERD_WEBHOOKS_`.
@@ -489,7 +602,7 @@ pub(super) const CREDENTIALS: &[Credential] = &[
 ];
 
 /// An address, with or without brackets, or a host name; no port.
-fn host(text: &str) -> Result<String, String> {
+pub(super) fn host(text: &str) -> Result<String, String> {
     let text = text.trim();
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(address) = bare.parse::<IpAddr>() {

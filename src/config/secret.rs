@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A secret of an app. Prints as `***`.
-#[derive(Clone, Eq, PartialEq)]
+/// A secret of an app or a password. Prints as `***`.
+#[derive(Clone, Default, Eq, PartialEq)]
 pub(super) struct Secret(Box<str>);
 
 impl Secret {

@@ -46,6 +46,17 @@ impl<T> Section<T> {
         self.sources.contains_key(key)
     }
 
+    /// Sets what follows from something that was written in `source`.
+    pub(super) fn derive(&mut self, key: &'static str, source: Source, put: impl FnOnce(&mut T)) {
+        put(&mut self.value);
+        self.sources.insert(key, source);
+    }
+
+    /// Where the setting `key` was set, as it is named in messages.
+    pub(super) fn place(&self, key: &str) -> String {
+        self.source(key).at(&self.path(key))
+    }
+
     /// The path of a key of this section.
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}.{key}", self.at)
@@ -96,12 +107,23 @@ impl<T> Section<T> {
     ) {
         for setting in self.settings {
             let own = setting.variable(prefix);
-            let mut names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
-            let set = |name: &str| {
-                variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty())
-            };
-            if let Some((value, source)) = names.find_map(set) {
-                self.put(setting, &Given::Text(&value), source, problems);
+            let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
+            self.put_first(setting, names, variables, problems);
+        }
+    }
+
+    /// Fills what has not been set yet from those fallbacks that are `wanted`, each by the key of its setting and its
+    /// name.
+    pub(super) fn fill_from_fallbacks(
+        &mut self,
+        wanted: impl Fn(&str, &str) -> bool,
+        variables: &Variables,
+        problems: &mut Problems,
+    ) {
+        for setting in self.settings.iter().filter(|setting| !setting.fallbacks.is_empty()) {
+            if !self.is_set(setting.key) {
+                let names = setting.fallbacks.iter().copied().filter(|name| wanted(setting.key, name));
+                self.put_first(setting, names, variables, problems);
             }
         }
     }
@@ -116,6 +138,21 @@ impl<T> Section<T> {
             if let Some((flag, value)) = setting.flag.and_then(|flag| flags.get_key_value(flag)) {
                 self.put(setting, &Given::Text(value), Source::Flag(flag), problems);
             }
+        }
+    }
+
+    /// Puts the first of the variables `names` that is set.
+    fn put_first<'n>(
+        &mut self,
+        setting: &Setting<T>,
+        mut names: impl Iterator<Item = &'n str>,
+        variables: &Variables,
+        problems: &mut Problems,
+    ) {
+        let set =
+            |name: &str| variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty());
+        if let Some((value, source)) = names.find_map(set) {
+            self.put(setting, &Given::Text(&value), source, problems);
         }
     }
 

@@ -5,9 +5,10 @@ use std::fmt::{self, Write as _};
 
 use super::apps::Draft;
 use super::kind::Setting;
-use super::schema::{APP, CREDENTIALS, LOG, SERVER, WEBHOOKS};
+use super::redis::Redis;
+use super::schema::{APP, CREDENTIALS, LOG, REDIS, SERVER, WEBHOOKS};
 use super::section::Line;
-use super::variables::{APP_PREFIX, LOG_PREFIX, SERVER_PREFIX, WEBHOOKS_PREFIX};
+use super::variables::{APP_PREFIX, LOG_PREFIX, REDIS_PREFIX, SERVER_PREFIX, WEBHOOKS_PREFIX};
 use super::{Log, Server, Settings, Webhooks};
 
 /// Values shorter than this have their source in one column.
@@ -51,6 +52,8 @@ pub fn reference() -> String {
     rows(&mut text, SERVER, SERVER_PREFIX, &mut Server::default());
     heading(&mut text, "[log]");
     rows(&mut text, LOG, LOG_PREFIX, &mut Log::default());
+    heading(&mut text, "[redis]");
+    rows(&mut text, REDIS, REDIS_PREFIX, &mut Redis::default());
     heading(&mut text, "[webhooks]");
     rows(&mut text, WEBHOOKS, WEBHOOKS_PREFIX, &mut Webhooks::default());
     heading(&mut text, "[[apps]]");
@@ -74,9 +77,11 @@ fn rows<T>(text: &mut String, settings: &[Setting<T>], prefix: &str, defaults: &
     for row in settings {
         let default = row.default.map_or_else(|| format!("`{}`", row.show(defaults)), str::to_owned);
         let flag = row.flag.map(|flag| format!(" Flag: `{flag}`.")).unwrap_or_default();
-        let aliases: Vec<_> = row.aliases.iter().map(|alias| format!("`{alias}`")).collect();
-        let aliases =
-            if aliases.is_empty() { String::new() } else { format!(" Also read: {}.", aliases.join(", ")) };
+        let also = |words: &str, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+            if names.is_empty() { String::new() } else { format!(" {words}: {}.", names.join(", ")) }
+        };
+        let aliases = also("Also read", row.aliases) + &also("Also read, below the file", row.fallbacks);
         let _ = writeln!(
             text,
             "| `{}` | `{}` | {default} | {} | {}{flag}{aliases} |",

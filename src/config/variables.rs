@@ -5,13 +5,16 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::dotenv;
+use super::kind::Setting;
 use super::problem::{Problems, Source, closest};
-use super::schema::{APP, CREDENTIALS, LOG, SERVER, WEBHOOKS};
+use super::schema::{APP, CREDENTIALS, LOG, REDIS, SERVER, WEBHOOKS};
 
-/// What the variables of `[server]`, `[log]`, `[webhooks]` and `[[apps]]` begin with.
+/// What the variables of `[server]`, `[log]`, `[redis]`, `[webhooks]` and `[[apps]]` begin with.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
 /// See [`SERVER_PREFIX`].
 pub(super) const LOG_PREFIX: &str = "PUSHERD_LOG_";
+/// See [`SERVER_PREFIX`].
+pub(super) const REDIS_PREFIX: &str = "PUSHERD_REDIS_";
 /// See [`SERVER_PREFIX`].
 pub(super) const WEBHOOKS_PREFIX: &str = "PUSHERD_WEBHOOKS_";
 /// See [`SERVER_PREFIX`].
@@ -24,6 +27,12 @@ pub(super) const FAMILIES: [&str; 4] = [APP_PREFIX, "PUSHER_APP_", "REVERB_APP_"
 /// What says where clients connect to, never where to listen: `…HOST`, `…PORT`, `…SCHEME`.
 pub(super) const CLIENT_FAMILIES: [&str; 2] = ["PUSHER_", "REVERB_"];
 
+/// Sets nodes of one Redis apart: Reverb's name for what they talk by.
+pub(super) const SCALING_CHANNEL: &str = "REVERB_SCALING_CHANNEL";
+
+/// What the variables of Soketi begin with.
+pub(super) const SOKETI: &str = "SOKETI_";
+
 /// Names the configuration file, as `--config`.
 pub(super) const CONFIG: &str = "PUSHERD_CONFIG";
 /// Names the `.env` file, as `--env-file`. Of the process only.
@@ -31,7 +40,11 @@ pub(super) const ENV_FILE: &str = "PUSHERD_ENV_FILE";
 
 /// All variables. No `Debug`: some are secrets.
 #[derive(Default)]
-pub(super) struct Variables(BTreeMap<String, Variable>);
+pub(super) struct Variables {
+    by_name: BTreeMap<String, Variable>,
+    /// Entries of the `.env` file that cannot be read: where, whose and why.
+    malformed: Vec<(Source, String, String)>,
+}
 
 struct Variable {
     /// As it was written; [`laravel`] gives it its meaning.
@@ -44,25 +57,26 @@ impl Variables {
     pub(super) fn of_process(environment: &[(OsString, OsString)]) -> Self {
         let text = |text: &OsString| text.to_string_lossy().into_owned();
         let variable = |raw| Variable { raw, dotenv: None };
-        Self(environment.iter().map(|(name, value)| (text(name), variable(text(value)))).collect())
+        let by_name = environment.iter().map(|(name, value)| (text(name), variable(text(value)))).collect();
+        Self { by_name, malformed: Vec::new() }
     }
 
     /// Adds those of a `.env` file that the process does not have.
-    pub(super) fn add_dotenv(&mut self, file: &Arc<str>, text: &str, problems: &mut Problems) {
-        let found = dotenv::parse(text, |name| self.0.get(name).map(|variable| variable.raw.clone()));
-        for at in found.malformed.into_iter().filter(|at| is_ours(&at.name)) {
+    pub(super) fn add_dotenv(&mut self, file: &Arc<str>, text: &str) {
+        let found = dotenv::parse(text, |name| self.by_name.get(name).map(|variable| variable.raw.clone()));
+        for at in found.malformed {
             let source = Source::Variable { dotenv: Some(Arc::clone(file)), name: at.name.as_str().into() };
-            problems.add(&source, "", format_args!("{} (line {})", at.why, at.line));
+            self.malformed.push((source, at.name, format!("{} (line {})", at.why, at.line)));
         }
         let of_file: BTreeMap<_, _> = found.entries.into_iter().collect();
         for (name, raw) in of_file {
-            self.0.entry(name).or_insert_with(|| Variable { raw, dotenv: Some(Arc::clone(file)) });
+            self.by_name.entry(name).or_insert_with(|| Variable { raw, dotenv: Some(Arc::clone(file)) });
         }
     }
 
     /// The value of a variable that is set, and where. Null and blank is not set; empty is.
     pub(super) fn get(&self, name: &str) -> Option<(String, Source)> {
-        let variable = self.0.get(name)?;
+        let variable = self.by_name.get(name)?;
         if is_service_link(name, &variable.raw) {
             return None;
         }
@@ -74,20 +88,31 @@ impl Variables {
         self.get(name).filter(|(value, _)| !value.is_empty())
     }
 
-    /// Reports variables that look like pusherd's and are not, and values that are not text.
+    /// Reports variables that cannot be read, and those that look like pusherd's and are not. Not those of others that
+    /// say where Redis is: see [`Variables::check_readable`].
     pub(super) fn check_names(&self, problems: &mut Problems) {
-        for (name, variable) in self.0.iter().filter(|(name, _)| is_ours(name)) {
+        self.check_readable(|name| is_ours(name) && !is_of_redis(name), problems);
+        for (name, variable) in self.by_name.iter().filter(|(name, _)| is_ours(name)) {
             let source = variable.source(name);
-            if is_known(name) {
-                if variable.raw.contains('\u{fffd}') {
-                    problems.add(&source, "", "is not UTF-8 text");
-                }
-            } else if !is_service_link(name, &variable.raw) {
+            if !is_known(name) && !is_service_link(name, &variable.raw) {
                 let known: Vec<String> = known().collect();
                 let hint = closest(name, known.iter().map(String::as_str).filter(|name| is_own(name)));
                 let hint = hint.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
                 problems.add(&source, "", format_args!("is not a variable of pusherd{hint}"));
             }
+        }
+    }
+
+    /// Reports those variables that are `used` and cannot be read.
+    pub(super) fn check_readable(&self, used: impl Fn(&str) -> bool, problems: &mut Problems) {
+        for (source, _, why) in self.malformed.iter().filter(|(_, name, _)| used(name)) {
+            problems.add(source, "", why);
+        }
+        let unreadable = |(name, variable): &(&String, &Variable)| {
+            used(name) && is_known(name) && variable.raw.contains('\u{fffd}')
+        };
+        for (name, variable) in self.by_name.iter().filter(unreadable) {
+            problems.add(&variable.source(name), "", "is not UTF-8 text");
         }
     }
 }
@@ -114,6 +139,12 @@ fn laravel(raw: &str) -> Option<String> {
     Some(unquoted('"').or_else(|| unquoted('\'')).unwrap_or(raw).to_owned())
 }
 
+/// Whether another server's variable of this name says where Redis is. Laravel's `.env` nearly always has some, which
+/// matter only where pusherd is to use it.
+pub(super) fn is_of_redis(name: &str) -> bool {
+    name == SCALING_CHANNEL || REDIS.iter().any(|row| row.fallbacks.contains(&name))
+}
+
 /// Whether pusherd alone reads a variable of this name.
 fn is_own(name: &str) -> bool {
     name.starts_with(SERVER_PREFIX)
@@ -131,13 +162,11 @@ fn is_known(name: &str) -> bool {
 /// The names of all variables that are read.
 pub(super) fn known() -> impl Iterator<Item = String> {
     let own = |name: &str| name.to_owned();
-    let rows = SERVER.iter().map(|row| (row.variable(SERVER_PREFIX), row.aliases));
-    let rows = rows.chain(LOG.iter().map(|row| (row.variable(LOG_PREFIX), row.aliases)));
-    let rows = rows.chain(WEBHOOKS.iter().map(|row| (row.variable(WEBHOOKS_PREFIX), row.aliases)));
-    let rows = rows.chain(APP.iter().map(|row| (row.variable(APP_PREFIX), row.aliases)));
-    let rows = rows.flat_map(move |(name, aliases)| {
-        std::iter::once(name).chain(aliases.iter().map(move |name| own(name)))
-    });
+    let rows = names(SERVER, SERVER_PREFIX)
+        .chain(names(LOG, LOG_PREFIX))
+        .chain(names(REDIS, REDIS_PREFIX))
+        .chain(names(WEBHOOKS, WEBHOOKS_PREFIX))
+        .chain(names(APP, APP_PREFIX));
     let credential = |family: &str| {
         let family = family.to_owned();
         CREDENTIALS.iter().filter_map(|row| row.variable).map(move |name| format!("{family}{name}"))
@@ -145,7 +174,15 @@ pub(super) fn known() -> impl Iterator<Item = String> {
     let client = |family: &str| ["HOST", "PORT", "SCHEME"].map(|name| format!("{family}{name}"));
     rows.chain(FAMILIES.into_iter().flat_map(credential))
         .chain(CLIENT_FAMILIES.into_iter().flat_map(client))
-        .chain([CONFIG, ENV_FILE].map(own))
+        .chain([CONFIG, ENV_FILE, SCALING_CHANNEL].map(own))
+}
+
+/// The names of the variables that are read for the settings of a section.
+fn names<T>(settings: &'static [Setting<T>], prefix: &'static str) -> impl Iterator<Item = String> {
+    settings.iter().flat_map(move |row| {
+        let others = row.aliases.iter().chain(row.fallbacks).map(|&name| name.to_owned());
+        std::iter::once(row.variable(prefix)).chain(others)
+    })
 }
 
 /// Whether Kubernetes or Docker set the variable, to tell of a service that is called `pusherd`, `soketi` or

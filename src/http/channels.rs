@@ -26,7 +26,7 @@ pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<J
     if info.user_count && !prefix.starts_with("presence-") {
         return Err(ApiError::bad("info: user_count needs a filter_by_prefix that starts with presence-"));
     }
-    let channels = api.0.hub.channels(&signed.app, &prefix).into_iter();
+    let channels = api.0.hub.channels(&signed.app, &prefix, info.wanted()).await?.into_iter();
     let channels = channels.map(|(name, found)| (name.as_str().into(), info.of(&name, &found)));
     Ok(Json(Channels { channels: channels.collect() }))
 }
@@ -50,15 +50,15 @@ pub(super) async fn channel(State(api): State<Api>, signed: Signed) -> Result<Js
     if info.cache && !channel.is_cached() {
         return Err(ApiError::bad("info: cache is an attribute of cache channels"));
     }
-    let found = api.0.hub.channel(&signed.app, &channel);
+    let found = api.0.hub.channel(&signed.app, &channel, info.wanted()).await?;
     Ok(Json(Channel { occupied: found.subscriptions > 0, attributes: info.of(&channel, &found) }))
 }
 
 /// `GET /apps/{app_id}/channels/{channel}/stats`, of the API of 2012.
 pub(super) async fn stats(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
     let channel = signed.channel()?;
-    let found = api.0.hub.channel(&signed.app, &channel);
     let info = Info { user_count: true, subscription_count: false, cache: false };
+    let found = api.0.hub.channel(&signed.app, &channel, info.wanted()).await?;
     Ok(Json(Channel { occupied: found.subscriptions > 0, attributes: info.of(&channel, &found) }))
 }
 
@@ -79,19 +79,22 @@ pub(super) async fn users(State(api): State<Api>, signed: Signed) -> Result<Json
     if !channel.is_presence() {
         return Err(ApiError::bad("Only presence channels have users"));
     }
-    let users = api.0.hub.users(&signed.app, &channel);
+    let users = api.0.hub.users(&signed.app, &channel).await?;
     Ok(Json(Users { users: users.iter().map(|user| User { id: user.as_str().into() }).collect() }))
 }
 
 /// The answer to [`connections`].
 #[derive(Debug, Serialize)]
 pub(super) struct Connections {
-    connections: u32,
+    connections: u64,
 }
 
 /// `GET /apps/{app_id}/connections`, which Reverb's card for Laravel Pulse polls.
-pub(super) async fn connections(signed: Signed) -> Json<Connections> {
-    Json(Connections { connections: signed.app.connections.now() })
+pub(super) async fn connections(
+    State(api): State<Api>,
+    signed: Signed,
+) -> Result<Json<Connections>, ApiError> {
+    Ok(Json(Connections { connections: api.0.hub.connections_of(&signed.app).await? }))
 }
 
 pub(super) fn parse(app: &App, channel: &str) -> Result<ChannelName, ApiError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::hub::Lost;
 use crate::protocol::request::{QueryError, SignatureError};
 
 /// Why a request is not granted. Source: protocol.md §8.10.
@@ -45,6 +46,9 @@ pub enum ApiError {
         /// When to try again.
         retry_after_secs: u64,
     },
+    /// 503: the broker between the nodes of the cluster does not answer; it will be back.
+    #[error("The request was not carried out: {0}")]
+    BrokerLost(#[from] Lost),
     /// 503: the node is going away; another one, or this one in a moment, will take the request.
     #[error("The server is shutting down")]
     Draining,
@@ -74,7 +78,7 @@ impl ApiError {
             Self::InProgress => StatusCode::CONFLICT,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BrokerLost(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -91,7 +95,7 @@ impl IntoResponse for ApiError {
             [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
         let retry_after_secs = match &self {
             Self::TooMany { retry_after_secs, .. } => Some(*retry_after_secs),
-            Self::Draining | Self::InProgress => Some(1),
+            Self::BrokerLost(_) | Self::Draining | Self::InProgress => Some(1),
             Self::BadRequest(_)
             | Self::Unauthorized(_)
             | Self::AppDisabled

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{Api, ApiError};
+use crate::hub::Lost;
 
 /// `GET /`: Soketi's.
 pub(super) async fn ok() -> &'static str {
@@ -27,9 +28,13 @@ pub(super) async fn health() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], r#"{"ok":true}"#).into_response()
 }
 
-/// `GET /ready`: not while the node is going away.
+/// `GET /ready`: not while the node is going away, or does not know what the others of its cluster do.
 pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
-    if api.0.hub.is_draining() { Err(ApiError::Draining) } else { Ok("OK") }
+    match &api.0.hub {
+        hub if hub.is_draining() => Err(ApiError::Draining),
+        hub if !hub.is_whole() => Err(ApiError::BrokerLost(Lost)),
+        _ => Ok("OK"),
+    }
 }
 
 /// The answer to [`accept_traffic`]: bytes, and per cent used.

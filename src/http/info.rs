@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiError;
-use crate::hub::ChannelInfo;
-use crate::protocol::ChannelName;
+use crate::hub::{ChannelInfo, Wanted};
+use crate::protocol::{ChannelName, json};
 
 /// Which attributes are asked for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -44,6 +44,11 @@ impl Info {
         }
     }
 
+    /// What has to be found out for it.
+    pub(super) const fn wanted(self) -> Wanted {
+        Wanted { users: self.user_count, subscriptions: self.subscription_count, cache: self.cache }
+    }
+
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
     }
@@ -51,9 +56,9 @@ impl Info {
     /// What is asked for of `channel`, leaving out what its kind does not have.
     pub(super) fn of(self, channel: &ChannelName, found: &ChannelInfo) -> Attributes {
         let cache = || {
-            found.cache.as_ref().and_then(|(data, ttl)| {
-                let data = RawValue::from_string((**data).to_owned()).ok()?;
-                Some(CachedEvent { data, ttl: ttl.as_secs() })
+            found.cache.as_ref().and_then(|(event, ttl)| {
+                let [data] = json::pick(event.text(), ["data"]).ok()?;
+                Some(CachedEvent { data: data?.to_owned(), ttl: ttl.as_secs() })
             })
         };
         Attributes {

@@ -64,15 +64,20 @@ pub(super) async fn one(api: &Api, signed: &Signed) -> Result<Bytes, ApiError> {
 async fn publish(api: &Api, signed: &Signed, fields: &Fields<'_>) -> Result<Bytes, ApiError> {
     let trigger = Trigger::parse(&signed.app, fields)?;
     count_events(api, &signed.app, 1)?;
-    api.0.hub.publish(&signed.app, trigger.events()).await;
+    api.0.hub.publish(&signed.app, trigger.events()).await?;
     if trigger.info.is_empty() {
         return Ok(NOTHING);
     }
-    let attributes = |channel: &ChannelName| {
-        let found = api.0.hub.channel(&signed.app, channel);
-        (channel.as_str().into(), trigger.info.of(channel, &found))
-    };
-    Ok(answer(&Triggered { channels: trigger.channels.iter().map(attributes).collect() }))
+    // In a box, so that a publish that asks for nothing does not have room for it.
+    let channels = Box::pin(async {
+        let mut channels = BTreeMap::new();
+        for channel in &trigger.channels {
+            channels
+                .insert(channel.as_str().into(), attributes(api, &signed.app, channel, trigger.info).await);
+        }
+        channels
+    });
+    Ok(answer(&Triggered { channels: channels.await }))
 }
 
 /// Counts events that are published together, all or none of them.
@@ -135,15 +140,30 @@ async fn publish_batch(
     }
     count_events(api, &signed.app, triggers.len())?;
     let events: Vec<Event<'_>> = triggers.iter().flat_map(|trigger| trigger.events()).collect();
-    api.0.hub.publish(&signed.app, events).await;
+    api.0.hub.publish(&signed.app, events).await?;
     if triggers.iter().all(|trigger| trigger.info.is_empty()) {
         return Ok(NOTHING);
     }
-    let attributes = |trigger: &Trigger<'_>| match &trigger.channels[..] {
-        [channel, ..] => trigger.info.of(channel, &api.0.hub.channel(&signed.app, channel)),
-        [] => Attributes::default(),
-    };
-    Ok(answer(&BatchTriggered { batch: triggers.iter().map(attributes).collect() }))
+    let batch = Box::pin(async {
+        let mut batch = Vec::with_capacity(triggers.len());
+        for trigger in &triggers {
+            for channel in trigger.channels.iter().take(1) {
+                batch.push(attributes(api, &signed.app, channel, trigger.info).await);
+            }
+        }
+        batch
+    });
+    Ok(answer(&BatchTriggered { batch: batch.await }))
+}
+
+/// What is asked for of a channel that was published to. Nothing, if it cannot be found out: an error would have the
+/// event published again.
+async fn attributes(api: &Api, app: &App, channel: &ChannelName, info: Info) -> Attributes {
+    if info.is_empty() {
+        return Attributes::default();
+    }
+    let found = api.0.hub.channel(app, channel, info.wanted()).await;
+    found.map(|found| info.of(channel, &found)).unwrap_or_default()
 }
 
 fn answer(answer: &impl Serialize) -> Bytes {
@@ -163,6 +183,7 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
         | ApiError::InProgress
         | ApiError::KeyReused
         | ApiError::TooMany { .. }
+        | ApiError::BrokerLost(_)
         | ApiError::Draining) => other,
     }
 }
@@ -194,7 +215,7 @@ pub(super) async fn legacy(api: &Api, signed: &Signed) -> Result<Bytes, ApiError
         info: Info::default(),
     };
     count_events(api, app, 1)?;
-    api.0.hub.publish(app, trigger.events()).await;
+    api.0.hub.publish(app, trigger.events()).await?;
     Ok(NOTHING)
 }
 

@@ -22,7 +22,6 @@ pub(super) async fn terminate(
     };
     let id = percent_decode_str(id).decode_utf8().map_err(|_| ApiError::bad("The user id is not UTF-8"))?;
     let id = UserId::parse(&id, signed.app.limits.user_id_chars_max).map_err(ApiError::bad)?;
-    let terminated = api.0.hub.terminate(&signed.app, &id);
-    tracing::debug!(app = %signed.app.id, user = %id, terminated, "user terminated");
+    api.0.hub.terminate(&signed.app, &id).await?;
     Ok(Json(Map::new()))
 }

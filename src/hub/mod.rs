@@ -7,28 +7,41 @@
 //!
 //! Start at [`Hub`].
 
-use std::sync::Arc;
+mod clustered;
+mod quota;
+mod records;
+mod refusal;
+
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::apps::App;
+use crate::apps::{App, Apps, ConnectionPlace};
+use crate::cluster::node::Cluster;
 use crate::limits::{Limit, Reports};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
+pub use refusal::refuse;
+
+pub use crate::cluster::driver::Lost;
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{
     Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Published, Registry, Users,
 };
 use crate::webhooks::{self, Ledger, Webhooks};
+use clustered::Clustered;
 
 /// Deliveries on the spot before other work gets its turn.
 const AT_A_TURN: usize = 64;
+
+/// What the broker has to be told at the end is not waited for longer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Expired cache entries are looked for this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
@@ -39,11 +52,15 @@ pub struct Hub(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// For tasks that act on it later.
+    itself: Weak<Inner>,
     registry: Registry,
     connections: Connections,
     users: Users,
     metrics: Arc<Metrics>,
     webhooks: Webhooks,
+    /// What a node has that is one of several.
+    clustered: Option<Clustered>,
     /// When the operator was told of each limit of the node.
     reports: Reports,
     started: Instant,
@@ -54,15 +71,46 @@ struct Inner {
 }
 
 impl Hub {
-    /// A hub with nothing behind it yet. To be made inside of a runtime, which will drive its channels.
+    /// A hub with nothing behind it yet, of a node that is alone. To be made inside of a runtime, which will drive its
+    /// channels.
     #[must_use]
     pub fn new(debug: bool, metrics: Arc<Metrics>, webhooks: Webhooks) -> Self {
-        Self(Arc::new(Inner {
+        Self::with(debug, metrics, webhooks, Users::default(), None)
+    }
+
+    /// The hub of a node of `cluster`, which serves `apps` as all its nodes do.
+    #[must_use]
+    pub fn of_cluster(
+        debug: bool,
+        metrics: Arc<Metrics>,
+        webhooks: Webhooks,
+        apps: Arc<Apps>,
+        cluster: Cluster,
+        local_when_broker_lost: bool,
+    ) -> Self {
+        let clustered = Clustered::new(apps, cluster, local_when_broker_lost);
+        let hub = Self::with(debug, metrics, webhooks, Users::of_cluster(), Some(clustered));
+        if let Some(clustered) = &hub.0.clustered {
+            clustered.cluster().tell(&hub.0);
+        }
+        hub
+    }
+
+    fn with(
+        debug: bool,
+        metrics: Arc<Metrics>,
+        webhooks: Webhooks,
+        users: Users,
+        clustered: Option<Clustered>,
+    ) -> Self {
+        Self(Arc::new_cyclic(|itself| Inner {
+            itself: Weak::clone(itself),
             registry: Registry::default(),
             connections: Connections::default(),
-            users: Users::default(),
+            users,
             metrics,
             webhooks,
+            clustered,
             reports: Reports::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -74,7 +122,7 @@ impl Hub {
     /// The node's clock: time since it started.
     #[must_use]
     pub fn now(&self) -> Duration {
-        self.0.started.elapsed()
+        self.0.now()
     }
 
     /// What the node counts.
@@ -86,15 +134,14 @@ impl Hub {
     /// Counts that `limit`, of an app or the node's own, has refused something, and tells the operator of it once
     /// a minute.
     pub fn refused(&self, limit: Limit, app: Option<&App>) {
-        self.0.metrics.refused(limit).count();
-        let reports = app.map_or(&self.0.reports, |app| &app.reports);
-        if reports.is_due(limit, self.now()) {
-            let app = app.map(|app| &*app.id.0);
-            warn!(
-                app,
-                setting = limit.setting(),
-                "a limit is reached; it is counted, and said once a minute"
-            );
+        self.0.refused(limit, app);
+    }
+
+    /// Takes a connection's place among those of its app, in a cluster of all nodes; `None` if it has none left.
+    pub async fn take_place(&self, app: &Arc<App>) -> Option<ConnectionPlace> {
+        match &self.0.clustered {
+            Some(clustered) => Box::pin(clustered.take_place(app)).await,
+            None => ConnectionPlace::take(app),
         }
     }
 
@@ -121,10 +168,11 @@ impl Hub {
         self.0.debug
     }
 
-    /// Subscribes a connection to a channel and tells it so. A backlog says when the connection may go on.
+    /// Subscribes a connection to a channel and tells it so: at once, or in a cluster when the nodes have agreed upon it.
+    /// A backlog says when the connection may go on.
     ///
     /// # Errors
-    /// [`JoinError`], which is counted and reported.
+    /// [`JoinError`], which is counted and reported, and which the client has been told.
     pub fn join(
         &self,
         app: &App,
@@ -132,39 +180,18 @@ impl Hub {
         channel: &ChannelName,
         member: Option<Member>,
     ) -> Result<Option<Backlog>, JoinError> {
-        let key = key(app, channel);
-        let members_max = app.limits.presence_members_max;
-        let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
-        let join = Join { member, members_max, counts: app.subscription_counts, places };
-        // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
-        let ledger = self.0.webhooks.of_subscription(app, channel);
-        let joined = self.0.registry.join(&key, outbox, &join, self.now());
-        if let (Some(ledger), Ok(joined)) = (ledger, &joined) {
-            note_joined(ledger, channel, join.member.as_ref(), joined);
+        if let Some(clustered) = &self.0.clustered {
+            return clustered.join(&self.0, app, outbox, channel, member).map(|()| None);
         }
-        match joined {
-            Ok(joined) => {
-                self.deliver(joined.drive);
-                if self.0.debug {
-                    debug!(app = %app.id, %channel, socket = %outbox.socket(), again = joined.again, "subscribed");
-                }
-                Ok(joined.backlog)
-            }
-            Err(error) => {
-                let limit = match error {
-                    JoinError::Full => Limit::PresenceMembers,
-                    JoinError::TooManyChannels => Limit::AppChannels,
-                };
-                self.refused(limit, Some(app));
-                Err(error)
-            }
-        }
+        let joined = self.0.join(app, outbox, channel, member)?;
+        self.0.deliver(joined.drive);
+        Ok(joined.backlog)
     }
 
     /// Ends a subscription. A backlog says when the connection may go on.
     pub fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Backlog> {
         let left = self.left(app, channel, socket)?;
-        self.deliver(left.drive);
+        self.0.deliver(left.drive);
         left.backlog
     }
 
@@ -175,31 +202,43 @@ impl Hub {
         for channel in channels {
             let Some(left) = self.left(app, channel, socket) else { continue };
             if delivered < AT_A_TURN {
-                delivered += self.deliver(left.drive);
+                delivered += self.0.deliver(left.drive);
             } else {
-                self.drive(left.drive);
+                self.0.drive(left.drive);
             }
         }
     }
 
     fn left(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
-        let ledger = self.0.webhooks.of_subscription(app, channel);
-        let left = self.0.registry.leave(&key(app, channel), socket, app.subscription_counts, self.now())?;
-        if let Some(ledger) = ledger {
-            note_left(ledger, channel, &left);
-        }
+        let left = match &self.0.clustered {
+            Some(clustered) => clustered.leave(&self.0, app, channel, socket)?,
+            None => self.0.leave(app, channel, socket)?,
+        };
         if self.0.debug {
             debug!(app = %app.id, %channel, %socket, "unsubscribed");
         }
         Some(left)
     }
 
-    /// Publishes events, one after the other: on return they are delivered or queued, and there is room for more.
-    pub async fn publish<'e>(&self, app: &App, events: impl IntoIterator<Item = Event<'e>>) {
+    /// Publishes events, one after the other: on return they are delivered or queued, and there is room for more. In a
+    /// cluster, they are then on their way to all nodes, this one among them.
+    ///
+    /// # Errors
+    /// [`Lost`]: nothing is known to have been published. Never on a node that is alone.
+    pub async fn publish<'e>(
+        &self,
+        app: &App,
+        events: impl IntoIterator<Item = Event<'e>>,
+    ) -> Result<(), Lost> {
+        if let Some(clustered) = &self.0.clustered
+            && clustered.is_heard()
+        {
+            return Box::pin(clustered.publish(&self.0, app, events.into_iter())).await;
+        }
         let mut delivered = 0;
         for event in events {
             let published = self.start(app, &event);
-            delivered += self.deliver(published.drive);
+            delivered += self.0.deliver(published.drive);
             if let Some(mut backlog) = published.backlog {
                 std::future::poll_fn(|cx| backlog.poll_room(cx)).await;
             }
@@ -208,38 +247,337 @@ impl Hub {
                 tokio::task::yield_now().await;
             }
         }
+        Ok(())
     }
 
     /// Publishes an event of a client. A backlog says when the connection may go on.
-    pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Option<Backlog> {
+    ///
+    /// # Errors
+    /// [`Lost`]: it was not published.
+    pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Lost> {
         let ledger = self.0.webhooks.of_client_event(app, event.channel);
-        let published = self.start(app, event);
+        let published = match &self.0.clustered {
+            Some(clustered) if clustered.is_heard() => {
+                if !clustered.publish_from_client(&self.0, app, event)? {
+                    return Ok(None);
+                }
+                Published::default()
+            }
+            Some(_) | None => self.start(app, event),
+        };
         // Whoever sends it is the one who does not get it.
         if let (Some(mut ledger), Source::Client(user), Some(socket)) = (ledger, event.source, event.except) {
             let Event { channel, name, data, .. } = *event;
             ledger.note(&webhooks::Event::ClientEvent { channel, event: name, data, socket, user });
         }
-        self.deliver(published.drive);
-        published.backlog
+        self.0.deliver(published.drive);
+        Ok(published.backlog)
     }
 
     fn start(&self, app: &App, event: &Event<'_>) -> Published {
+        self.0.log(app, event);
+        let cache = Cache {
+            ttl: app.limits.cache_ttl,
+            places: ChannelPlaces { taken: &app.channels, max: app.limits.channels_max },
+        };
+        let published = self.0.registry.publish(&app.id.0, event, cache, self.0.now());
+        if published.not_kept {
+            self.0.refused(Limit::AppChannels, Some(app));
+        }
+        published
+    }
+
+    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`.
+    pub fn sign_in(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        user: &UserId,
+        watched: &[UserId],
+        watchlist: &[UserId],
+    ) {
+        if let Some(clustered) = &self.0.clustered {
+            clustered.sign_in(&self.0, app, outbox, user, watched, watchlist);
+        } else {
+            let ledger = self.0.webhooks.of_user(app, user);
+            let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
+            if let Some(mut ledger) = ledger.filter(|_| is_first) {
+                ledger.note(&webhooks::Event::UserOnline(user));
+            }
+            self.0.users.unwatch(&app.id.0, watched, outbox.socket());
+            self.0.users.watch(&app.id.0, watchlist, outbox);
+        }
         if self.0.debug {
+            debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
+        }
+    }
+
+    /// Counts a connection as no longer signed in.
+    pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
+        if let Some(clustered) = &self.0.clustered {
+            return clustered.sign_out(&self.0, app, socket, user, watchlist);
+        }
+        let ledger = self.0.webhooks.of_user(app, user);
+        let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
+        if let Some(mut ledger) = ledger.filter(|_| was_last) {
+            ledger.note(&webhooks::Event::UserOffline(user));
+        }
+        self.0.users.unwatch(&app.id.0, watchlist, socket);
+    }
+
+    /// Closes every connection that is signed in as `user`, in a cluster on all nodes; how many there were on this one.
+    ///
+    /// # Errors
+    /// [`Lost`]: other nodes may not have heard of it.
+    pub async fn terminate(&self, app: &App, user: &UserId) -> Result<usize, Lost> {
+        let terminated = self.0.terminate(app, user);
+        if let Some(clustered) = &self.0.clustered {
+            clustered.terminate(app, user).await?;
+        }
+        Ok(terminated)
+    }
+
+    /// What can be said of a channel now.
+    ///
+    /// # Errors
+    /// [`Lost`]: the other nodes cannot be asked.
+    pub async fn channel(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        wanted: Wanted,
+    ) -> Result<ChannelInfo, Lost> {
+        match &self.0.clustered {
+            Some(clustered) => Box::pin(clustered.channel(&self.0, app, channel, wanted)).await,
+            None => Ok(self.0.registry.info(&key(app, channel), self.now())),
+        }
+    }
+
+    /// The users of a presence channel.
+    ///
+    /// # Errors
+    /// [`Lost`]: it is not known who is there on other nodes.
+    pub async fn users(&self, app: &App, channel: &ChannelName) -> Result<Vec<UserId>, Lost> {
+        match &self.0.clustered {
+            Some(clustered) => clustered.users(app, channel).await,
+            None => Ok(self.0.registry.users(&key(app, channel))),
+        }
+    }
+
+    /// The occupied channels whose names start with `prefix`, users' own left out.
+    ///
+    /// # Errors
+    /// [`Lost`]: it is not known which there are on other nodes.
+    pub async fn channels(
+        &self,
+        app: &App,
+        prefix: &str,
+        wanted: Wanted,
+    ) -> Result<Vec<(ChannelName, ChannelInfo)>, Lost> {
+        match &self.0.clustered {
+            Some(clustered) => Box::pin(clustered.channels(&self.0, app, prefix, wanted)).await,
+            None => Ok(self.0.registry.occupied(&app.id.0, prefix, self.now())),
+        }
+    }
+
+    /// The established connections of an app.
+    ///
+    /// # Errors
+    /// [`Lost`]: it is not known how many there are on other nodes.
+    pub async fn connections_of(&self, app: &App) -> Result<u64, Lost> {
+        match &self.0.clustered {
+            Some(clustered) => clustered.connections_of(app).await,
+            None => Ok(app.connections.now().into()),
+        }
+    }
+
+    /// Hands what the cluster has put down for receivers of webhooks to the webhooks room, where there are any. Runs until
+    /// [`Hub::close_records`], or for ever.
+    pub async fn read_records(&self) {
+        match &self.0.clustered {
+            Some(clustered) if !self.0.webhooks.is_empty() => {
+                clustered.records().read(&self.0, clustered.cluster()).await;
+            }
+            Some(_) | None => {}
+        }
+        std::future::pending().await
+    }
+
+    /// Leaves what the cluster has put down, and has not been told, to other nodes. To be called when the webhooks have
+    /// been drained.
+    pub async fn close_records(&self) {
+        if let Some(clustered) = &self.0.clustered {
+            clustered.records().close(CLOSE_PATIENCE).await;
+        }
+    }
+
+    /// Whether the node can do all that it should: in a cluster, whether its broker is there.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.0.clustered.as_ref().is_none_or(|clustered| clustered.cluster().is_ready())
+    }
+
+    /// Does what time brings: counts that are due, users that stay away, cached events that expire, places that are given
+    /// back to a cluster. Runs until it is dropped.
+    pub async fn keep_time(&self) {
+        match &self.0.clustered {
+            Some(clustered) => {
+                tokio::join!(self.keep_seconds(), clustered.keep_quotas());
+            }
+            None => self.keep_seconds().await,
+        }
+    }
+
+    async fn keep_seconds(&self) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        let mut expired = self.now();
+        loop {
+            second.tick().await;
+            let now = self.now();
+            for due in self.0.registry.counts_due() {
+                let ChannelKey { app, channel } = due.key();
+                let ledger =
+                    self.0.webhooks.of_count(app, channel).filter(|_| self.0.tells_counts(due.key()));
+                let (count, drive) = due.tell(now);
+                if let (Some(mut ledger), Some(count)) = (ledger, count) {
+                    ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+                }
+                self.0.drive(drive);
+            }
+            self.0.users.settle(now);
+            if now - expired >= EXPIRE_INTERVAL {
+                expired = now;
+                self.0.registry.expire(now);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn itself(&self) -> Option<Arc<Self>> {
+        self.itself.upgrade()
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn refused(&self, limit: Limit, app: Option<&App>) {
+        self.metrics.refused(limit).count();
+        let reports = app.map_or(&self.reports, |app| &app.reports);
+        if reports.is_due(limit, self.now()) {
+            let app = app.map(|app| &*app.id.0);
+            warn!(
+                app,
+                setting = limit.setting(),
+                "a limit is reached; it is counted, and said once a minute"
+            );
+        }
+    }
+
+    fn log(&self, app: &App, event: &Event<'_>) {
+        if self.debug {
             let source = match event.source {
                 Source::App => "app",
                 Source::Client(_) => "client",
             };
             debug!(app = %app.id, channel = %event.channel, event = event.name, data = event.data, source, "event");
         }
-        let cache = Cache {
-            ttl: app.limits.cache_ttl,
-            places: ChannelPlaces { taken: &app.channels, max: app.limits.channels_max },
-        };
-        let published = self.0.registry.publish(&app.id.0, event, cache, self.now());
-        if published.not_kept {
-            self.refused(Limit::AppChannels, Some(app));
+    }
+
+    /// Makes a connection a subscriber here, or tells it why not.
+    fn join(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        channel: &ChannelName,
+        member: Option<Member>,
+    ) -> Result<Joined, JoinError> {
+        let key = key(app, channel);
+        let members_max = app.limits.presence_members_max;
+        let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
+        let join = Join { member, members_max, counts: app.subscription_counts, places };
+        // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
+        let ledger = self.webhooks.of_subscription(app, channel);
+        let joined = self.registry.join(&key, outbox, &join, self.now());
+        if let (Some(ledger), Ok(joined)) = (ledger, &joined) {
+            self.note_joined(ledger, &key, join.member.as_ref(), joined);
         }
-        published
+        match &joined {
+            Ok(joined) if self.debug => {
+                debug!(app = %app.id, %channel, socket = %outbox.socket(), again = joined.again, "subscribed");
+            }
+            Ok(_) => {}
+            Err(error) => self.not_joined(app, outbox, channel, *error),
+        }
+        joined
+    }
+
+    fn not_joined(&self, app: &App, outbox: &Outbox, channel: &ChannelName, error: JoinError) {
+        let (limit, refusal) = refusal::of(error, app);
+        self.refused(limit, Some(app));
+        refuse(app, outbox, channel.as_str(), &refusal);
+    }
+
+    fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
+        let key = key(app, channel);
+        let ledger = self.webhooks.of_subscription(app, channel);
+        let left = self.registry.leave(&key, socket, app.subscription_counts, self.now())?;
+        if let Some(ledger) = ledger {
+            self.note_left(ledger, &key, &left);
+        }
+        Some(left)
+    }
+
+    fn terminate(&self, app: &App, user: &UserId) -> usize {
+        let connections = self.users.connections(&app.id.0, user);
+        for outbox in &connections {
+            outbox.close(app.terminate_close_code, "Disconnected by the application");
+        }
+        debug!(app = %app.id, %user, connections = connections.len(), "user terminated");
+        connections.len()
+    }
+
+    /// What receivers may hear of a join, in the order in which a channel fills. What a cluster decides, it records.
+    fn note_joined(
+        &self,
+        mut ledger: Ledger<'_>,
+        key: &ChannelKey,
+        member: Option<&Member>,
+        joined: &Joined,
+    ) {
+        let ChannelKey { channel, .. } = key;
+        if joined.occupied && self.clustered.is_none() {
+            ledger.note(&webhooks::Event::ChannelOccupied(channel));
+        }
+        if let Some(member) = member.filter(|_| joined.member_added) {
+            ledger.note(&webhooks::Event::MemberAdded(channel, &member.id));
+        }
+        if joined.cache_miss {
+            ledger.note(&webhooks::Event::CacheMiss(channel));
+        }
+        if let Some(count) = joined.count.filter(|_| self.tells_counts(key)) {
+            ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+        }
+    }
+
+    /// What receivers may hear of a leave, in the order in which a channel empties.
+    fn note_left(&self, mut ledger: Ledger<'_>, key: &ChannelKey, left: &Left) {
+        let ChannelKey { channel, .. } = key;
+        if let Some(user) = &left.member_removed {
+            ledger.note(&webhooks::Event::MemberRemoved(channel, user));
+        }
+        if left.vacated && self.clustered.is_none() {
+            ledger.note(&webhooks::Event::ChannelVacated(channel));
+        }
+        if let Some(count) = left.count.filter(|_| self.tells_counts(key)) {
+            ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+        }
+    }
+
+    /// Whether it is this node that tells receivers of a channel's count.
+    fn tells_counts(&self, key: &ChannelKey) -> bool {
+        self.clustered.as_ref().is_none_or(|clustered| clustered.tells_counts(key))
     }
 
     /// Delivers what is pending in a small channel here and now, and says to how many; a large one is driven.
@@ -257,7 +595,7 @@ impl Hub {
     /// Delivers what is pending in a channel, in turns with everything else.
     fn drive(&self, drive: Option<Drive>) {
         let Some(mut drive) = drive else { return };
-        self.0.runtime.spawn(async move {
+        self.runtime.spawn(async move {
             let mut next = drive.next_pass();
             while let Some(mut pass) = next {
                 while pass.serve() {
@@ -270,118 +608,17 @@ impl Hub {
             }
         });
     }
-
-    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`.
-    pub fn sign_in(
-        &self,
-        app: &App,
-        outbox: &Arc<Outbox>,
-        user: &UserId,
-        watched: &[UserId],
-        watchlist: &[UserId],
-    ) {
-        let ledger = self.0.webhooks.of_user(app, user);
-        let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
-        if let Some(mut ledger) = ledger.filter(|_| is_first) {
-            ledger.note(&webhooks::Event::UserOnline(user));
-        }
-        self.0.users.unwatch(&app.id.0, watched, outbox.socket());
-        self.0.users.watch(&app.id.0, watchlist, outbox);
-        if self.0.debug {
-            debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
-        }
-    }
-
-    /// Counts a connection as no longer signed in.
-    pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
-        let ledger = self.0.webhooks.of_user(app, user);
-        let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
-        if let Some(mut ledger) = ledger.filter(|_| was_last) {
-            ledger.note(&webhooks::Event::UserOffline(user));
-        }
-        self.0.users.unwatch(&app.id.0, watchlist, socket);
-    }
-
-    /// Closes every connection that is signed in as `user`; how many there were.
-    pub fn terminate(&self, app: &App, user: &UserId) -> usize {
-        let connections = self.0.users.connections(&app.id.0, user);
-        for outbox in &connections {
-            outbox.close(app.terminate_close_code, "Disconnected by the application");
-        }
-        connections.len()
-    }
-
-    /// What can be said of a channel now.
-    #[must_use]
-    pub fn channel(&self, app: &App, channel: &ChannelName) -> ChannelInfo {
-        self.0.registry.info(&key(app, channel), self.now())
-    }
-
-    /// The users of a presence channel.
-    #[must_use]
-    pub fn users(&self, app: &App, channel: &ChannelName) -> Vec<UserId> {
-        self.0.registry.users(&key(app, channel))
-    }
-
-    /// The occupied channels whose names start with `prefix`, users' own left out.
-    #[must_use]
-    pub fn channels(&self, app: &App, prefix: &str) -> Vec<(ChannelName, ChannelInfo)> {
-        self.0.registry.occupied(&app.id.0, prefix, self.now())
-    }
-
-    /// Does what time brings: counts that are due, users that stay away, cached events that expire. Runs until it
-    /// is dropped.
-    pub async fn keep_time(&self) {
-        let mut second = tokio::time::interval(Duration::from_secs(1));
-        let mut expired = self.now();
-        loop {
-            second.tick().await;
-            let now = self.now();
-            for due in self.0.registry.counts_due() {
-                let ChannelKey { app, channel } = due.key();
-                let ledger = self.0.webhooks.of_count(app, channel);
-                let (count, drive) = due.tell(now);
-                if let (Some(mut ledger), Some(count)) = (ledger, count) {
-                    ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
-                }
-                self.drive(drive);
-            }
-            self.0.users.settle(now);
-            if now - expired >= EXPIRE_INTERVAL {
-                expired = now;
-                self.0.registry.expire(now);
-            }
-        }
-    }
 }
 
-/// What receivers may hear of a join, in the order in which a channel fills.
-fn note_joined(mut ledger: Ledger<'_>, channel: &ChannelName, member: Option<&Member>, joined: &Joined) {
-    if joined.occupied {
-        ledger.note(&webhooks::Event::ChannelOccupied(channel));
-    }
-    if let Some(member) = member.filter(|_| joined.member_added) {
-        ledger.note(&webhooks::Event::MemberAdded(channel, &member.id));
-    }
-    if joined.cache_miss {
-        ledger.note(&webhooks::Event::CacheMiss(channel));
-    }
-    if let Some(count) = joined.count {
-        ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
-    }
-}
-
-/// What receivers may hear of a leave, in the order in which a channel empties.
-fn note_left(mut ledger: Ledger<'_>, channel: &ChannelName, left: &Left) {
-    if let Some(user) = &left.member_removed {
-        ledger.note(&webhooks::Event::MemberRemoved(channel, user));
-    }
-    if left.vacated {
-        ledger.note(&webhooks::Event::ChannelVacated(channel));
-    }
-    if let Some(count) = left.count {
-        ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
-    }
+/// What is wanted of a channel beside whether it is occupied: in a cluster, other nodes are asked for some of it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Wanted {
+    /// How many users there are.
+    pub users: bool,
+    /// How many subscribers.
+    pub subscriptions: bool,
+    /// The cached event.
+    pub cache: bool,
 }
 
 fn key(app: &App, channel: &ChannelName) -> ChannelKey {

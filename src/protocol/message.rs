@@ -172,6 +172,14 @@ pub struct Refusal {
     pub string_to_sign: Option<String>,
 }
 
+impl Refusal {
+    /// For there being as much as there may be.
+    #[must_use]
+    pub const fn limit(status: u16, reason: String) -> Self {
+        Self { kind: RefusalKind::Limit, status, code: None, reason, string_to_sign: None }
+    }
+}
+
 /// The names of refusals; the set is Soketi's and pusher-js's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RefusalKind {

@@ -20,6 +20,18 @@ impl SocketId {
         Self { high, low }
     }
 
+    /// Both numbers in one.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        (self.high as u64) << 32 | self.low as u64
+    }
+
+    /// The id of which [`SocketId::number`] is this.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Self {
+        Self::new((number >> 32) as u32, number as u32)
+    }
+
     /// Whether `text` is `digits.digits`, the form that every SDK accepts.
     #[must_use]
     pub fn is_well_formed(text: &str) -> bool {

@@ -77,7 +77,12 @@ impl Door {
     /// counted. The place of the address comes first: whoever has too many does not take another's meanwhile. The
     /// app's comes last, and is kept once it is taken: nobody is told that the app is full, which is told for good,
     /// because of one who had its last place for a moment.
-    pub(super) fn admit(&self, app: &Arc<App>, client: IpAddr, is_new: bool) -> Result<Admitted, Refused> {
+    pub(super) async fn admit(
+        &self,
+        app: &Arc<App>,
+        client: IpAddr,
+        is_new: bool,
+    ) -> Result<Admitted, Refused> {
         let hub = &self.0.hub;
         let entered = self.0.addresses.enter(client, Kind::WebSocket, is_new, hub.now());
         let address_place = match entered {
@@ -101,7 +106,7 @@ impl Door {
             hub.refused(Limit::NodeConnections, None);
             return refused(CloseCode::OverCapacity, "Server is over capacity");
         };
-        let Some(app_place) = ConnectionPlace::take(app) else { return over_quota() };
+        let Some(app_place) = hub.take_place(app).await else { return over_quota() };
         let on_node = NodePlaces { _node: node_place, _address: address_place.map(Box::new) };
         Ok(Admitted { app_place, on_node })
     }
@@ -158,11 +163,11 @@ mod tests {
         Door::new(hub, Arc::new(apps), addresses, options, TaskTracker::new())
     }
 
-    fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {
-        code_for(door, uri, headers, false)
+    async fn code(door: &Door, uri: &str, headers: &[(&str, &str)]) -> Option<u16> {
+        code_for(door, uri, headers, false).await
     }
 
-    fn code_for(door: &Door, uri: &str, headers: &[(&str, &str)], over_tls: bool) -> Option<u16> {
+    async fn code_for(door: &Door, uri: &str, headers: &[(&str, &str)], over_tls: bool) -> Option<u16> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: header::HeaderName = name.parse().unwrap();
@@ -171,7 +176,11 @@ mod tests {
         let peer = Peer { address: ([127, 0, 0, 1], 7).into(), over_tls };
         let found = door.find_app(&uri.parse().unwrap(), &map, peer);
         let client = peer.address.ip();
-        found.and_then(|app| door.admit(&app, client, false)).err().map(|refused| refused.code.number())
+        let admitted = match found {
+            Ok(app) => door.admit(&app, client, false).await,
+            Err(refused) => Err(refused),
+        };
+        admitted.err().map(|refused| refused.code.number())
     }
 
     #[tokio::test]
@@ -189,7 +198,7 @@ mod tests {
             "/app/%6b",
             "/app/k.2",
         ] {
-            assert_eq!(code(&door, uri, &[]), None, "{uri}");
+            assert_eq!(code(&door, uri, &[]).await, None, "{uri}");
         }
     }
 
@@ -211,7 +220,7 @@ mod tests {
             ("/app/k?protocol=-7", 4007),
             ("/app/k?protocol=7.0", 4007),
         ] {
-            assert_eq!(code(&door, uri, &[]), Some(expected), "{uri}");
+            assert_eq!(code(&door, uri, &[]).await, Some(expected), "{uri}");
         }
     }
 
@@ -219,46 +228,46 @@ mod tests {
     async fn an_app_has_its_own_conditions() {
         let disabled = door(|app, _| app.enabled = false);
         assert_eq!(
-            code(&disabled, "/app/k?protocol=99", &[]),
+            code(&disabled, "/app/k?protocol=99", &[]).await,
             Some(4003),
             "before the protocol is looked at"
         );
         let versioned = door(|app, _| app.require_protocol = true);
-        assert_eq!(code(&versioned, "/app/k", &[]), Some(4008));
-        assert_eq!(code(&versioned, "/app/k?protocol=7", &[]), None);
+        assert_eq!(code(&versioned, "/app/k", &[]).await, Some(4008));
+        assert_eq!(code(&versioned, "/app/k?protocol=7", &[]).await, None);
         let quota = door(|app, _| app.limits.connections_max = Some(0));
-        assert_eq!(code(&quota, "/app/k", &[]), Some(4004));
+        assert_eq!(code(&quota, "/app/k", &[]).await, Some(4004));
         let full = door(|_, options| options.connections_max = Some(0));
-        assert_eq!(code(&full, "/app/k", &[]), Some(4100));
+        assert_eq!(code(&full, "/app/k", &[]).await, Some(4100));
         let prefixed = door(|app, _| app.path_prefix = "/rt".into());
-        assert_eq!(code(&prefixed, "/rt/app/k", &[]), None);
-        assert_eq!(code(&prefixed, "/app/k", &[]), None);
-        assert_eq!(code(&prefixed, "/rt/app/k.2", &[]), Some(4005), "another app's prefix");
+        assert_eq!(code(&prefixed, "/rt/app/k", &[]).await, None);
+        assert_eq!(code(&prefixed, "/app/k", &[]).await, None);
+        assert_eq!(code(&prefixed, "/rt/app/k.2", &[]).await, Some(4005), "another app's prefix");
         prefixed.0.hub.drain();
-        assert_eq!(code(&prefixed, "/app/k", &[]), Some(4200));
+        assert_eq!(code(&prefixed, "/app/k", &[]).await, Some(4200));
     }
 
     #[tokio::test]
     async fn origins_are_checked_where_there_is_one() {
         let door = door(|app, _| app.allowed_origins = vec![OriginPattern::parse("*.example.com").unwrap()]);
-        assert_eq!(code(&door, "/app/k", &[]), None, "native clients send none");
-        assert_eq!(code(&door, "/app/k", &[("origin", "https://a.example.com")]), None);
-        assert_eq!(code(&door, "/app/k", &[("origin", "https://evil.test")]), Some(4009));
-        assert_eq!(code(&door, "/app/k", &[("origin", "null")]), Some(4009));
+        assert_eq!(code(&door, "/app/k", &[]).await, None, "native clients send none");
+        assert_eq!(code(&door, "/app/k", &[("origin", "https://a.example.com")]).await, None);
+        assert_eq!(code(&door, "/app/k", &[("origin", "https://evil.test")]).await, Some(4009));
+        assert_eq!(code(&door, "/app/k", &[("origin", "null")]).await, Some(4009));
     }
 
     #[tokio::test]
     async fn tls_is_seen_or_believed_of_trusted_proxies_only() {
         let trusting = door(|app, _| app.tls_only = true);
-        assert_eq!(code(&trusting, "/app/k", &[]), Some(4000));
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]), Some(4000));
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]), None);
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "HTTPS, http")]), None);
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, https")]), Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[]).await, Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]).await, Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]).await, None);
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "HTTPS, http")]).await, None);
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, https")]).await, Some(4000));
         let nobody = addresses::Options { trusted_proxies: Vec::new(), ..addresses::Options::default() };
         let wary = door_for(nobody, |app, _| app.tls_only = true);
-        assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]), Some(4000));
-        assert_eq!(code_for(&wary, "/app/k", &[], true), None, "TLS of our own needs no proxy's word");
-        assert_eq!(code_for(&wary, "/app/k", &[("x-forwarded-proto", "http")], true), None);
+        assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]).await, Some(4000));
+        assert_eq!(code_for(&wary, "/app/k", &[], true).await, None, "TLS of our own needs no proxy's word");
+        assert_eq!(code_for(&wary, "/app/k", &[("x-forwarded-proto", "http")], true).await, None);
     }
 }

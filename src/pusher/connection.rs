@@ -16,8 +16,8 @@ use tracing::debug;
 
 use super::Door;
 use super::admission::{Admitted, NodePlaces, Refused};
-use crate::apps::{App, SubscriptionErrorFrames};
-use crate::hub::{Backlog, JoinError};
+use crate::apps::App;
+use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Outbox, Pulse, Transport, Unfinished};
 use crate::protocol::message::{CLIENT_EVENT_RATE, Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
@@ -25,8 +25,7 @@ use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
-
-use crate::session::{Action, Session, refusal};
+use crate::session::{Action, Session};
 
 /// Bytes taken from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -256,24 +255,13 @@ impl Connection {
             Action::Pong => outbox.send_first(PONG.bytes()),
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
-                match hub.join(&app, outbox, &channel, member) {
-                    Ok(full) => {
-                        wait_for(full);
-                        if channel.access() != Access::Public {
-                            outbox.pulse.authorize();
-                        }
-                        session.joined(channel, user);
+                // Who is refused has been told so.
+                if let Ok(full) = hub.join(&app, outbox, &channel, member) {
+                    wait_for(full);
+                    if channel.access() != Access::Public {
+                        outbox.pulse.authorize();
                     }
-                    Err(why) => {
-                        let limits = &app.limits;
-                        let refusal = match why {
-                            JoinError::Full => refusal::presence_full(limits.presence_members_max),
-                            JoinError::TooManyChannels => {
-                                refusal::too_many_app_channels(limits.channels_max.unwrap_or(u32::MAX))
-                            }
-                        };
-                        refuse(outbox, app.subscription_error_frames, channel.as_str(), &refusal);
-                    }
+                    session.joined(channel, user);
                 }
             }
             Action::Refuse { channel, refusal, limit } => {
@@ -284,14 +272,20 @@ impl Connection {
                     let Refusal { reason, string_to_sign, .. } = &refusal;
                     debug!(socket = %outbox.socket(), %channel, reason, string_to_sign, "subscription refused");
                 }
-                refuse(outbox, app.subscription_error_frames, &channel, &refusal);
+                hub::refuse(&app, outbox, &channel, &refusal);
             }
             Action::Leave { channel } => wait_for(hub.leave(&app, &channel, outbox.socket())),
             Action::Publish { channel, name, data, user } => {
                 let source = Source::Client(user.as_ref());
                 let event =
                     Event { channel: &channel, name: &name, data, except: Some(outbox.socket()), source };
-                wait_for(hub.publish_from_client(&app, &event));
+                match hub.publish_from_client(&app, &event) {
+                    Ok(full) => wait_for(full),
+                    Err(lost) => {
+                        let message = format!("Client event not sent: {lost}");
+                        outbox.say(&ServerMessage::Error { code: None, message: &message });
+                    }
+                }
             }
             Action::SignIn { user_data, signed_in, watched, cut_to } => {
                 outbox.pulse.authorize();
@@ -397,22 +391,5 @@ impl Future for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.depart();
-    }
-}
-
-/// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it.
-fn refuse(outbox: &Outbox, frames: SubscriptionErrorFrames, channel: &str, refusal: &Refusal) {
-    let (on_channel, on_connection) = match frames {
-        SubscriptionErrorFrames::Both => (true, true),
-        SubscriptionErrorFrames::Channel => (true, false),
-        SubscriptionErrorFrames::Connection => (false, true),
-    };
-    // An empty name would make pusher-js look for a channel that is not there.
-    if on_channel && !channel.is_empty() {
-        outbox.say(&ServerMessage::SubscriptionRefused { channel, refusal });
-    }
-    if on_connection {
-        let code = refusal.code.map(CloseCode::number);
-        outbox.say(&ServerMessage::Error { code, message: &refusal.reason });
     }
 }

@@ -58,7 +58,10 @@ impl Door {
         let task = self.0.tasks.spawn(async move {
             // An error is a client that went away before the answer was written.
             let Some((transport, early)) = upgrade.await.ok().and_then(take_apart) else { return };
-            let admitted = found.and_then(|app| door.admit(&app, client, client != direct));
+            let admitted = match found {
+                Ok(app) => door.admit(&app, client, client != direct).await,
+                Err(refused) => Err(refused),
+            };
             if let Err(Refused { code, message }) = &admitted {
                 debug!(%client, code = code.number(), message, "connection refused");
             }

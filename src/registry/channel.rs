@@ -25,8 +25,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::presence::Presence;
 use super::{
-    Cache, ChannelInfo, ChannelKey, ChannelPlace, ChannelPlaces, Join, JoinError, Joined, Left, Published,
-    Registry,
+    Cache, ChannelInfo, ChannelKey, ChannelPlace, ChannelPlaces, Join, JoinError, Joined, KeptFrame, Left,
+    Published, Registry,
 };
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, ServerMessage, Source};
@@ -39,6 +39,9 @@ const BATCH_BYTES: usize = 64 * 1024;
 
 /// Publishers wait while a channel has more than this undelivered.
 const BACKLOG_BYTES: usize = 256 * 1024;
+
+/// What other nodes send is taken for a channel until it has more than this undelivered.
+const DEEP_BYTES: usize = 8 * 1024 * 1024;
 
 /// A channel up to this size is delivered by whoever publishes, on the spot.
 const SMALL: usize = 32;
@@ -115,12 +118,15 @@ const _: () = assert!(size_of::<Subscriber>() <= 40);
 #[derive(Debug)]
 struct Cached {
     frame: Frame,
-    data: Arc<str>,
+    /// In a cluster, which one it is: later ones have higher numbers.
+    number: u64,
     expires: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Subscribers on other nodes.
+    elsewhere: usize,
     told: Option<Duration>,
     /// Subscribers have not been told of the last change.
     due: bool,
@@ -172,6 +178,17 @@ impl State {
         self.cached.as_deref().filter(|cached| cached.expires > now)
     }
 
+    fn cache(&mut self, registry: &Registry, cached: Cached) {
+        if self.cached.replace(Box::new(cached)).is_none() {
+            registry.0.cached.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Subscribers, of all nodes.
+    fn count(&self) -> usize {
+        self.subscribers.len() + self.counts.elsewhere
+    }
+
     /// Takes the channel's place, unless it has it; whether it has it then.
     fn take_place(&mut self, places: ChannelPlaces<'_>) -> bool {
         if self.place.is_none() {
@@ -189,6 +206,13 @@ impl State {
 
     fn say(&mut self, message: &ServerMessage<'_>) {
         self.queue.push(pusher::encode(message), None);
+    }
+}
+
+impl From<KeptFrame> for Cached {
+    fn from(kept: KeptFrame) -> Self {
+        let KeptFrame { frame, number, expires } = kept;
+        Self { frame, number, expires }
     }
 }
 
@@ -275,7 +299,7 @@ impl Channel {
         }
         if let Some(member) = &join.member {
             let presence = state.presence.get_or_insert_default();
-            if presence.len() >= join.members_max && !presence.has(&member.id) {
+            if !presence.is_shared() && presence.len() >= join.members_max && !presence.has(&member.id) {
                 return Some(Err(JoinError::Full));
             }
         }
@@ -302,7 +326,8 @@ impl Channel {
     }
 
     fn add_member(&self, state: &mut State, member: &Member) -> bool {
-        let added = state.presence.get_or_insert_default().add(member);
+        let presence = state.presence.get_or_insert_default();
+        let added = !presence.is_shared() && presence.add(member);
         if added && !state.subscribers.is_empty() {
             state.say(&ServerMessage::MemberAdded { channel: self.name(), member });
         }
@@ -334,6 +359,7 @@ impl Channel {
         state.leave_place();
         let mut member_removed = None;
         if let (Some(user), Some(presence)) = (&left.member, &mut state.presence)
+            && !presence.is_shared()
             && presence.remove(user)
         {
             if !vacated {
@@ -344,7 +370,93 @@ impl Channel {
         let count = if counts { self.count_changed(&mut state, registry, now) } else { None };
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        Some(Left { vacated, member_removed, count, drive, backlog })
+        Some(Left { vacated, member: left.member.clone(), member_removed, count, drive, backlog })
+    }
+
+    /// See [`Registry::members`]; `None` when the channel was given up.
+    pub(super) fn members(&self, members: &[Member]) -> Option<()> {
+        let mut state = self.state.lock();
+        if state.given_up {
+            return None;
+        }
+        state.presence = Some(Box::new(Presence::shared(members)));
+        Some(())
+    }
+
+    /// See [`Registry::member_added`].
+    pub(super) fn member_added(self: &Arc<Self>, registry: &Registry, member: &Member) -> Option<Drive> {
+        let mut state = self.state.lock();
+        let is_new = state.presence.as_mut().is_some_and(|presence| presence.add(member));
+        if is_new && !state.subscribers.is_empty() {
+            state.say(&ServerMessage::MemberAdded { channel: self.name(), member });
+        }
+        self.start(registry, &mut state)
+    }
+
+    /// See [`Registry::member_removed`].
+    pub(super) fn member_removed(self: &Arc<Self>, registry: &Registry, user: &UserId) -> Option<Drive> {
+        let mut state = self.state.lock();
+        let was_there = state.presence.as_mut().is_some_and(|presence| presence.remove(user));
+        if was_there && !state.subscribers.is_empty() {
+            state.say(&ServerMessage::MemberRemoved { channel: self.name(), user });
+        }
+        self.start(registry, &mut state)
+    }
+
+    /// See [`Registry::is_among`].
+    pub(super) fn is_among(&self, user: &UserId, first: usize) -> bool {
+        let state = self.state.lock();
+        state.presence.as_ref().is_some_and(|presence| presence.is_among(user, first))
+    }
+
+    /// See [`Registry::is_subscribed`].
+    pub(super) fn is_subscribed(&self, socket: SocketId) -> bool {
+        self.state.lock().place(socket).is_some()
+    }
+
+    pub(super) fn is_occupied(&self) -> bool {
+        !self.state.lock().subscribers.is_empty()
+    }
+
+    /// See [`Registry::elsewhere`].
+    pub(super) fn elsewhere(
+        self: &Arc<Self>,
+        registry: &Registry,
+        elsewhere: usize,
+        now: Duration,
+    ) -> (Option<usize>, Option<Drive>) {
+        let mut state = self.state.lock();
+        if state.counts.elsewhere == elsewhere {
+            return (None, None);
+        }
+        state.counts.elsewhere = elsewhere;
+        let count = self.count_changed(&mut state, registry, now);
+        (count, self.start(registry, &mut state))
+    }
+
+    /// See [`Registry::keep`]; `None` when the channel was given up.
+    pub(super) fn keep(&self, registry: &Registry, kept: KeptFrame, places: ChannelPlaces<'_>) -> Option<()> {
+        let mut state = self.state.lock();
+        if state.given_up {
+            return None;
+        }
+        let is_newer = state.cached.as_ref().is_none_or(|cached| cached.number < kept.number);
+        if state.subscribers.is_empty() && is_newer && state.take_place(places) {
+            state.cache(registry, Cached::from(kept));
+        }
+        Some(())
+    }
+
+    /// See [`Registry::vacate`].
+    pub(super) fn vacate(&self, registry: &Registry) {
+        let mut state = self.state.lock();
+        if state.subscribers.is_empty() {
+            (state.presence, state.counts.elsewhere) = (None, 0);
+            if state.cached.take().is_some() {
+                registry.0.cached.fetch_sub(1, Ordering::Relaxed);
+            }
+            state.leave_place();
+        }
     }
 
     /// See [`Registry::publish`]; `None` when the channel was given up.
@@ -356,29 +468,46 @@ impl Channel {
         now: Duration,
     ) -> Option<Published> {
         let frame = pusher::encode(&event.message());
-        let cached = Self::caches(event).then(|| {
-            Box::new(Cached { frame: frame.clone(), data: event.data.into(), expires: now + cache.ttl })
-        });
+        let keep = Self::caches(event).then_some((cache, 0));
+        self.deliver(registry, frame, event.except, keep, now)
+    }
+
+    /// See [`Registry::deliver`]; `None` when the channel was given up.
+    pub(super) fn deliver(
+        self: &Arc<Self>,
+        registry: &Registry,
+        frame: Frame,
+        except: Option<SocketId>,
+        keep: Option<(Cache<'_>, u64)>,
+        now: Duration,
+    ) -> Option<Published> {
         let mut state = self.state.lock();
         if state.given_up {
             return None;
         }
-        if let Some(cached) = cached {
+        if let Some((cache, number)) = keep {
+            // Those who are here were told with the one that is kept.
+            if number != 0 && state.cached.as_ref().is_some_and(|cached| cached.number >= number) {
+                return Some(Published::default());
+            }
             if !state.take_place(cache.places) {
                 // Without a place there is no subscriber either.
                 return Some(Published { not_kept: true, ..Published::default() });
             }
-            if state.cached.replace(cached).is_none() {
-                registry.0.cached.fetch_add(1, Ordering::Relaxed);
-            }
+            state.cache(registry, Cached { frame: frame.clone(), number, expires: now + cache.ttl });
         }
         if state.subscribers.is_empty() {
             return Some(Published::default());
         }
-        state.queue.push(frame, event.except);
+        state.queue.push(frame, except);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
         Some(Published { drive, backlog, not_kept: false })
+    }
+
+    /// See [`Registry::backlog`].
+    pub(super) fn backlog_now(self: &Arc<Self>) -> Option<Backlog> {
+        self.backlog(&self.state.lock())
     }
 
     fn backlog(self: &Arc<Self>, state: &State) -> Option<Backlog> {
@@ -405,7 +534,7 @@ impl Channel {
         if !self.name().has_subscription_count() || state.subscribers.is_empty() {
             return None;
         }
-        if state.subscribers.len() <= COUNT_AT_ONCE || !state.counts.told_lately(now) {
+        if state.count() <= COUNT_AT_ONCE || !state.counts.told_lately(now) {
             return Some(self.say_count(state, now));
         }
         state.counts.due = true;
@@ -419,7 +548,7 @@ impl Channel {
     fn say_count(&self, state: &mut State, now: Duration) -> usize {
         state.counts.told = Some(now);
         state.counts.due = false;
-        let count = state.subscribers.len();
+        let count = state.count();
         state.say(&ServerMessage::SubscriptionCount { channel: self.name(), count });
         count
     }
@@ -445,7 +574,7 @@ impl Channel {
         ChannelInfo {
             subscriptions: state.subscribers.len(),
             users: state.presence.as_ref().map_or(0, |presence| presence.len()),
-            cache: state.cached(now).map(|cached| (Arc::clone(&cached.data), cached.expires - now)),
+            cache: state.cached(now).map(|cached| (cached.frame.clone(), cached.expires - now)),
         }
     }
 
@@ -465,7 +594,10 @@ impl Channel {
     /// Marks the channel as given up, if nothing needs it.
     pub(super) fn give_up(&self) -> bool {
         let mut state = self.state.lock();
-        let unused = state.subscribers.is_empty() && state.cached.is_none() && !state.queue.driven;
+        // Who is there is known before the first subscriber is let in, in a cluster.
+        let is_known = state.presence.as_ref().is_some_and(|presence| presence.is_shared());
+        let is_empty = state.subscribers.is_empty() && state.cached.is_none();
+        let unused = is_empty && !is_known && !state.queue.driven;
         state.given_up |= unused;
         unused
     }
@@ -676,6 +808,12 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// Whether so much is waiting that nothing more should be taken for the channel, whoever sends it.
+    #[must_use]
+    pub fn is_deep(&self) -> bool {
+        self.channel.state.lock().queue.bytes > DEEP_BYTES
+    }
+
     /// Ready when the channel has caught up enough to be published to again.
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let queue = &mut self.channel.state.lock().queue;

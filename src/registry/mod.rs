@@ -31,6 +31,7 @@ pub use users::Users;
 use crate::limits::Count;
 use crate::outbox::Outbox;
 use crate::protocol::message::Event;
+use crate::protocol::wire::Frame;
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 
 /// Shards of the map, so that cores seldom meet.
@@ -138,6 +139,8 @@ pub enum JoinError {
 pub struct Left {
     /// The channel has no subscriber any more.
     pub vacated: bool,
+    /// Who the subscriber was, on presence channels.
+    pub member: Option<UserId>,
     /// The user is not in the channel any more.
     pub member_removed: Option<UserId>,
     /// So many subscribers there are, if they are told so now.
@@ -166,8 +169,19 @@ pub struct ChannelInfo {
     pub subscriptions: usize,
     /// Distinct users, on presence channels.
     pub users: usize,
-    /// The payload of the cached event as JSON text and how long it will be kept.
-    pub cache: Option<(Arc<str>, Duration)>,
+    /// The cached event and how long it will be kept.
+    pub cache: Option<(Frame, Duration)>,
+}
+
+/// An event that the cluster keeps.
+#[derive(Clone, Debug)]
+pub struct KeptFrame {
+    /// As subscribers get it.
+    pub frame: Frame,
+    /// Which one: later ones have higher numbers.
+    pub number: u64,
+    /// Until when, by the node's clock.
+    pub expires: Duration,
 }
 
 impl Default for Registry {
@@ -251,6 +265,86 @@ impl Registry {
         }
         let published = self.find(&key).and_then(|channel| channel.publish(self, event, cache, now));
         published.unwrap_or_default()
+    }
+
+    /// Queues a message that came from the cluster for every subscriber but one. With `keep` it is one that the cluster
+    /// keeps, and which one: whoever joins gets it from here.
+    pub fn deliver(
+        &self,
+        key: &ChannelKey,
+        frame: Frame,
+        except: Option<SocketId>,
+        keep: Option<(Cache<'_>, u64)>,
+        now: Duration,
+    ) -> Published {
+        let deliver = |channel: &Arc<Channel>| channel.deliver(self, frame.clone(), except, keep, now);
+        match keep {
+            // Somebody may be about to join.
+            Some(_) => self.with(key, deliver),
+            None => self.find(key).and_then(|channel| deliver(&channel)).unwrap_or_default(),
+        }
+    }
+
+    /// Keeps an event of the cluster's for who joins, unless there are subscribers, who get what comes, or a later one
+    /// is kept.
+    pub fn keep(&self, key: &ChannelKey, kept: &KeptFrame, places: ChannelPlaces<'_>) {
+        self.with(key, |channel| channel.keep(self, kept.clone(), places));
+    }
+
+    /// Cache channels that have subscribers.
+    #[must_use]
+    pub fn subscribed_caches(&self) -> Vec<ChannelKey> {
+        let caches = self.0.channels.iter().filter(|entry| entry.key().channel.is_cached());
+        // Collected first: no channel is locked while a shard is.
+        let caches: Vec<Arc<Channel>> = caches.map(|entry| Arc::clone(&entry)).collect();
+        let subscribed = caches.iter().filter(|channel| channel.is_occupied());
+        subscribed.map(|channel| channel.key().clone()).collect()
+    }
+
+    /// From now on it is the cluster that says who is in a presence channel: these are.
+    pub fn members(&self, key: &ChannelKey, members: &[Member]) {
+        self.with(key, |channel| channel.members(members));
+    }
+
+    /// Tells the subscribers of a presence channel of who came to it in the cluster.
+    pub fn member_added(&self, key: &ChannelKey, member: &Member) -> Option<Drive> {
+        self.find(key)?.member_added(self, member)
+    }
+
+    /// Tells the subscribers of a presence channel of who is gone from it in the cluster.
+    pub fn member_removed(&self, key: &ChannelKey, user: &UserId) -> Option<Drive> {
+        self.find(key)?.member_removed(self, user)
+    }
+
+    /// Whether a user is among the `first` who joined a presence channel.
+    #[must_use]
+    pub fn is_among(&self, key: &ChannelKey, user: &UserId, first: usize) -> bool {
+        self.find(key).is_some_and(|channel| channel.is_among(user, first))
+    }
+
+    /// Whether a connection is subscribed.
+    #[must_use]
+    pub fn is_subscribed(&self, key: &ChannelKey, socket: SocketId) -> bool {
+        self.find(key).is_some_and(|channel| channel.is_subscribed(socket))
+    }
+
+    /// So many subscribers a channel has on other nodes; the count of all, if it is told now.
+    pub fn elsewhere(&self, key: &ChannelKey, count: usize, now: Duration) -> (Option<usize>, Option<Drive>) {
+        self.find(key).map(|channel| channel.elsewhere(self, count, now)).unwrap_or_default()
+    }
+
+    /// Forgets what the cluster says of a channel that nobody here wants to be in.
+    pub fn vacate(&self, key: &ChannelKey) {
+        if let Some(channel) = self.find(key) {
+            channel.vacate(self);
+            self.give_up_if_unused(&channel);
+        }
+    }
+
+    /// Whether a channel has more waiting than it should.
+    #[must_use]
+    pub fn backlog(&self, key: &ChannelKey) -> Option<Backlog> {
+        self.find(key)?.backlog_now()
     }
 
     /// What can be said of a channel now; an unoccupied one has no subscriptions.

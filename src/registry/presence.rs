@@ -16,6 +16,8 @@ pub(super) struct Presence {
     /// By time of joining.
     order: BTreeMap<u64, UserId>,
     joins: u64,
+    /// Whether it is the cluster that says who is there: each is counted once.
+    is_shared: bool,
     /// The acknowledgement with everyone in it, until somebody comes or goes.
     roster: Option<Frame>,
 }
@@ -28,6 +30,28 @@ struct User {
 }
 
 impl Presence {
+    /// Of a cluster: these are there, by time of joining.
+    pub(super) fn shared(members: &[Member]) -> Self {
+        let mut presence = Self { is_shared: true, ..Self::default() };
+        for member in members {
+            presence.add(member);
+        }
+        presence
+    }
+
+    /// Whether it is the cluster that says who is there.
+    pub(super) const fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Whether the user is among the `first` who joined.
+    pub(super) fn is_among(&self, user: &UserId, first: usize) -> bool {
+        if self.users.len() <= first {
+            return self.has(user);
+        }
+        self.order.values().take(first).any(|id| id == user)
+    }
+
     /// Whether the user is here.
     pub(super) fn has(&self, user: &UserId) -> bool {
         self.users.contains_key(user)
@@ -41,7 +65,7 @@ impl Presence {
     /// Counts one more connection of a user; whether it is the first.
     pub(super) fn add(&mut self, member: &Member) -> bool {
         if let Some(user) = self.users.get_mut(&member.id) {
-            user.connections += 1;
+            user.connections += u32::from(!self.is_shared);
             return false;
         }
         self.joins += 1;

@@ -30,6 +30,8 @@ pub struct Users(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Whether it is the cluster that says who is online.
+    in_cluster: bool,
     users: DashMap<UserKey, Arc<Mutex<User>>>,
     /// Users whose last connection ended, with when they may count as offline, by that time.
     leaving: Mutex<Vec<(Duration, UserKey)>>,
@@ -42,6 +44,8 @@ struct User {
     /// Connections whose watchlist names them.
     watchers: HashMap<SocketId, Arc<Outbox>>,
     online: bool,
+    /// Whether the cluster says that they are signed in.
+    present: bool,
     /// When the last connection ended.
     left: Duration,
     /// Out of the map, or about to be: of no use any more.
@@ -66,6 +70,12 @@ fn news(online: bool, id: &UserId) -> Frame {
 }
 
 impl Users {
+    /// Users of a node in a cluster, which says who is online: see [`Users::present`].
+    #[must_use]
+    pub fn of_cluster() -> Self {
+        Self(Arc::new(Shared { in_cluster: true, ..Shared::default() }))
+    }
+
     /// Runs `act` on a user, who is known from then on.
     fn with<T>(&self, key: &UserKey, act: impl FnOnce(&mut User) -> T) -> T {
         loop {
@@ -98,9 +108,41 @@ impl Users {
         self.with(&(Arc::clone(app), id.clone()), |user| {
             let is_first = user.connections.is_empty();
             user.connections.insert(outbox.socket(), Arc::clone(outbox));
-            user.turn(true, id);
+            if !self.0.in_cluster {
+                user.turn(true, id);
+            }
             is_first
         })
+    }
+
+    /// Whether a connection is signed in as `id`.
+    #[must_use]
+    pub fn is_signed_in(&self, app: &Arc<str>, id: &UserId, socket: SocketId) -> bool {
+        let key = (Arc::clone(app), id.clone());
+        self.with_known(&key, |user| user.connections.contains_key(&socket)) == Some(true)
+    }
+
+    /// The cluster says whether a user is signed in anywhere.
+    pub fn present(&self, app: &Arc<str>, id: &UserId, present: bool, now: Duration) {
+        let key = (Arc::clone(app), id.clone());
+        self.with(&key, |user| {
+            user.present = present;
+            if present {
+                user.turn(true, id);
+            }
+        });
+        if !present {
+            // Forgotten at once, if nobody wants to know.
+            self.with_known(&key, |user| user.left = now);
+            self.0.leaving.lock().push((now + LINGER, key));
+        }
+    }
+
+    /// Forgets what the cluster says of a user, because nobody here wants to know.
+    pub fn vacate(&self, app: &Arc<str>, id: &UserId) {
+        self.with_known(&(Arc::clone(app), id.clone()), |user| {
+            (user.present, user.online) = (false, false);
+        });
     }
 
     /// Counts a connection as no longer signed in; whether it was the user's last.
@@ -111,7 +153,7 @@ impl Users {
             user.connections.remove(&socket).is_some() && user.connections.is_empty()
         });
         let was_last = last == Some(true);
-        if was_last {
+        if was_last && !self.0.in_cluster {
             self.0.leaving.lock().push((now + LINGER, key));
         }
         was_last
@@ -125,7 +167,8 @@ impl Users {
         drop(leaving);
         for (_, key) in due {
             self.with_known(&key, |user| {
-                if user.connections.is_empty() && user.left + LINGER <= now {
+                let is_gone = if self.0.in_cluster { !user.present } else { user.connections.is_empty() };
+                if is_gone && user.left + LINGER <= now {
                     user.turn(false, &key.1);
                 }
             });

@@ -9,7 +9,7 @@
 //! not known here. Start at [`Session::receive`].
 
 pub mod liveness;
-pub mod refusal;
+mod refusal;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -3,21 +3,9 @@
 use crate::protocol::message::{Refusal, RefusalKind};
 use crate::protocol::{ChannelName, ChannelNameError, CloseCode, UserIdError};
 
-/// The refusal of a new user by a presence channel that has `members_max` users.
-#[must_use]
-pub fn presence_full(members_max: usize) -> Refusal {
-    limit(4100, format!("the presence channel has {members_max} members, as many as it takes"))
-}
-
-/// The refusal of the first subscriber of a channel, in an app that has `channels_max` of them.
-#[must_use]
-pub fn too_many_app_channels(channels_max: u32) -> Refusal {
-    limit(429, format!("the app has {channels_max} channels, as many as it may have"))
-}
-
 pub(super) fn name(error: ChannelNameError) -> Refusal {
     match error {
-        ChannelNameError::TooLong { .. } => limit(413, error.to_string()),
+        ChannelNameError::TooLong { .. } => Refusal::limit(413, error.to_string()),
         ChannelNameError::Empty | ChannelNameError::Alphabet => Refusal {
             kind: RefusalKind::InvalidChannel,
             status: 400,
@@ -45,7 +33,7 @@ pub(super) fn not_the_users_channel(channel: &ChannelName) -> Refusal {
 
 pub(super) fn user_id(channel: &ChannelName, error: UserIdError) -> Refusal {
     match error {
-        UserIdError::TooLong { .. } => limit(4301, error.to_string()),
+        UserIdError::TooLong { .. } => Refusal::limit(4301, error.to_string()),
         UserIdError::Type | UserIdError::Alphabet => not_authorised(channel, &error.to_string()),
     }
 }
@@ -56,17 +44,13 @@ pub(super) fn other_user(channel: &ChannelName) -> Refusal {
 }
 
 pub(super) fn too_many_channels(channels_max: usize) -> Refusal {
-    limit(429, format!("the connection has {channels_max} subscriptions, as many as it may have"))
+    Refusal::limit(429, format!("the connection has {channels_max} subscriptions, as many as it may have"))
 }
 
 pub(super) fn channel_data_too_large(bytes_max: usize) -> Refusal {
-    limit(4301, format!("channel_data is longer than {bytes_max} bytes"))
+    Refusal::limit(4301, format!("channel_data is longer than {bytes_max} bytes"))
 }
 
 pub(super) fn user_info_too_large(bytes_max: usize) -> Refusal {
-    limit(4301, format!("user_info is longer than {bytes_max} bytes"))
-}
-
-fn limit(status: u16, reason: String) -> Refusal {
-    Refusal { kind: RefusalKind::Limit, status, code: None, reason, string_to_sign: None }
+    Refusal::limit(4301, format!("user_info is longer than {bytes_max} bytes"))
 }

@@ -41,6 +41,7 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 
 const KEY: HeaderName = HeaderName::from_static("x-pusher-key");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-pusher-signature");
+const EVENT_IDS: HeaderName = HeaderName::from_static("x-pusherd-event-ids");
 
 /// Why a request does not count as delivered. Names no URL, no header and no body.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,8 @@ pub(super) struct Signed {
     pub(super) key: HeaderValue,
     /// The signature.
     pub(super) signature: HeaderValue,
+    /// What the events in the body are called, if that is known. Not in the body, which is Pusher's.
+    pub(super) event_ids: Option<HeaderValue>,
 }
 
 /// Sends requests. Proxies of the environment are not used, redirects not followed.
@@ -241,6 +244,9 @@ fn request(webhook: &Webhook, signed: &Signed) -> Result<Request<Full<Bytes>>, S
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("pusherd/", env!("CARGO_PKG_VERSION"))));
     headers.insert(KEY, signed.key.clone());
     headers.insert(SIGNATURE, signed.signature.clone());
+    if let Some(ids) = &signed.event_ids {
+        headers.insert(EVENT_IDS, ids.clone());
+    }
     Ok(request)
 }
 
@@ -284,7 +290,8 @@ mod tests {
     use super::*;
 
     fn signed(body: Bytes) -> Signed {
-        Signed { body, key: HeaderValue::from_static("key"), signature: HeaderValue::from_static("x") }
+        let [key, signature] = ["key", "x"].map(HeaderValue::from_static);
+        Signed { body, key, signature, event_ids: None }
     }
 
     async fn listen() -> (TcpListener, Webhook) {

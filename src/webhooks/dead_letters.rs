@@ -26,6 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::error;
 
+use super::event::EventId;
+use super::receipt::Receipt;
 use crate::metrics::Metrics;
 
 /// What may wait for the disk, in bytes.
@@ -53,8 +55,32 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// What went wrong the last time.
     pub error: String,
+    /// What its events are called, in their order.
+    #[serde(default)]
+    pub event_ids: Vec<EventId>,
     /// What was sent, as it was signed.
     pub body: String,
+}
+
+/// A letter, and who waits for it to be kept, or lost.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) letter: DeadLetter,
+    pub(super) receipts: Vec<Receipt>,
+}
+
+impl Parcel {
+    /// The room that it takes while it waits.
+    fn cost(&self) -> u32 {
+        let ids = self.letter.event_ids.len() * size_of::<EventId>();
+        let bytes = self.letter.body.len() + ids + OVERHEAD_BYTES;
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(WAITING_BYTES)
+    }
+
+    /// Nothing more will become of it.
+    fn settle(self) {
+        self.receipts.into_iter().for_each(Receipt::settle);
+    }
 }
 
 /// Where dead letters go. Cloning shares it.
@@ -68,7 +94,7 @@ pub(super) struct DeadLetters {
 
 #[derive(Debug)]
 enum Order {
-    Keep(DeadLetter, OwnedSemaphorePermit),
+    Keep(Parcel, OwnedSemaphorePermit),
     /// Answer when all before it is written.
     Flush(oneshot::Sender<()>),
 }
@@ -91,21 +117,25 @@ impl DeadLetters {
     }
 
     /// Keeps a letter, if the disk keeps up. Never waits.
-    pub(super) fn put(&self, letter: DeadLetter) {
-        let place = Arc::clone(&self.room).try_acquire_many_owned(cost(&letter)).ok();
-        self.hand_over(letter, place);
+    pub(super) fn put(&self, parcel: Parcel) {
+        let place = Arc::clone(&self.room).try_acquire_many_owned(parcel.cost()).ok();
+        self.hand_over(parcel, place);
     }
 
     /// Keeps a letter, and waits for the disk until then if need be.
-    pub(super) async fn put_until(&self, letter: DeadLetter, until: Instant) {
-        let place = timeout_at(until, Arc::clone(&self.room).acquire_many_owned(cost(&letter))).await;
-        self.hand_over(letter, place.ok().and_then(Result::ok));
+    pub(super) async fn put_until(&self, parcel: Parcel, until: Instant) {
+        let place = timeout_at(until, Arc::clone(&self.room).acquire_many_owned(parcel.cost())).await;
+        self.hand_over(parcel, place.ok().and_then(Result::ok));
     }
 
-    fn hand_over(&self, letter: DeadLetter, place: Option<OwnedSemaphorePermit>) {
+    fn hand_over(&self, parcel: Parcel, place: Option<OwnedSemaphorePermit>) {
         self.losses.unwritten.fetch_add(1, Ordering::Relaxed);
-        let sent = place.is_some_and(|place| self.writer.send(Order::Keep(letter, place)).is_ok());
-        if !sent {
+        let Some(place) = place else {
+            self.losses.settle(Err(LetterError::Behind));
+            return parcel.settle();
+        };
+        // The thread has ended: what is a record as well is not lost.
+        if self.writer.send(Order::Keep(parcel, place)).is_err() {
             self.losses.settle(Err(LetterError::Behind));
         }
     }
@@ -119,11 +149,6 @@ impl DeadLetters {
         }
         self.losses.conclude();
     }
-}
-
-/// The room that a letter takes while it waits.
-fn cost(letter: &DeadLetter) -> u32 {
-    u32::try_from(letter.body.len() + OVERHEAD_BYTES).unwrap_or(u32::MAX).min(WAITING_BYTES)
 }
 
 /// What became of letters: counted, and complained of where they are lost.
@@ -178,7 +203,10 @@ impl Desk {
         let mut file = None;
         for order in turn.drain(..) {
             match order {
-                Order::Keep(letter, _place) => self.losses.settle(self.keep(&mut file, &letter)),
+                Order::Keep(parcel, _place) => {
+                    self.losses.settle(self.keep(&mut file, &parcel.letter));
+                    parcel.settle();
+                }
                 Order::Flush(done) => {
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
@@ -393,6 +421,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::receipt::End;
     use super::*;
 
     fn letter(body: &str) -> DeadLetter {
@@ -402,6 +431,7 @@ mod tests {
             time_ms: 1_700_000_000_123,
             attempts: 3,
             error: "the answer is 500, not 2xx".to_owned(),
+            event_ids: vec![EventId::new(7, 1)],
             body: body.to_owned(),
         }
     }
@@ -429,6 +459,19 @@ mod tests {
         assert_eq!(bodies(&path), [Ok("{\"a\":\"x\\ny\"}".to_owned()), Ok("two".to_owned())]);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_letter_names_its_events_or_not_but_no_nonsense() {
+        let line = |ids: &str| {
+            let rest =
+                r#""app_id":"1","url":"http://app.test/","time_ms":1,"attempts":1,"error":"","body":"""#;
+            serde_json::from_str::<DeadLetter>(&format!("{{{ids}{rest}}}"))
+        };
+        assert_eq!(line("").unwrap().event_ids, []);
+        let ids = r#""event_ids":["0000000000000007-1","0000000000000007-a"],"#;
+        assert_eq!(line(ids).unwrap().event_ids, [EventId::new(7, 1), EventId::new(7, 10)]);
+        assert!(line(r#""event_ids":["7-1\r\nX-Pusher-Key: other"],"#).is_err());
     }
 
     #[test]
@@ -619,7 +662,8 @@ mod tests {
         let (directory, path) = place();
         let (desk, metrics) = desk(Some(path.clone()));
         let room = Arc::new(Semaphore::new(10_000));
-        let order = |body| Order::Keep(letter(body), Arc::clone(&room).try_acquire_owned().unwrap());
+        let parcel = |body| Parcel { letter: letter(body), receipts: Vec::new() };
+        let order = |body| Order::Keep(parcel(body), Arc::clone(&room).try_acquire_owned().unwrap());
         desk.work(&mut vec![order("one"), order("two")]);
         let rotated = directory.path().join("dead.jsonl.1");
         std::fs::rename(&path, &rotated).unwrap();
@@ -627,5 +671,16 @@ mod tests {
         assert_eq!((bodies(&rotated).len(), bodies(&path)), (2, vec![Ok("three".to_owned())]));
         assert_eq!(metrics.webhooks.dead_lettered.get(), 3);
         assert_eq!(room.available_permits(), 10_000);
+    }
+
+    #[test]
+    fn a_record_whose_letter_the_disk_has_no_room_for_is_settled_as_it_is_lost() {
+        let (metrics, (ends, mut ended)) = (Arc::new(Metrics::default()), mpsc::unbounded_channel());
+        let dead_letters = DeadLetters::start(None, 0, &metrics).unwrap();
+        let _room = Arc::clone(&dead_letters.room).try_acquire_many_owned(WAITING_BYTES).unwrap();
+        let receipts = vec![Receipt::new(EventId::new(7, 1), ends)];
+        dead_letters.put(Parcel { letter: letter("one"), receipts });
+        assert_eq!(ended.try_recv(), Ok(End::Settled(EventId::new(7, 1))));
+        assert_eq!(metrics.webhooks.dead_letters_lost.get(), 1);
     }
 }

@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::client::{Client, KeptAlive, SendError, Signed};
-use super::dead_letters::{DeadLetter, DeadLetters};
-use super::event::About;
+use super::dead_letters::{DeadLetter, DeadLetters, Parcel};
+use super::event::{About, EventId, Told};
 use super::queue::{Next, Queue, Waiting};
+use super::receipt::Receipt;
 use super::{FLUSH_PATIENCE, Timing};
-use crate::apps::{App, AppId, Webhook};
+use crate::apps::{App, AppId, EventTypes, Webhook};
 use crate::metrics::Metrics;
+use crate::protocol::Access;
 use crate::protocol::signature::SigningKey;
 
 /// Requests in flight to a receiver, each of other channels. Batches tell of several channels, so those have one.
@@ -71,10 +73,14 @@ impl Signer {
         Self { key, secret: oldest.secret.clone() }
     }
 
-    pub(super) fn sign(&self, body: Bytes) -> Signed {
+    /// Signs a body that tells of events that are called `ids`, as far as that is known.
+    pub(super) fn sign(&self, body: Bytes, ids: impl IntoIterator<Item = EventId>) -> Signed {
         let signature = self.secret.sign_webhook(&body);
         let signature = HeaderValue::try_from(signature).expect("hex digits are visible ASCII");
-        Signed { body, key: self.key.clone(), signature }
+        let ids: Vec<_> = ids.into_iter().map(String::from).collect();
+        let listed = || HeaderValue::try_from(ids.join(",")).expect("ids are visible ASCII");
+        let event_ids = (!ids.is_empty()).then(listed);
+        Signed { body, key: self.key.clone(), signature, event_ids }
     }
 }
 
@@ -106,13 +112,13 @@ fn back_off(failures: u32, random: u32, timing: &Timing) -> Duration {
 
 /// What a request says that tells of `events`: the same each time.
 fn body(events: &[Waiting]) -> Vec<u8> {
-    let time_ms = events.first().map_or(0, |first| first.time_ms);
+    let time_ms = events.first().map_or(0, |first| first.told.time_ms);
     let mut body = format!(r#"{{"time_ms":{time_ms},"events":["#).into_bytes();
     for (at, event) in events.iter().enumerate() {
         if at > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(&event.json);
+        body.extend_from_slice(&event.told.json);
     }
     body.extend_from_slice(b"]}");
     body
@@ -135,30 +141,37 @@ impl Endpoint {
         }
     }
 
+    /// Whether the receiver wants to hear one of `types` of it. A user's own channel is nobody else's business.
+    pub(super) fn wants(&self, about: About<'_>, types: EventTypes) -> bool {
+        match about {
+            About::Channel(channel) => channel.access() != Access::User && self.webhook.wants(types, channel),
+            About::User(_) => self.webhook.event_types.has_any(types),
+        }
+    }
+
     /// Puts an event into the queue. Never waits: what falls out of a full queue is a dead letter, and so is what comes
-    /// after the end.
-    pub(super) fn put(&self, about: About<'_>, json: Bytes, time_ms: u64) {
-        let about = self.hasher.hash_one(match about {
-            About::Channel(channel) => channel.as_str(),
-            About::User(user) => user.as_str(),
-        });
+    /// after the end, unless it is a record.
+    pub(super) fn put(&self, about: About<'_>, told: Told, receipt: Option<Receipt>) {
+        let about = self.hasher.hash_one(about.as_str());
         let lane = about as usize % self.wake.len();
         let metrics = &self.post.metrics.webhooks;
         metrics.events.count();
-        let event = Waiting { json, time_ms, since: Instant::now(), about, attempts: 0, error: None };
+        let event = Waiting { told, receipt, since: Instant::now(), about, attempts: 0, error: None };
         let pushed = self.queue.lock().push(lane, event);
         match pushed {
-            Ok(fallen) => {
+            Ok(mut fallen) => {
                 self.wake[lane].notify_one();
+                self.release(&mut fallen, Waiting::is_void);
                 for event in fallen {
                     metrics.dropped.count();
                     let why = "the queue was full (webhooks.queue_bytes)";
-                    self.post.dead_letters.put(self.letter(&[event], why));
+                    self.post.dead_letters.put(self.parcel(vec![event], why));
                 }
             }
             Err(event) => {
-                metrics.unsent.count();
-                self.post.dead_letters.put(self.letter(&[event], UNSENT));
+                if let Some(parcel) = self.unsent(vec![event]) {
+                    self.post.dead_letters.put(parcel);
+                }
             }
         }
     }
@@ -173,7 +186,8 @@ impl Endpoint {
         self.wake.len()
     }
 
-    /// Sends what comes into a lane, until it is closed and empty. Once `cut`, what is left are dead letters.
+    /// Sends what comes into a lane, until it is closed and empty. Once `cut`, what is left are dead letters, but for
+    /// records, which are released.
     pub(super) async fn run(self: Arc<Self>, at: usize, cut: CancellationToken) {
         // Outside of what is cut off, so that it is not lost with that.
         let mut in_flight = Vec::new();
@@ -188,12 +202,27 @@ impl Endpoint {
             return;
         }
         let until = Instant::now() + FLUSH_PATIENCE;
-        let in_flight = Some(in_flight).filter(|events| !events.is_empty());
-        let left = in_flight.into_iter().chain(std::iter::from_fn(|| self.queue.lock().take_any(at)));
-        for events in left {
-            self.post.metrics.webhooks.unsent.count();
-            self.post.dead_letters.put_until(self.letter(&events, UNSENT), until).await;
+        let left = [in_flight].into_iter().chain(std::iter::from_fn(|| self.queue.lock().take_any(at)));
+        for parcel in left.filter_map(|events| self.unsent(events)) {
+            self.post.dead_letters.put_until(parcel, until).await;
         }
+    }
+
+    /// What a shutdown leaves of a request. Records are left to the other nodes, of the others there is a dead letter.
+    fn unsent(&self, mut events: Vec<Waiting>) -> Option<Parcel> {
+        self.release(&mut events, |event| event.receipt.is_some());
+        if events.is_empty() {
+            return None;
+        }
+        self.post.metrics.webhooks.unsent.count();
+        Some(self.parcel(events, UNSENT))
+    }
+
+    /// Takes out those records that are left to the other nodes.
+    fn release(&self, events: &mut Vec<Waiting>, is_left: impl Fn(&Waiting) -> bool) {
+        let count = events.len();
+        events.retain(|event| !is_left(event));
+        self.post.metrics.webhooks.released.add((count - events.len()) as u64);
     }
 
     /// The events of a lane's next request; `None` when it is closed and empty.
@@ -218,15 +247,17 @@ impl Endpoint {
             if let Some(resume) = lane.resume {
                 sleep_until(resume).await;
             }
+            self.release(events, Waiting::is_void);
             self.give_up_old(events);
             let Some(first) = events.first() else { return };
-            let (about, signed) = (first.about, self.signer.sign(body(events).into()));
+            let ids = events.iter().map(|event| event.told.id);
+            let (about, signed) = (first.about, self.signer.sign(body(events).into(), ids));
             let sent = self.post.client.post(&self.webhook, &signed, &mut lane.kept).await;
             let Err(error) = sent else {
                 (lane.failures, lane.resume) = (0, None);
                 self.queue.lock().delivered(at, about);
                 self.recovers();
-                return events.clear();
+                return events.drain(..).filter_map(|event| event.receipt).for_each(Receipt::settle);
             };
             self.fails(&error);
             let text: Arc<str> = error.to_string().into();
@@ -253,9 +284,9 @@ impl Endpoint {
         let now = Instant::now();
         let old = events.partition_point(|event| now >= event.since + self.post.timing.retry);
         if old > 0 {
-            let old: Vec<_> = events.drain(..old).collect();
+            let old = events.drain(..old).collect();
             self.post.metrics.webhooks.expired.count();
-            self.post.dead_letters.put(self.letter(&old, "it waited too long"));
+            self.post.dead_letters.put(self.parcel(old, "it waited too long"));
         }
     }
 
@@ -282,16 +313,18 @@ impl Endpoint {
     }
 
     /// What is kept of a request that is given up; `why`, unless an attempt says more.
-    fn letter(&self, events: &[Waiting], why: &str) -> DeadLetter {
+    fn parcel(&self, events: Vec<Waiting>, why: &str) -> Parcel {
         let first = events.first();
-        DeadLetter {
+        let letter = DeadLetter {
             app_id: self.app.to_string(),
             url: self.webhook.url.to_string(),
-            time_ms: first.map_or(0, |first| first.time_ms),
+            time_ms: first.map_or(0, |first| first.told.time_ms),
             attempts: first.map_or(0, |first| first.attempts),
             error: first.and_then(|first| first.error.as_deref()).unwrap_or(why).to_owned(),
-            body: String::from_utf8_lossy(&body(events)).into_owned(),
-        }
+            event_ids: events.iter().map(|event| event.told.id).collect(),
+            body: String::from_utf8_lossy(&body(&events)).into_owned(),
+        };
+        Parcel { letter, receipts: events.into_iter().filter_map(|event| event.receipt).collect() }
     }
 }
 
@@ -323,8 +356,8 @@ mod tests {
         let now = Instant::now();
         for at in 0..200 {
             let since = now + Duration::from_millis(at) - retry;
-            let json = Bytes::from_static(b"{}");
-            let event = Waiting { json, time_ms: 0, since, about: 0, attempts: 0, error: None };
+            let told = Told { json: Bytes::from_static(b"{}"), time_ms: 0, id: EventId::new(7, at) };
+            let event = Waiting { told, receipt: None, since, about: 0, attempts: 0, error: None };
             endpoint.queue.lock().push(0, event).unwrap();
         }
         endpoint.close();

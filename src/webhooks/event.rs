@@ -1,6 +1,10 @@
 //! What is told of, and how it reads. Source: protocol.md §9.2.
 
-use serde::Serialize;
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::apps::EventType;
@@ -45,6 +49,93 @@ pub enum Event<'a> {
 pub(super) enum About<'a> {
     Channel(&'a ChannelName),
     User(&'a UserId),
+}
+
+impl<'a> About<'a> {
+    pub(super) fn as_str(self) -> &'a str {
+        match self {
+            Self::Channel(channel) => channel.as_str(),
+            Self::User(user) => user.as_str(),
+        }
+    }
+}
+
+/// What an event is called: the same in every attempt and for all receivers, so that they know it when it comes twice.
+///
+/// As text, 16 hexadecimal digits, `-`, and 1 to 16 more: `00c0ffee00c0ffee-2a`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EventId {
+    source: u64,
+    number: u64,
+}
+
+impl EventId {
+    /// The event `number` of `source`: what numbers events, which is told from all others by being random, or by an
+    /// agreement between them.
+    #[must_use]
+    pub const fn new(source: u64, number: u64) -> Self {
+        Self { source, number }
+    }
+
+    /// What numbered it.
+    #[must_use]
+    pub const fn source(self) -> u64 {
+        self.source
+    }
+
+    /// The number there.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.number
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.source, self.number)
+    }
+}
+
+/// A text is not the id of an event.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not the id of an event")]
+pub struct NoEventId;
+
+impl FromStr for EventId {
+    type Err = NoEventId;
+
+    /// Each id has one text.
+    fn from_str(text: &str) -> Result<Self, NoEventId> {
+        let (source, number) = text.split_once('-').ok_or(NoEventId)?;
+        let digits = |text| u64::from_str_radix(text, 16).map_err(|_| NoEventId);
+        let id = Self::new(digits(source)?, digits(number)?);
+        if id.to_string() == text { Ok(id) } else { Err(NoEventId) }
+    }
+}
+
+impl TryFrom<String> for EventId {
+    type Error = NoEventId;
+
+    fn try_from(text: String) -> Result<Self, NoEventId> {
+        text.parse()
+    }
+}
+
+impl From<EventId> for String {
+    fn from(id: EventId) -> Self {
+        id.to_string()
+    }
+}
+
+/// An event as receivers are told of it.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    /// As it stands in the body of a request, shared by all receivers.
+    pub(super) json: Bytes,
+    /// When it happened, in milliseconds since 1970.
+    pub(super) time_ms: u64,
+    pub(super) id: EventId,
 }
 
 /// The fields of all events, in the order in which they are written.
@@ -138,6 +229,36 @@ fn data_string(data: &str) -> Box<RawValue> {
 mod tests {
     use super::*;
     use crate::protocol::NameRules;
+
+    #[test]
+    fn an_id_has_one_text() {
+        for (id, text) in [
+            (EventId::new(0, 0), "0000000000000000-0"),
+            (EventId::new(0xc0_ffee, 42), "0000000000c0ffee-2a"),
+            (EventId::new(u64::MAX, u64::MAX), "ffffffffffffffff-ffffffffffffffff"),
+        ] {
+            assert_eq!((id.to_string().as_str(), text.parse()), (text, Ok(id)));
+            assert_eq!(serde_json::to_string(&id).unwrap(), format!("\"{text}\""));
+            assert_eq!(serde_json::from_str::<EventId>(&format!("\"{text}\"")).unwrap(), id);
+        }
+        for text in [
+            "",
+            "-",
+            "1-1",
+            "0000000000000001",
+            "0000000000000001-",
+            "0000000000000001-01",
+            "000000000000000A-1",
+            "+000000000000001-1",
+            "0000000000000001-+1",
+            "0000000000000001-1-1",
+            "0000000000000001-1,0000000000000001-2",
+            "0000000000000001-10000000000000000",
+            "0000000000000001-1\r\nX-Other: 1",
+        ] {
+            assert_eq!(text.parse::<EventId>(), Err(NoEventId), "{text}");
+        }
+    }
 
     #[test]
     fn events_read_as_specified() {

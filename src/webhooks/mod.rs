@@ -7,6 +7,10 @@
 //! channel, again and again for five minutes; what is given up then is a dead letter (`dead_letters`). What a receiver
 //! refuses waits aside with its channel; where there is no answer, the lane waits.
 //!
+//! In a cluster, what is told of subscriptions and users are records, which one node reads and the others would read
+//! again: [`Webhooks::note_record`]. A receipt travels with each of them (`receipt`), through all of these stages, and
+//! says in the end whether the record need not be kept any more.
+//!
 //! Nothing here ever makes the hub wait: the ledger is a short lock, and queues are bounded. Receivers do not wait
 //! for each other. The room knows nothing of sockets, sessions and the registry. An app without webhooks pays one
 //! branch.
@@ -18,6 +22,7 @@ pub mod dead_letters;
 mod endpoint;
 mod event;
 mod queue;
+mod receipt;
 pub mod replay;
 mod smoothing;
 pub mod target;
@@ -27,9 +32,9 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use ipnet::IpNet;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -37,14 +42,17 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use event::Event;
+pub use event::{Event, EventId, NoEventId};
+pub use receipt::{End, Receipt};
 
 use crate::apps::{App, AppId, Apps, EventType, EventTypes};
 use crate::metrics::Metrics;
-use crate::protocol::{Access, ChannelName, UserId};
+use crate::protocol::{ChannelName, UserId};
 use client::Client;
 use dead_letters::DeadLetters;
 use endpoint::{Endpoint, Post};
+use event::{About, Told};
+use receipt::Record;
 use smoothing::{Smoothing, Verdict};
 
 /// Ledgers of an app, so that its channels seldom wait for each other.
@@ -64,6 +72,14 @@ const OF_SUBSCRIPTIONS: EventTypes = EventTypes::of(&[
 ]);
 
 const OF_USERS: EventTypes = EventTypes::of(&[EventType::UserOnline, EventType::UserOffline]);
+
+/// What follows from a subscription and is the same on all nodes of a cluster.
+const OF_CHANNEL_RECORDS: EventTypes = EventTypes::of(&[
+    EventType::ChannelOccupied,
+    EventType::ChannelVacated,
+    EventType::MemberAdded,
+    EventType::MemberRemoved,
+]);
 
 /// How webhooks are sent.
 #[derive(Clone, Debug)]
@@ -144,6 +160,10 @@ struct AppWebhooks {
     /// By what they are about.
     ledgers: Box<[Mutex<Smoothing>]>,
     hasher: RandomState,
+    /// What numbers the events that are no records: random, so that no other process is the same.
+    source: u64,
+    /// The number of the next of them.
+    number: AtomicU64,
     /// Something is held where nothing was.
     holding: Notify,
     started: Instant,
@@ -160,12 +180,18 @@ pub struct Ledger<'a> {
 impl Ledger<'_> {
     /// Notes what has happened. Never waits.
     pub fn note(&mut self, event: &Event<'_>) {
+        self.take(event, None);
+    }
+
+    fn take(&mut self, event: &Event<'_>, record: Option<Record>) {
+        let (app, metrics) = (self.app, &self.app.metrics.webhooks);
         let was_idle = self.smoothing.due().is_none();
-        match self.smoothing.take(event, self.app.started.elapsed()) {
-            Verdict::Tell => self.app.tell(event),
-            Verdict::Hold if was_idle => self.app.holding.notify_one(),
-            Verdict::Undo => self.app.metrics.webhooks.smoothed.add(2),
-            Verdict::Hold | Verdict::Skip => {}
+        let tell = |event: &Event<'_>, record| app.tell(event, record);
+        match self.smoothing.take(event, record, app.started.elapsed(), tell) {
+            Verdict::Held if was_idle => app.holding.notify_one(),
+            Verdict::Undone => metrics.smoothed.add(2),
+            Verdict::Released => metrics.released.count(),
+            Verdict::Told | Verdict::Held | Verdict::Skipped => {}
         }
     }
 }
@@ -174,7 +200,7 @@ impl Webhooks {
     /// Starts what the apps' webhooks need, in the current runtime; without any, nothing.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, or no randomness.
     pub fn start(apps: &Apps, options: Options, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let with_webhooks: Vec<_> = apps.iter().filter(|app| !app.webhooks.is_empty()).collect();
         if with_webhooks.is_empty() {
@@ -191,7 +217,7 @@ impl Webhooks {
         let [clocks, cut, ended] = std::array::from_fn(|_| CancellationToken::new());
         let mut started = HashMap::new();
         for app in with_webhooks {
-            let webhooks = Arc::new(AppWebhooks::new(app, &post));
+            let webhooks = Arc::new(AppWebhooks::new(app, &post)?);
             for endpoint in &webhooks.endpoints {
                 for lane in 0..endpoint.lanes() {
                     let sending = Arc::clone(endpoint).run(lane, cut.clone());
@@ -203,6 +229,12 @@ impl Webhooks {
             started.insert(app.id.clone(), webhooks);
         }
         Ok(Self(Some(Arc::new(Inner { apps: started, post, lanes, clocks, cut, ended }))))
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Waits until a task has ended, as none does before [`Webhooks::drain`].
@@ -244,21 +276,67 @@ impl Webhooks {
         if app.webhooks.is_empty() {
             return None;
         }
-        let app = self.0.as_ref()?.apps.get(&app.id)?;
-        let wanted = app.endpoints.iter().any(|endpoint| endpoint.webhook.event_types.has_any(OF_USERS));
-        wanted.then(|| app.ledger(user.as_str()))
+        self.wanted(&app.id.0, About::User(user), OF_USERS)
     }
 
-    /// A user's own channel is nobody else's business.
+    /// Whether anybody wants to hear who comes to a channel and who goes, so that a cluster has to put it down.
+    #[must_use]
+    pub fn wants_records_of_channel(&self, app: &App, channel: &ChannelName) -> bool {
+        !app.webhooks.is_empty() && self.wants(&app.id.0, About::Channel(channel), OF_CHANNEL_RECORDS)
+    }
+
+    /// Whether anybody wants to hear of a user's coming and going, so that a cluster has to put it down.
+    #[must_use]
+    pub fn wants_records_of_user(&self, app: &App, user: &UserId) -> bool {
+        !app.webhooks.is_empty() && self.wants(&app.id.0, About::User(user), OF_USERS)
+    }
+
+    /// Notes who came or went, as a record of a cluster says, at `time_ms` (milliseconds since 1970) by the clock of
+    /// all nodes: receivers are told that time, and the record's id. Never waits.
+    ///
+    /// Records about one channel (or user) are noted in the order in which they happened. A record may be hours old: it
+    /// gets its five minutes of attempts, and who went is held for three seconds, both from now on. Whether who came
+    /// back was gone for less than that is seen from the times of both records. What is held has no other bound than
+    /// how many records are noted that have not ended.
+    ///
+    /// `receipt` says how the record ended. It is settled when it was delivered to all who want it, or became a dead
+    /// letter where it was not (by age or a full queue; when that is written, or lost), when it was undone (of the two
+    /// halves, the first is settled first), and at once if nobody wants it or there is no such app. It is released
+    /// when the server ends before that: [`Webhooks::drain`]. A record must not be noted again before it has ended, or
+    /// the ends of the receipts that it was noted with before are not received any more; otherwise it may be told twice.
+    pub fn note_record(&self, app: &str, event: &Event<'_>, time_ms: u64, receipt: Receipt) {
+        // Who came undoes that they went, whether or not anybody wants to hear of the former.
+        let types = match event.about() {
+            About::Channel(_) => OF_CHANNEL_RECORDS,
+            About::User(_) => OF_USERS,
+        };
+        match self.wanted(app, event.about(), types) {
+            Some(mut ledger) => ledger.take(event, Some(Record { time_ms, receipt })),
+            None => receipt.settle(),
+        }
+    }
+
     fn of_channel(&self, app: &str, channel: &ChannelName, types: EventTypes) -> Option<Ledger<'_>> {
+        self.wanted(app, About::Channel(channel), types)
+    }
+
+    /// Where is noted what `about` is about, if anybody wants to hear one of `types` of it.
+    fn wanted(&self, app: &str, about: About<'_>, types: EventTypes) -> Option<Ledger<'_>> {
         let app = self.0.as_ref()?.apps.get(app)?;
-        let wanted = channel.access() != Access::User
-            && app.endpoints.iter().any(|endpoint| endpoint.webhook.wants(types, channel));
-        wanted.then(|| app.ledger(channel.as_str()))
+        app.wants(about, types).then(|| app.ledger(about.as_str()))
+    }
+
+    fn wants(&self, app: &str, about: About<'_>, types: EventTypes) -> bool {
+        let app = self.0.as_ref().and_then(|inner| inner.apps.get(app));
+        app.is_some_and(|app| app.wants(about, types))
     }
 
     /// Tells what is held, and sends what waits until all is sent or `deadline` has passed; the rest are dead
     /// letters. What is noted after that is one, too.
+    ///
+    /// Records are left to the other nodes instead: those that are held at once, so that nobody who comes back to
+    /// another node was gone, those that wait when the deadline has passed, and those that are noted after that. When
+    /// this is done all receipts have ended, but for those of dead letters that a disk does not take.
     pub async fn drain(&self, deadline: impl Future<Output = ()>) {
         let Some(inner) = &self.0 else { return };
         inner.clocks.cancel();
@@ -286,16 +364,22 @@ async fn telling_its_end<T>(task: impl Future<Output = T>, ended: CancellationTo
 }
 
 impl AppWebhooks {
-    fn new(app: &App, post: &Arc<Post>) -> Self {
+    fn new(app: &App, post: &Arc<Post>) -> io::Result<Self> {
         let endpoint = |webhook: &crate::apps::Webhook| Arc::new(Endpoint::new(app, webhook.clone(), post));
-        Self {
+        Ok(Self {
             endpoints: app.webhooks.iter().map(endpoint).collect(),
             ledgers: (0..LEDGERS).map(|_| Mutex::new(Smoothing::new(post.timing.hold))).collect(),
             hasher: RandomState::new(),
+            source: getrandom::u64().map_err(io::Error::other)?,
+            number: AtomicU64::new(1),
             holding: Notify::new(),
             started: Instant::now(),
             metrics: Arc::clone(&post.metrics),
-        }
+        })
+    }
+
+    fn wants(&self, about: About<'_>, types: EventTypes) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.wants(about, types))
     }
 
     fn ledger(&self, about: &str) -> Ledger<'_> {
@@ -304,20 +388,26 @@ impl AppWebhooks {
     }
 
     /// Puts an event into the queues of all who want it, encoded once.
-    fn tell(&self, event: &Event<'_>) {
+    fn tell(&self, event: &Event<'_>, record: Option<Record>) {
         let types = EventTypes::of(&[event.event_type()]);
         let about = event.about();
-        let mut encoded: Option<(Bytes, u64)> = None;
-        for endpoint in &self.endpoints {
-            let wanted = match about {
-                event::About::Channel(channel) => endpoint.webhook.wants(types, channel),
-                event::About::User(_) => endpoint.webhook.event_types.has_any(types),
-            };
-            if wanted {
-                let (json, time_ms) = encoded.get_or_insert_with(|| (event.to_json().into(), unix_ms()));
-                endpoint.put(about, json.clone(), *time_ms);
-            }
+        let mut told: Option<Told> = None;
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.wants(about, types)) {
+            let told = told.get_or_insert_with(|| self.told(event, record.as_ref()));
+            endpoint.put(about, told.clone(), record.as_ref().map(|record| record.receipt.clone()));
         }
+        // What is left to be done is with those who have it.
+        if let Some(record) = record {
+            record.receipt.settle();
+        }
+    }
+
+    fn told(&self, event: &Event<'_>, record: Option<&Record>) -> Told {
+        let (time_ms, id) = match record {
+            Some(record) => (record.time_ms, record.receipt.id()),
+            None => (unix_ms(), EventId::new(self.source, self.number.fetch_add(1, Ordering::Relaxed))),
+        };
+        Told { json: event.to_json().into(), time_ms, id }
     }
 
     /// Tells of those who stayed away. Runs until it is dropped.
@@ -330,7 +420,7 @@ impl AppWebhooks {
                     sleep_until(self.started + due).await;
                     let now = self.started.elapsed();
                     for ledger in &self.ledgers {
-                        ledger.lock().settle(now, |event| self.tell(event));
+                        ledger.lock().settle(now, |event, record| self.tell(event, record));
                     }
                 }
             }
@@ -339,7 +429,8 @@ impl AppWebhooks {
 
     fn flush(&self) {
         for ledger in &self.ledgers {
-            ledger.lock().flush(|event| self.tell(event));
+            let released = ledger.lock().flush(|event| self.tell(event, None));
+            self.metrics.webhooks.released.add(released as u64);
         }
     }
 }

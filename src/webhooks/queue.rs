@@ -10,11 +10,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::event::Told;
+use super::receipt::Receipt;
+
 /// What an event costs beside its text.
-const OVERHEAD_BYTES: usize = 192;
+const OVERHEAD_BYTES: usize = 256;
 
 /// Most events of one request.
 const BATCH_EVENTS: usize = 100;
@@ -26,13 +28,12 @@ const BATCH_BYTES: usize = 1024 * 1024;
 const ASIDE_MAX: usize = 64;
 
 /// An event that waits.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Waiting {
-    /// The event as JSON, shared by all receivers.
-    pub(super) json: Bytes,
-    /// When it happened, in milliseconds since 1970.
-    pub(super) time_ms: u64,
-    /// The same by the clock that never goes back.
+    pub(super) told: Told,
+    /// If it is a record.
+    pub(super) receipt: Option<Receipt>,
+    /// Since when it waits.
     pub(super) since: Instant,
     /// What it is about, as a hash: what is about the same is told in order.
     pub(super) about: u64,
@@ -44,7 +45,12 @@ pub(super) struct Waiting {
 
 impl Waiting {
     fn cost(&self) -> usize {
-        self.json.len() + OVERHEAD_BYTES
+        self.told.json.len() + OVERHEAD_BYTES
+    }
+
+    /// Whether it is somebody else's to tell by now.
+    pub(super) fn is_void(&self) -> bool {
+        self.receipt.as_ref().is_some_and(Receipt::is_void)
     }
 }
 
@@ -263,11 +269,14 @@ fn may_join(taken: &[Waiting], next: &Waiting, batches: bool) -> bool {
         || batches
             && taken.len() < BATCH_EVENTS
             && all().all(|event| event.attempts == 0)
-            && all().map(|event| event.json.len() + 1).sum::<usize>() <= BATCH_BYTES
+            && all().map(|event| event.told.json.len() + 1).sum::<usize>() <= BATCH_BYTES
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
+    use super::super::event::EventId;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -276,18 +285,13 @@ mod tests {
     /// An event about its first letter.
     fn event(text: &str, since: Instant) -> Waiting {
         let about = u64::from(text.as_bytes()[0]);
-        Waiting {
-            json: Bytes::copy_from_slice(text.as_bytes()),
-            time_ms: 0,
-            since,
-            about,
-            attempts: 0,
-            error: None,
-        }
+        let json = Bytes::copy_from_slice(text.as_bytes());
+        let told = Told { json, time_ms: 0, id: EventId::new(0, 0) };
+        Waiting { told, receipt: None, since, about, attempts: 0, error: None }
     }
 
     fn texts(taken: &[Waiting]) -> Vec<&str> {
-        taken.iter().map(|event| std::str::from_utf8(&event.json).unwrap()).collect()
+        taken.iter().map(|event| std::str::from_utf8(&event.told.json).unwrap()).collect()
     }
 
     /// One lane, and the clock it goes by.

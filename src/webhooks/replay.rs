@@ -64,7 +64,7 @@ impl<'a> Replay<'a> {
             return Err(ReplayError::NotTried(receiver.1));
         }
         let body = if self.fresh_time { with_time(&letter.body, unix_ms())? } else { letter.body.clone() };
-        let signed = Signer::of(app).sign(Bytes::from(body));
+        let signed = Signer::of(app).sign(Bytes::from(body), letter.event_ids.iter().copied());
         let mut kept = match self.kept.take() {
             Some((url, kept)) if url == letter.url => kept,
             Some(_) | None => KeptAlive::default(),
@@ -133,6 +133,7 @@ mod tests {
             time_ms: 0,
             attempts: 1,
             error: String::new(),
+            event_ids: Vec::new(),
             body: String::new(),
         };
         let plain = "http://app.test/hooks";

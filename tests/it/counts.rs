@@ -10,7 +10,7 @@ async fn counting() -> Server {
 }
 
 impl Client {
-    async fn expect_count(&mut self, channel: &str, count: usize) {
+    pub async fn expect_count(&mut self, channel: &str, count: usize) {
         let data = self.expect_event("pusher_internal:subscription_count", channel).await;
         assert_eq!(data, json!({ "subscription_count": count }));
     }

@@ -5,8 +5,10 @@
 //! That nothing arrives is shown with a fence: something is asked for, and its answer must be the next thing to come.
 
 mod http;
+mod nodes;
 mod raw;
 pub mod receiver;
+pub mod redis;
 mod signing;
 mod websocket;
 
@@ -28,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub use http::{Answer, Http, Request};
+pub use nodes::{Node, nodes, nodes_with};
 pub use raw::{Frame, RawSocket, frame, frame_head, text_frame, unmasked_frame};
 pub use receiver::{Hook, Receiver, Reply, webhook};
 pub use signing::{DEMO, Key, OTHER, channel_auth, md5_hex, unix_now, user_auth};
@@ -121,6 +124,11 @@ impl Server {
     /// Waits until the server has ended, and checks that it ended well.
     pub async fn ended(self) {
         in_time("the server ends", self.running).await.unwrap().unwrap();
+    }
+
+    /// Ends the server's main task, and nothing in good order.
+    pub fn abort(self) {
+        self.running.abort();
     }
 
     /// Stops the server in good order.

@@ -5,21 +5,21 @@ use serde_json::{Value, json};
 
 use crate::harness::{Client, Server, channel_auth};
 
-const ROOM: &str = "presence-room";
+pub const ROOM: &str = "presence-room";
 
 impl Client {
-    async fn expect_added(&mut self, user_id: &str, user_info: Value) {
+    pub async fn expect_added(&mut self, user_id: &str, user_info: Value) {
         let data = self.expect_event("pusher_internal:member_added", ROOM).await;
         assert_eq!(data, json!({ "user_id": user_id, "user_info": user_info }));
     }
 
-    async fn expect_removed(&mut self, user_id: &str) {
+    pub async fn expect_removed(&mut self, user_id: &str) {
         let data = self.expect_event("pusher_internal:member_removed", ROOM).await;
         assert_eq!(data, json!({ "user_id": user_id }));
     }
 }
 
-fn user(id: &str) -> Value {
+pub fn user(id: &str) -> Value {
     json!({ "user_id": id })
 }
 

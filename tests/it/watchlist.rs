@@ -10,7 +10,7 @@ use crate::harness::{Client, Server};
 
 impl Client {
     /// The next frame must be watchlist events; what they say, `[[name, ids], …]` in order of names.
-    async fn expect_watched(&mut self) -> Value {
+    pub async fn expect_watched(&mut self) -> Value {
         let frame = self.next().await;
         assert_eq!(frame, json!({ "event": "pusher_internal:watchlist_events", "data": frame["data"] }));
         let data: Value = serde_json::from_str(frame["data"].as_str().unwrap()).unwrap();
@@ -27,7 +27,7 @@ impl Client {
 }
 
 /// Signs a new connection in.
-async fn sign_in(server: &Server, id: &str, watchlist: Value) -> Client {
+pub async fn sign_in(server: &Server, id: &str, watchlist: Value) -> Client {
     let mut client = server.connect().await;
     client.sign_in(json!({ "id": id, "watchlist": watchlist })).await;
     client

@@ -663,7 +663,7 @@ async fn the_oldest_fall_out_of_a_full_queue() {
     };
     let alone = Alone::start(receiver.webhook(), |options| {
         // Room for ten.
-        options.queue_bytes = 10 * (r#"{"name":"channel_occupied","channel":"a"}"#.len() + 192);
+        options.queue_bytes = 10 * (r#"{"name":"channel_occupied","channel":"a"}"#.len() + 256);
         options.dead_letter_file = Some(file.clone());
     });
     // All of one channel, so of one lane, whose first is on its way and not in the queue.

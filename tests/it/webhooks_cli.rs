@@ -122,7 +122,8 @@ fn letter(app: &str, url: &str, channel: &str) -> String {
         r#"{{"time_ms":1700000000123,"events":[{{"name":"channel_occupied","channel":"{channel}"}}]}}"#
     );
     let letter = json!({
-        "app_id": app, "url": url, "time_ms": 1_700_000_000_123_u64, "attempts": 3, "error": "x", "body": body,
+        "app_id": app, "url": url, "time_ms": 1_700_000_000_123_u64, "attempts": 3, "error": "x",
+        "event_ids": ["0000000000c0ffee-2a"], "body": body,
     });
     format!("{letter}\n")
 }
@@ -143,6 +144,7 @@ async fn dead_letters_are_sent_again_in_order_and_are_gone_from_the_file() {
         assert_eq!(hook.header("x-pusher-key"), ["demo-key"]);
         let body = String::from_utf8(hook.body.clone()).unwrap();
         assert_eq!(hook.header("x-pusher-signature"), [DEMO.sign(&body)]);
+        assert_eq!(hook.header("x-pusherd-event-ids"), ["0000000000c0ffee-2a"], "so that it is known again");
         assert_eq!(hook.json()["time_ms"], json!(1_700_000_000_123_u64), "when it happened");
         assert_eq!(hook.events()[0]["channel"], channel);
     }
@@ -153,12 +155,16 @@ async fn dead_letters_are_sent_again_in_order_and_are_gone_from_the_file() {
 async fn with_a_fresh_time_the_body_is_of_now_and_signed_anew() {
     let mut receiver = Receiver::start().await;
     let place = Place::telling(&receiver.url("/hooks"));
-    fs::write(place.path("dead.jsonl"), letter("1001", &receiver.url("/hooks"), "a")).unwrap();
+    let mut letter: Value = serde_json::from_str(&letter("1001", &receiver.url("/hooks"), "a")).unwrap();
+    // One of which it is not known what its events are called.
+    letter.as_object_mut().unwrap().remove("event_ids");
+    fs::write(place.path("dead.jsonl"), letter.to_string()).unwrap();
     let before = receiver::unix_ms();
     let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl", "--fresh-time"]).await;
     assert_eq!(code, 0, "{text}");
     let hook = receiver.hook().await;
     assert!(hook.json()["time_ms"].as_u64().unwrap() >= before);
+    assert!(hook.header("x-pusherd-event-ids").is_empty());
     let body = String::from_utf8(hook.body.clone()).unwrap();
     assert_eq!(hook.header("x-pusher-signature"), [DEMO.sign(&body)]);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pusherd::apps::App;
-use pusherd::hub::Hub;
+use pusherd::hub::{Hub, Wanted};
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, Source};
 use pusherd::protocol::{ChannelName, Member, NameRules, SocketId, UserId};
@@ -56,18 +56,19 @@ async fn whatever_many_do_at_once_nobody_is_left_over_and_nothing_is_lost() {
         assert_eq!(heard.members, BTreeSet::new(), "whoever came has gone");
     }
     for channel in CHANNELS {
-        assert_eq!(hub.channel(&app, &name(channel)).subscriptions, STAYERS as usize, "{channel}");
+        let found = hub.channel(&app, &name(channel), Wanted::default()).await.unwrap();
+        assert_eq!(found.subscriptions, STAYERS as usize, "{channel}");
     }
-    let there: Vec<_> =
-        hub.users(&app, &name("presence-r")).iter().map(|user| user.as_str().to_owned()).collect();
+    let there = hub.users(&app, &name("presence-r")).await.unwrap();
+    let there: Vec<_> = there.iter().map(|user| user.as_str().to_owned()).collect();
     assert_eq!(there, ["stayer"]);
     for user in (0..USERS).map(user) {
-        assert_eq!(hub.terminate(&app, &user), 0, "nobody is signed in as {user}");
+        assert_eq!(hub.terminate(&app, &user).await, Ok(0), "nobody is signed in as {user}");
     }
     for outbox in &stayers {
         hub.leave_all(&app, &CHANNELS.map(name), outbox.socket());
     }
-    assert_eq!(hub.channels(&app, ""), []);
+    assert_eq!(hub.channels(&app, "", Wanted::default()).await, Ok(Vec::new()));
 }
 
 /// A channel and who publishes in it.
@@ -111,7 +112,7 @@ async fn act(hub: Hub, app: Arc<App>, actor: u32) -> BTreeMap<Publisher, u32> {
                     *count += 1;
                     let channel = &name(channel);
                     let event = Event { channel, name: "e", data: &data, except: None, source: Source::App };
-                    hub.publish(&app, [event]).await;
+                    hub.publish(&app, [event]).await.unwrap();
                 }
             }
         }

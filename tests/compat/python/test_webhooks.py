@@ -75,6 +75,7 @@ class Webhooks(unittest.TestCase):
         self.assertEqual(headers["Content-Type"], "application/json")
         webhook = validated(sdk(), headers, body)
         self.assertEqual(webhook["events"], [{"name": "channel_occupied", "channel": "news"}])
+        self.assertRegex(headers["X-Pusherd-Event-Ids"], "^[0-9a-f]{16}-[0-9a-f]+$")
 
     def test_the_sdk_takes_a_client_event_with_any_text(self):
         connection = Connection(server)

@@ -2,11 +2,11 @@
  * Starts the real `pusherd` binary on a free port, in an empty directory, with nothing of the caller's environment.
  */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { access, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { startChild } from './child.mjs';
 
 const BINARY = process.env.PUSHERD_BIN ?? fileURLToPath(new URL('../../../target/debug/pusherd', import.meta.url));
 const START_TIMEOUT_MS = 15_000;
@@ -68,13 +68,12 @@ class Pusherd {
     const configPath = join(this.#directory, 'pusherd.toml');
     await writeFile(configPath, toToml(this.#config));
 
-    const child = spawn(BINARY, ['serve', '--config', configPath, '--host', this.host, '--port', String(this.port)], {
+    const child = startChild(BINARY, ['serve', '--config', configPath, '--host', this.host, '--port', String(this.port)], {
       cwd: this.#directory,
       env: { PATH: process.env.PATH, HOME: this.#directory },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#process = child;
-    child.exited = new Promise((resolve) => child.once('close', (code, signal) => resolve({ code, signal })));
     this.port = await this.#listening(child);
     return this;
   }
@@ -123,9 +122,27 @@ class Pusherd {
     await this.start();
   }
 
+  /** The process dies at once and says nothing. */
+  async crash() {
+    const child = this.#process;
+    this.#process = undefined;
+    child.kill('SIGKILL');
+    await child.exited;
+  }
+
+  /** The process stands still until it is resumed; its connections stay. */
+  suspend() {
+    this.#process.kill('SIGSTOP');
+  }
+
+  resume() {
+    this.#process?.kill('SIGCONT');
+  }
+
   /** Ends the process for good. */
   async stop() {
     try {
+      this.resume();
       await this.terminate();
     } finally {
       if (this.#directory) await rm(this.#directory, { recursive: true, force: true });
@@ -134,9 +151,9 @@ class Pusherd {
 }
 
 /** Starts a server with `APPS`; `apps` goes over their settings, by name. The caller stops it. */
-export function startPusherd({ server = {}, apps: changes = {} } = {}) {
+export function startPusherd({ server = {}, apps: changes = {}, ...sections } = {}) {
   const apps = Object.entries(APPS).map(([name, app]) => ({ ...APP, ...app, ...changes[name] }));
-  return new Pusherd({ server: { ...SERVER, ...server }, apps }).start();
+  return new Pusherd({ server: { ...SERVER, ...server }, ...sections, apps }).start();
 }
 
 /** Enough TOML for the settings above: scalars, lists of them, tables, lists of tables. */

@@ -6,11 +6,12 @@ const HOST = '127.0.0.1';
 
 class Receiver {
   /** Requests: `{ headers, rawBody }`, as the Node SDK wants them. */
-  requests = new Inbox('webhooks');
+  requests;
   #server;
 
-  constructor(server) {
+  constructor(server, requests) {
     this.#server = server;
+    this.requests = requests;
   }
 
   get url() {
@@ -23,15 +24,15 @@ class Receiver {
   }
 }
 
-/** Starts a receiver on a free port. The caller closes it. */
-export async function startReceiver() {
+/** Starts a receiver on a free port, which puts what comes into `requests`. The caller closes it. */
+export async function startReceiver(requests = new Inbox('webhooks')) {
   const server = createServer(async (request, response) => {
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     receiver.requests.put({ headers: request.headers, rawBody: Buffer.concat(chunks).toString() });
     response.writeHead(204).end();
   });
-  const receiver = new Receiver(server);
+  const receiver = new Receiver(server, requests);
   await new Promise((resolve) => server.listen(0, HOST, resolve));
   return receiver;
 }

@@ -3,13 +3,15 @@
  */
 import { after, before } from 'node:test';
 import { Agent } from 'node:http';
+import { setTimeout as delay } from 'node:timers/promises';
 import Pusher from 'pusher-js';
 import PusherServer from 'pusher';
 import { MASTER_KEY, startAuth } from './auth.mjs';
 import { Inbox } from './inbox.mjs';
 import { APPS, startPusherd } from './pusherd.mjs';
 
-class Stage {
+/** See `useStage`. */
+export class Stage {
   server;
   auth;
   /** A Node SDK for each of `APPS`. */
@@ -184,6 +186,19 @@ function answer(channel) {
     channel.bind(event, (data) => inbox.put([event, data]));
   }
   return inbox.take();
+}
+
+/** Looks at what only shows when it is asked for, until `check` holds: it throws (as `assert` does) while it does not. */
+export async function eventually(check, timeoutMs = 10_000) {
+  const end = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      return await check();
+    } catch (error) {
+      if (performance.now() > end) throw error;
+    }
+    await delay(20);
+  }
 }
 
 /** Makes sure that the server has handled all that `pusher` sent so far: it works off one connection in order. */

@@ -1,0 +1,228 @@
+//! What Redis answers, read with distrust: `None` is an answer that makes no sense.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of many kinds of values, few make sense, and there will be more"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::Value;
+
+use crate::cluster::driver::{Kept, Leases, Record};
+use crate::cluster::envelope;
+use crate::cluster::truth::{Answer, Group, MemberId, NodeId, Refusal, Version};
+
+/// Digits of a kept message's number, which stands before it.
+const NUMBER_DIGITS: usize = 20;
+
+/// Anything but an error will do.
+#[expect(clippy::unnecessary_wraps, reason = "one of many that may fail")]
+pub(super) fn any(_: Vec<Value>) -> Option<()> {
+    Some(())
+}
+
+/// Of one command.
+pub(super) fn one(values: Vec<Value>) -> Option<Value> {
+    let [value] = <[Value; 1]>::try_from(values).ok()?;
+    Some(value)
+}
+
+pub(super) fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok(),
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
+pub(super) fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+pub(super) fn text(value: Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+pub(super) fn list(value: Value) -> Option<Vec<Value>> {
+    match value {
+        Value::Array(values) | Value::Set(values) => Some(values),
+        _ => None,
+    }
+}
+
+/// Of `update`.
+pub(super) fn update(value: Value) -> Option<Result<Answer, Refusal>> {
+    let values = list(value)?;
+    let word = text(values.first()?.clone())?;
+    match word.as_str() {
+        "given up" => Some(Err(Refusal::GivenUp)),
+        "late" => Some(Err(Refusal::Late)),
+        "done" => {
+            let [_, version, occupied, members] = <[Value; 4]>::try_from(values).ok()?;
+            let members = match members {
+                Value::Nil => None,
+                members => Some(everyone(members)?),
+            };
+            let (version, occupied) = (number(&version)?, number(&occupied)? == 1);
+            Some(Ok(Answer { version, occupied, members }))
+        }
+        _ => None,
+    }
+}
+
+/// Of `look`.
+pub(super) fn look(value: Value) -> Option<Answer> {
+    update(value)?.ok()
+}
+
+/// A hash of members, by time of joining.
+fn everyone(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
+    let mut members = Vec::new();
+    for (id, entry) in pairs(value)? {
+        let entry = bytes(entry)?;
+        let mut parts = entry.splitn(3, |&byte| byte == b' ');
+        let joined: Version = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+        let (_nodes, info) = (parts.next()?, parts.next()?);
+        members.push((joined, MemberId::from(text(id)?), entry.slice_ref(info)));
+    }
+    members.sort_by_key(|(joined, ..)| *joined);
+    Some(members.into_iter().map(|(_, id, info)| (id, info)).collect())
+}
+
+/// Of `occupied`.
+pub(super) fn occupied(values: Vec<Value>) -> Option<Vec<(Group, usize)>> {
+    let mut groups = Vec::new();
+    for value in values {
+        for (name, members) in pairs(value)? {
+            groups.push((Group::from(text(name)?), usize::try_from(number(&members)?).ok()?));
+        }
+    }
+    Some(groups)
+}
+
+/// Of `kept`.
+pub(super) fn kept(value: Value) -> Option<Option<Kept>> {
+    if value == Value::Nil {
+        return Some(None);
+    }
+    let [numbered, ttl_ms] = <[Value; 2]>::try_from(list(value)?).ok()?;
+    let numbered = bytes(numbered)?;
+    let number = std::str::from_utf8(numbered.get(..NUMBER_DIGITS)?).ok()?.parse().ok()?;
+    let ttl = Duration::from_millis(self::number(&ttl_ms)?);
+    Some(Some(Kept { number, message: numbered.slice(NUMBER_DIGITS..), ttl }))
+}
+
+/// Of `claim`: whether the node is the reader, and how many records were dropped.
+pub(super) fn claim(value: Value) -> Option<(bool, u64)> {
+    let [is_reader, dropped] = <[Value; 2]>::try_from(list(value)?).ok()?;
+    Some((number(&is_reader)? == 1, number(&dropped)?))
+}
+
+/// Of `renew`.
+pub(super) fn leases(value: Value) -> Option<Result<Leases, Refusal>> {
+    if value == Value::Nil {
+        return Some(Err(Refusal::GivenUp));
+    }
+    let [alive, expired] = <[Value; 2]>::try_from(list(value)?).ok()?;
+    Some(Ok(Leases { alive: nodes(alive)?, expired: nodes(expired)? }))
+}
+
+pub(super) fn nodes(value: Value) -> Option<Vec<NodeId>> {
+    list(value)?.into_iter().map(|node| NodeId::parse(&text(node)?)).collect()
+}
+
+/// Of `XRANGE`. What is no record of this release is left out, so that it does not hide those behind it.
+pub(super) fn records(value: Value) -> Option<Vec<Record>> {
+    Some(list(value)?.into_iter().filter_map(record).collect())
+}
+
+fn record(entry: Value) -> Option<Record> {
+    let [_id, fields] = <[Value; 2]>::try_from(list(entry)?).ok()?;
+    let (mut group, mut change, mut time_ms) = (None, None, None);
+    for (name, value) in pairs(fields)? {
+        match bytes(name)?.as_ref() {
+            b"group" => group = Some(Arc::from(text(value)?)),
+            b"change" => change = Some(bytes(value)?),
+            b"time" => time_ms = Some(number(&value)?),
+            _ => {}
+        }
+    }
+    Some(Record { transition: envelope::transition(group?, &change?)?, time_ms: time_ms? })
+}
+
+pub(super) fn pairs(value: Value) -> Option<Vec<(Value, Value)>> {
+    match value {
+        Value::Map(pairs) => Some(pairs),
+        Value::Array(values) if values.len().is_multiple_of(2) => {
+            let mut values = values.into_iter();
+            let mut pairs = Vec::with_capacity(values.len() / 2);
+            while let (Some(first), Some(second)) = (values.next(), values.next()) {
+                pairs.push((first, second));
+            }
+            Some(pairs)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            Just(Value::Okay),
+            any::<i64>().prop_map(Value::Int),
+            "[0-9]{0,25}|done|late|group|change|time|1 1 x"
+                .prop_map(|text| Value::BulkString(text.into_bytes())),
+            any::<Vec<u8>>().prop_map(Value::BulkString),
+        ];
+        leaf.prop_recursive(3, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::Array),
+                prop::collection::vec((inner.clone(), inner), 0..3).prop_map(Value::Map),
+            ]
+        })
+    }
+
+    use proptest::prelude::any;
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(value in value()) {
+            let _ = update(value.clone());
+            let _ = look(value.clone());
+            let _ = occupied(vec![value.clone()]);
+            let _ = kept(value.clone());
+            let _ = leases(value.clone());
+            let _ = claim(value.clone());
+            let _ = nodes(value.clone());
+            let _ = records(value);
+        }
+    }
+
+    #[test]
+    fn a_stranger_among_the_records_is_left_out() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let fields = ["group", "g", "change", "0 7 o 0 ", "time", "5"].map(text).to_vec();
+        let entries = vec![
+            Value::Array(vec![text("6-0"), Value::Array(vec![text("a"), text("b")])]),
+            Value::Array(vec![text("7-0"), Value::Array(fields)]),
+        ];
+        let records = records(Value::Array(entries)).unwrap();
+        assert_eq!(records.len(), 1);
+        assert_eq!((records[0].transition.version, records[0].time_ms), (7, 5));
+    }
+}

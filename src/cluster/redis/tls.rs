@@ -1,0 +1,92 @@
+//! How Redis proves who it is.
+
+use std::sync::Arc;
+use std::{fs, io};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_rustls::TlsConnector;
+use tracing::warn;
+
+use super::StartError;
+use super::options::TlsOptions;
+
+/// Reads the certificates once: what cannot be read is known at the start.
+pub(super) fn connector(options: &TlsOptions) -> Result<TlsConnector, StartError> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions of TLS");
+    let config = if options.accepts_any {
+        config.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+    } else {
+        config.with_root_certificates(roots(options)?)
+    };
+    Ok(TlsConnector::from(Arc::new(config.with_no_client_auth())))
+}
+
+fn roots(options: &TlsOptions) -> Result<RootCertStore, StartError> {
+    let mut roots = RootCertStore::empty();
+    let Some(path) = &options.ca_file else {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            warn!(errors = ?found.errors, "the system has no certificates to trust: TLS to Redis will fail");
+        }
+        return Ok(roots);
+    };
+    let wrong = |error| StartError::CaFile(path.clone(), error);
+    let pem = fs::read(path).map_err(wrong)?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| wrong(io::Error::other(error)))?;
+        roots.add(certificate).map_err(|error| wrong(io::Error::other(error)))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(io::Error::other("it has no certificate in PEM")));
+    }
+    Ok(roots)
+}
+
+/// Takes any certificate that the other end has the key of.
+#[derive(Debug)]
+pub struct Anyone(pub Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

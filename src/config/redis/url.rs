@@ -1,0 +1,131 @@
+//! URLs of Redis, and what they say. What is wrong is told without repeating them: they may hold a password.
+
+use hyper::Uri;
+use percent_encoding::percent_decode_str;
+
+use super::super::schema;
+use super::super::secret::Secret;
+use super::checks::{MASK, password, port, socket_path, username};
+
+/// What a URL of Redis says.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Url {
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    pub(super) tls: bool,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) database: Option<u32>,
+}
+
+/// What is wrong with a URL of no kind that is known. Not a word of it: it may hold a password.
+pub(super) const NOT_A_URL: &str =
+    "must be a URL such as redis://user:password@host:6379/0, with what is special in a password written %xx";
+
+impl Url {
+    /// Takes a URL in, or says what is wrong with it without repeating it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (scheme, rest) = text.split_once("://").ok_or(NOT_A_URL)?;
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "redis" | "tcp" => false,
+            "rediss" | "tls" => true,
+            "unix" => return Self::parse_unix(rest),
+            _ => return Err("must begin with redis://, rediss://, tcp://, tls:// or unix://".to_owned()),
+        };
+        let uri: Uri = text.parse().map_err(|_| NOT_A_URL)?;
+        let authority = uri.authority().ok_or("has no host")?.as_str();
+        // What follows a # is not part of a Uri.
+        if text.contains('#') {
+            return Err("must not contain #; in a password it is written %23".to_owned());
+        }
+        let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let end_of_host =
+            place.rfind(']').map_or_else(|| place.find(':').unwrap_or(place.len()), |at| at + 1);
+        let (host, port) = place.split_at(end_of_host);
+        if host.is_empty() {
+            return Err("has no host; what is special in a password is written %xx".to_owned());
+        }
+        let host = schema::host(host).map_err(|_| "has a host that is neither an address nor a name")?;
+        let port = match port {
+            "" => None,
+            port => Some(self::port(port.strip_prefix(':').ok_or(NOT_A_URL)?)?),
+        };
+        let (username, password) = credentials(user)?;
+        let of_path = match uri.path().trim_matches('/') {
+            "" => None,
+            path => Some(database(path)?),
+        };
+        let database = of_query(uri.query(), of_path)?;
+        Ok(Self { host, port, tls, username, password, database })
+    }
+
+    /// `unix://user:password@/path?database=0`, without the scheme.
+    fn parse_unix(rest: &str) -> Result<Self, String> {
+        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let (user, path) = rest.split_at(rest.find('/').ok_or("has no path of a socket after unix://")?);
+        let user = match user {
+            "" => "",
+            user => user.strip_suffix('@').ok_or("must have no host: the path follows unix:// at once")?,
+        };
+        let host = socket_path(&decoded(path)?)?;
+        let (username, password) = credentials(user)?;
+        let database = of_query(query, None)?;
+        Ok(Self { host, port: None, tls: false, username, password, database })
+    }
+}
+
+fn credentials(user: &str) -> Result<(Option<String>, Option<Secret>), String> {
+    if user.split(':').any(|part| part == MASK) {
+        return Err("has the mask of `pusherd config show` for user and password".to_owned());
+    }
+    let (name, secret) = user.split_once(':').unwrap_or((user, ""));
+    let name = username(&decoded(name)?).map_err(|what| format!("has a user that {what}"))?;
+    let secret = password(&decoded(secret)?).map_err(|what| format!("has a password that {what}"))?;
+    let filled = |text: String| (!text.is_empty()).then_some(text);
+    Ok((filled(name), filled(secret).map(|secret| Secret::new(&secret))))
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded
+        .map(Into::into)
+        .map_err(|_| "is not UTF-8 text when %xx is taken for what it stands for".to_owned())
+}
+
+fn database(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number <= 65_535);
+    let number = number.filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    number.ok_or_else(|| "has a database that is not a number of 0 to 65535, as in redis://host/0".to_owned())
+}
+
+/// The database, which the query may name instead of the path.
+fn of_query(query: Option<&str>, of_path: Option<u32>) -> Result<Option<u32>, String> {
+    let mut found = of_path;
+    for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
+        let number = match parameter.split_once('=') {
+            Some(("database" | "db", number)) => database(number)?,
+            _ => return Err("has a parameter other than database: use the settings beside url".to_owned()),
+        };
+        if found.replace(number).is_some_and(|before| before != number) {
+            return Err("names two databases".to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Empty, or a URL of Redis.
+pub(in crate::config) fn url(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() { Ok(String::new()) } else { Url::parse(text).map(|_| text.to_owned()) }
+}
+
+/// A URL that was accepted, without user and password.
+pub(in crate::config) fn masked_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, place)) => format!("{scheme}://{MASK}@{place}{path}"),
+        None => url.to_owned(),
+    }
+}

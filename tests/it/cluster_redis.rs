@@ -1,0 +1,267 @@
+//! Nodes of a cluster over a real Redis: what it is told, what it may say, and what is not its business.
+
+use std::time::Duration;
+
+use pusherd::cluster::Broker;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::harness::redis::{RedisServer, redis_server};
+use crate::harness::{DEMO, Hook, NEWS, Receiver, Request, Server, Setup, eventually, in_time, webhook};
+
+const ROOM: &str = "presence-room";
+
+async fn node(redis: &RedisServer, change: impl FnOnce(&mut Setup)) -> Server {
+    let server = Server::with(|setup| {
+        setup.options.cluster.broker = Some(Broker::Redis(Box::new(redis.options())));
+        change(setup);
+    })
+    .await;
+    is_ready(&server, true).await;
+    server
+}
+
+async fn is_ready(server: &Server, ready: bool) {
+    let status = if ready { 200 } else { 503 };
+    let asked = || async { server.send(Request::get("/ready")).await.status == status };
+    eventually(format_args!("/ready answers {status}"), asked).await;
+}
+
+/// Looks after itself more often than a node in earnest.
+fn quick(setup: &mut Setup) {
+    setup.options.cluster.timing.beat = Duration::from_millis(100);
+}
+
+fn user(id: &str) -> Value {
+    json!({ "user_id": id })
+}
+
+fn event(name: &str) -> Vec<u8> {
+    json!({ "name": name, "channel": NEWS, "data": "" }).to_string().into_bytes()
+}
+
+/// Everything that Redis is told by anybody, until the sender is used.
+async fn monitor(redis: &RedisServer) -> (oneshot::Sender<()>, tokio::task::JoinHandle<String>) {
+    let address = redis.address();
+    let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await.unwrap();
+    stream.write_all(b"MONITOR\r\n").await.unwrap();
+    let mut heard = vec![0; 5];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, b"+OK\r\n");
+    let (stop, mut stopped) = oneshot::channel();
+    let reading = tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                read = stream.read_buf(&mut heard) => assert_ne!(read.unwrap(), 0),
+                _ = &mut stopped => return String::from_utf8_lossy(&heard).into_owned(),
+            }
+        }
+    });
+    (stop, reading)
+}
+
+#[tokio::test]
+async fn no_secret_is_ever_told_to_redis() {
+    let redis = redis_server().await;
+    let (stop, monitored) = monitor(&redis).await;
+    let mut receiver = Receiver::start().await;
+    let hook = receiver.webhook();
+    let [one, two] = [
+        node(&redis, |setup| setup.app.webhooks.push(hook.clone())).await,
+        node(&redis, |setup| setup.app.webhooks.push(hook)).await,
+    ];
+    let (mut here, mut there) = (one.connect().await, two.connect().await);
+    here.sign_in(json!({ "id": "7", "watchlist": ["8"] })).await;
+    let watched = here.next_text().await;
+    assert!(watched.contains("watchlist_events"), "{watched}");
+    here.join(ROOM, user("7")).await;
+    there.join(ROOM, user("8")).await;
+    here.expect_event("pusher_internal:member_added", ROOM).await;
+    there.whisper(ROOM, "client-x", json!(1)).await;
+    here.expect(json!({ "event": "client-x", "channel": ROOM, "data": 1, "user_id": "8" })).await;
+    one.publish("private-cache-x", "e", "cached").await;
+    let _: Hook = receiver.hook().await;
+    let _ = stop.send(());
+    let told = in_time("what Redis was told", monitored).await.unwrap();
+    for expected in ["client-x", "cached", "XADD", "presence-room"] {
+        assert!(told.contains(expected), "it was listened to: {expected}");
+    }
+    for secret in [DEMO.secret, "other-secret"] {
+        assert!(!told.contains(secret), "{secret} was told");
+    }
+}
+
+#[tokio::test]
+async fn garbage_of_redis_is_counted_and_dropped() {
+    let redis = redis_server().await;
+    let server = node(&redis, |_| {}).await;
+    let mut client = server.connect().await;
+    client.join(ROOM, user("7")).await;
+    client.subscribe(NEWS).await;
+    let dropped = || server.metrics.cluster.dropped.get();
+    let topics: Vec<String> = redis.run(&["PUBSUB", "CHANNELS"]).await;
+    assert!(topics.len() >= 4, "two groups, all nodes, this node: {topics:?}");
+    let sent =
+        ["", "garbage", "2M1e{}", "1T1 2 a 9 short", "1Mz", "1R999", "1M", "1K12", "1Mx123", "1Me\u{0}"];
+    for topic in &topics {
+        for garbage in sent {
+            let _: i64 = redis.run(&["PUBLISH", topic, garbage]).await;
+        }
+    }
+    eventually("it is counted", || async { dropped() > 10 }).await;
+    // What looks like a message is one, be it what it may; nothing else comes.
+    server.publish(NEWS, "e", "").await;
+    loop {
+        let frame = client.next_text().await;
+        if frame.contains(r#""event":"e""#) {
+            break;
+        }
+    }
+    assert_eq!(
+        server.get_json("/apps/1001/channels/presence-room/users").await,
+        json!({ "users": [{ "id": "7" }] })
+    );
+}
+
+#[tokio::test]
+async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_before() {
+    let mut redis = redis_server().await;
+    let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
+    let (mut here, mut there) = (one.connect().await, two.connect().await);
+    here.join(ROOM, user("7")).await;
+    there.join(ROOM, user("8")).await;
+    here.expect_event("pusher_internal:member_added", ROOM).await;
+    here.subscribe(NEWS).await;
+    redis.kill();
+    is_ready(&one, false).await;
+    is_ready(&two, false).await;
+    let refused = one.send(Request::post("/apps/1001/events", event("e")).signed()).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    refused.refused(503);
+    here.whisper(ROOM, "client-x", json!(1)).await;
+    here.expect_error(Value::Null).await;
+    // Who wants to come in waits; who goes is gone.
+    let mut coming = one.connect().await;
+    coming.ask_as(ROOM, &user("9").to_string()).await;
+    here.fence().await;
+    there.close().await;
+    redis.restart().await;
+    is_ready(&one, true).await;
+    is_ready(&two, true).await;
+    let roster = coming.expect_event("pusher_internal:subscription_succeeded", ROOM).await;
+    assert!(roster["presence"]["hash"].get("9").is_some());
+    eventually("the rest is known", || async {
+        let users = two.get_json("/apps/1001/channels/presence-room/users").await;
+        let mut ids: Vec<_> = users["users"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|user| user["id"].as_str().unwrap().to_owned())
+            .collect();
+        ids.sort();
+        ids == ["7", "9"]
+    })
+    .await;
+    two.publish(NEWS, "e", "").await;
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
+        let frame = here.next().await;
+        let name = frame["event"].as_str().unwrap().to_owned();
+        heard.push((name, frame["data"].as_str().unwrap_or_default().contains("\"8\"")));
+    }
+    heard.sort();
+    let of = |name: &str, eight| (format!("pusher_internal:{name}"), eight);
+    let expected = [("e".into(), false), of("member_added", false), of("member_removed", true)];
+    assert_eq!(heard, expected, "7 was there all the time, and 8 is gone for good");
+}
+
+#[tokio::test]
+async fn an_event_can_be_delivered_here_while_redis_is_gone() {
+    let mut redis = redis_server().await;
+    let server = node(&redis, |setup| setup.options.cluster.local_when_broker_lost = true).await;
+    let mut client = server.connect().await;
+    client.subscribe(NEWS).await;
+    redis.kill();
+    is_ready(&server, false).await;
+    server.publish(NEWS, "e", "here").await;
+    client.expect(json!({ "event": "e", "channel": NEWS, "data": "here" })).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_forgets_is_told_again_and_nobody_notices() {
+    let redis = redis_server().await;
+    let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
+    let (mut here, mut there) = (one.connect().await, two.connect().await);
+    here.join(ROOM, user("7")).await;
+    there.join(ROOM, user("8")).await;
+    here.expect_event("pusher_internal:member_added", ROOM).await;
+    let _: () = redis.run(&["FLUSHALL"]).await;
+    let given_up = |server: &Server| server.metrics.cluster.given_up.get() > 0;
+    eventually("both notice it", || async { given_up(&one) && given_up(&two) }).await;
+    for server in [&one, &two] {
+        eventually("all is known again", || async {
+            let users = server.get_json("/apps/1001/channels/presence-room/users").await;
+            users["users"].as_array().unwrap().len() == 2
+        })
+        .await;
+    }
+    one.publish(ROOM, "e", "").await;
+    for client in [&mut here, &mut there] {
+        client.expect(json!({ "event": "e", "channel": ROOM, "data": "" })).await;
+    }
+}
+
+#[tokio::test]
+async fn the_connections_of_an_app_are_limited_for_all_nodes() {
+    let redis = redis_server().await;
+    let two_of_them = |setup: &mut Setup| setup.app.limits.connections_max = Some(2);
+    let [one, two] = [node(&redis, two_of_them).await, node(&redis, two_of_them).await];
+    let here = one.connect().await;
+    let _there = two.connect().await;
+    for server in [&one, &two] {
+        server.upgrade("/app/demo-key?protocol=7", &[]).await.refused(4004).await;
+    }
+    here.close().await;
+    eventually("the place is given back", || async {
+        let mut client = two.upgrade("/app/demo-key?protocol=7", &[]).await.client();
+        client.next_text().await.contains("connection_established")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn receivers_of_webhooks_are_told_once_by_all_nodes_together() {
+    let redis = redis_server().await;
+    let mut receiver = Receiver::start().await;
+    let hook = webhook(&receiver.url("/"));
+    let telling = |setup: &mut Setup| {
+        setup.app.webhooks.push(hook.clone());
+        setup.options.webhooks.timing.hold = Duration::from_millis(100);
+        setup.options.cluster.timing.beat = Duration::from_millis(200);
+    };
+    let [one, two] = [node(&redis, telling).await, node(&redis, telling).await];
+    let (mut here, mut there) = (one.connect().await, two.connect().await);
+    here.join(ROOM, user("7")).await;
+    there.join(ROOM, user("7")).await;
+    here.close().await;
+    there.close().await;
+    let mut told = Vec::new();
+    while told.len() < 4 {
+        for event in receiver.hook().await.events() {
+            told.push(event["name"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(told, ["channel_occupied", "member_added", "member_removed", "channel_vacated"]);
+    eventually("nothing is kept of it", || async {
+        let left: Vec<String> = redis.run(&["KEYS", "*:r"]).await;
+        let mut kept = 0;
+        for key in left {
+            kept += redis.run::<i64>(&["XLEN", &key]).await;
+        }
+        kept == 0
+    })
+    .await;
+    assert!(receiver.is_idle());
+}

@@ -38,7 +38,7 @@ const MAP: [(&str, &[&str]); 16] = [
             "webhooks",
         ],
     ),
-    ("cli", &["config", "server", "apps", "http", "pusher", "protocol", "limits", "webhooks"]),
+    ("cli", &["config", "server", "apps", "cluster", "http", "pusher", "protocol", "limits", "webhooks"]),
 ];
 
 /// What the pure rooms must not touch.

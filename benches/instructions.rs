@@ -5,6 +5,9 @@
 //! Each scenario is run twice, with few and with many repetitions; the difference, divided by the repetitions, is
 //! what one costs, without what starting and stopping do. One worker thread and one request at a time make the
 //! runs alike. `scripts/instructions` runs this; `benches/instructions.tsv` is the baseline.
+//!
+//! Cargo builds the binary with the features that tests ask of its libraries. So tokio's clock has the switch in it by
+//! which tests stop it: some 60 instructions for each look at the clock, which the binary that is shipped does not have.
 #![expect(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
 use std::collections::HashMap;

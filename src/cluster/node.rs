@@ -132,6 +132,11 @@ const QUESTION: u8 = b'?';
 const NOTICE: u8 = b'.';
 const ANSWER: u8 = b'!';
 
+/// What `node` says outside of groups; the number is a question's, and that of its answers.
+fn said(kind: u8, node: NodeId, number: u64, content: &[u8]) -> Bytes {
+    envelope::message(&[&[kind], &node.0.to_be_bytes(), &number.to_be_bytes(), content])
+}
+
 fn random_node() -> NodeId {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system has randomness");
@@ -292,8 +297,7 @@ impl Cluster {
         let number = self.0.next_question.fetch_add(1, Ordering::Relaxed);
         let (sender, mut incoming) = mpsc::unbounded_channel();
         let _asking = Asking::new(self, number, sender);
-        let header = [&[QUESTION][..], &node.0.to_be_bytes(), &number.to_be_bytes()];
-        let message = envelope::message(&[header[0], header[1], header[2], question]);
+        let message = said(QUESTION, node, number, question);
         self.0.driver.publish(vec![(Topic::Nodes, message)]).await?;
         let answering = async {
             while !missing.is_empty() {
@@ -313,8 +317,7 @@ impl Cluster {
         if !self.is_ready() {
             return Box::pin(std::future::ready(Err(Lost)));
         }
-        let message = envelope::message(&[&[NOTICE], &self.node().0.to_be_bytes(), &[0; 8], notice]);
-        self.0.driver.publish(vec![(Topic::Nodes, message)])
+        self.0.driver.publish(vec![(Topic::Nodes, said(NOTICE, self.node(), 0, notice))])
     }
 
     /// Leaves the cluster, once everything else has left its groups and the broker knows: waits for that until
@@ -382,8 +385,7 @@ impl Cluster {
             QUESTION if from == self.node() => Some(()),
             QUESTION => {
                 let answer = audience.asked(content);
-                let node = self.node().0.to_be_bytes();
-                let message = envelope::message(&[&[ANSWER], &node, number, &answer]);
+                let message = said(ANSWER, self.node(), u64::from_be_bytes(*number), &answer);
                 let sending = self.0.driver.publish(vec![(Topic::Node(from), message)]);
                 self.0.runtime.spawn(sending);
                 Some(())

@@ -49,11 +49,12 @@
 //! | --- | --- | --- |
 //! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
 //! | [`limits`] | the token bucket, the count of places, the name of every limit. Pure. | nothing |
+//! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | limits |
 //! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
-//! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits |
+//! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
-//! | [`metrics`] | every counter, typed | limits |
+//! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |
 //! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
@@ -87,8 +88,8 @@
 //! - Whatever counts connections or channels is a place that gives itself back when it is dropped.
 //! - A connection is a stranger's, and bounded in number and time, until it is a WebSocket that was let in or a
 //!   request on it was signed: `server::arrivals`.
-//! - A limit that is reached is counted and reported by [`hub::Hub::refused`], and nowhere else. Sessions and the
-//!   registry only say so.
+//! - What is rejected is counted and reported by [`hub::Hub::reject`], and nowhere else. Sessions and the registry
+//!   only say so.
 //!
 //! # Where the hot path's pitfalls are answered
 //!
@@ -143,6 +144,7 @@ pub mod outbox;
 pub mod protocol;
 pub mod pusher;
 pub mod registry;
+pub mod rejections;
 pub mod server;
 pub mod session;
 pub mod webhooks;

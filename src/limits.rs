@@ -96,24 +96,82 @@ impl Limit {
             Self::IdempotencyKeys => "limits.idempotency_keys",
         }
     }
-}
 
-/// How often the operator is told of a limit that is reached.
-const REPORT_INTERVAL_SECS: u32 = 60;
+    /// What happens when it is reached, as a sentence of the log.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::AppConnections => "an app has as many connections as it may have",
+            Self::NodeConnections => "this node has as many connections as it may have",
+            Self::AddressConnections => "an address has as many connections as it may have",
+            Self::AddressRate => "an address opens too many connections a second",
+            Self::Unauthenticated => {
+                "too many unauthenticated connections: the one that waited longest was closed"
+            }
+            Self::Handshake => "a connection became no WebSocket and sent no signed request in time",
+            Self::ProxyProtocol => "a connection does not begin with a PROXY header of a trusted proxy",
+            Self::Messages => "a client sends too many messages: it was disconnected",
+            Self::MessageBytes => "a client sent a message that is too long: it was disconnected",
+            Self::MessageTime => "a client did not finish its message in time: it was disconnected",
+            Self::ClientEvents => "a client sends too many client events",
+            Self::ConnectionChannels => "a connection has as many subscriptions as it may have",
+            Self::AppChannels => "an app has as many channels as it may have",
+            Self::PresenceMembers => "a presence channel has as many members as it may have",
+            Self::Requests => "an app sends too many requests: answered with 429",
+            Self::Events => "an app publishes too many events: answered with 429",
+            Self::RequestBytes => "a request was rejected: its body is too long",
+            Self::OutboxBytes => "a client reads too slowly: it was disconnected",
+            Self::IdempotencyKeys => "an app has as many idempotency keys as are remembered",
+        }
+    }
 
-/// When the operator was last told of each limit.
-#[derive(Debug, Default)]
-pub struct Reports([AtomicU32; Limit::ALL.len()]);
+    /// What its value counts.
+    #[must_use]
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::AppConnections
+            | Self::NodeConnections
+            | Self::AddressConnections
+            | Self::Unauthenticated => "connections",
+            Self::AddressRate => "connections a second",
+            Self::Handshake | Self::MessageTime => "s",
+            Self::ProxyProtocol => "",
+            Self::Messages => "messages a second",
+            Self::ClientEvents => "client events a second",
+            Self::ConnectionChannels => "subscriptions",
+            Self::AppChannels => "channels",
+            Self::PresenceMembers => "members",
+            Self::Requests => "requests a second",
+            Self::Events => "events a second",
+            Self::MessageBytes | Self::RequestBytes | Self::OutboxBytes => "bytes",
+            Self::IdempotencyKeys => "keys",
+        }
+    }
 
-impl Reports {
-    /// Whether the operator is to be told of `limit` at `now`: once a minute, whoever asks how often.
-    pub fn is_due(&self, limit: Limit, now: Duration) -> bool {
-        // 0 is never, so all others are one more.
-        let now_secs = now.as_secs() as u32 + 1;
-        let is_due = |told: u32| {
-            (told == 0 || now_secs.saturating_sub(told) >= REPORT_INTERVAL_SECS).then_some(now_secs)
-        };
-        self.0[limit as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due).is_ok()
+    /// Whether those who did nothing wrong are rejected by it as well, because of others: the operator is warned.
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        match self {
+            Self::AppConnections
+            | Self::NodeConnections
+            | Self::Unauthenticated
+            | Self::AppChannels
+            | Self::PresenceMembers
+            | Self::Requests
+            | Self::Events
+            | Self::IdempotencyKeys => true,
+            Self::AddressConnections
+            | Self::AddressRate
+            | Self::Handshake
+            | Self::ProxyProtocol
+            | Self::Messages
+            | Self::MessageBytes
+            | Self::MessageTime
+            | Self::ClientEvents
+            | Self::ConnectionChannels
+            | Self::RequestBytes
+            | Self::OutboxBytes => false,
+        }
     }
 }
 
@@ -270,16 +328,6 @@ mod tests {
         assert_eq!((taken, count.now()), (10, 10));
         count.give_back();
         assert!(count.take(Some(10)) && !count.take(Some(10)) && count.take(None));
-    }
-
-    #[test]
-    fn a_limit_is_reported_once_a_minute_each_by_itself() {
-        let reports = Reports::default();
-        let due = |limit, secs| reports.is_due(limit, Duration::from_secs(secs));
-        assert!(due(Limit::Messages, 0));
-        assert!(!due(Limit::Messages, 0) && !due(Limit::Messages, 59));
-        assert!(due(Limit::Events, 30), "another limit");
-        assert!(due(Limit::Messages, 60) && !due(Limit::Messages, 61));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::limits::Limit;
+use crate::rejections::Rejection;
 
 /// A count that only grows.
 #[derive(Debug, Default)]
@@ -32,10 +32,10 @@ impl Counter {
 }
 
 /// All counters of a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
-    /// See [`Metrics::refused`].
-    refused: [Counter; Limit::ALL.len()],
+    /// See [`Metrics::rejected`].
+    rejected: [Counter; Rejection::COUNT],
     /// Requests of the API whose signature does not hold (401).
     pub signatures_refused: Counter,
     /// Requests that were answered with what their idempotency key was answered with before.
@@ -47,10 +47,22 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// What a limit has refused: connections, messages, requests or events, each once.
+    /// What was rejected for a reason: connections, messages, requests or events, each once.
     #[must_use]
-    pub const fn refused(&self, limit: Limit) -> &Counter {
-        &self.refused[limit as usize]
+    pub fn rejected(&self, rejection: impl Into<Rejection>) -> &Counter {
+        &self.rejected[rejection.into().index()]
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            rejected: std::array::from_fn(|_| Counter::default()),
+            signatures_refused: Counter::default(),
+            repeats_answered: Counter::default(),
+            webhooks: Webhooks::default(),
+            cluster: Cluster::default(),
+        }
     }
 }
 

@@ -273,6 +273,7 @@ pub async fn run(
         cluster.leave(deadline.max(Instant::now() + AT_ONCE)).await;
     }
     in_cluster.abort();
+    hub.flush_reports();
     info!("stopped");
     Ok(())
 }

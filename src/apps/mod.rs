@@ -21,10 +21,11 @@ pub use webhook::{
 
 use parking_lot::Mutex;
 
-use crate::limits::{Count, Rate, Reports, TokenBucket};
+use crate::limits::{Count, Limit, Rate, TokenBucket};
 use crate::protocol::signature::SigningKey;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
+use crate::rejections::Reports;
 
 /// The id of an app, as in `/apps/{id}/…`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -115,8 +116,8 @@ pub struct App {
     pub requests: Mutex<TokenBucket>,
     /// The events published over HTTP in this second.
     pub events: Mutex<TokenBucket>,
-    /// When the operator was told of each of its limits.
-    pub reports: Reports,
+    /// What the operator was told of its rejections.
+    pub reports: Arc<Reports>,
 }
 
 /// How much of everything an app may have. Defaults: protocol.md §12.1.
@@ -260,7 +261,7 @@ impl App {
             channels: Arc::default(),
             requests: Mutex::default(),
             events: Mutex::default(),
-            reports: Reports::default(),
+            reports: Arc::default(),
         }
     }
 
@@ -298,6 +299,33 @@ impl App {
         let batch_max = u32::try_from(self.limits.events_per_batch_max).unwrap_or(u32::MAX);
         let rate = Rate { per_second, burst: per_second.max(batch_max) };
         self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
+    }
+
+    /// The value of one of its limits, in the limit's unit. `None`: it has none, or the limit is the node's.
+    #[must_use]
+    pub fn value_of(&self, limit: Limit) -> Option<u64> {
+        let limits = &self.limits;
+        match limit {
+            Limit::AppConnections => limits.connections_max.map(u64::from),
+            Limit::Messages => Some(limits.messages.per_second.into()),
+            Limit::MessageBytes => Some(limits.message_bytes_max as u64),
+            Limit::ClientEvents => Some(limits.client_events.per_second.into()),
+            Limit::ConnectionChannels => Some(limits.channels_per_connection_max as u64),
+            Limit::AppChannels => limits.channels_max.map(u64::from),
+            Limit::PresenceMembers => Some(limits.presence_members_max as u64),
+            Limit::Requests => limits.requests_per_second.map(u64::from),
+            Limit::Events => limits.events_per_second.map(u64::from),
+            Limit::RequestBytes => Some(limits.request_body_bytes_max as u64),
+            Limit::OutboxBytes => Some(limits.outbox_bytes_max as u64),
+            Limit::IdempotencyKeys => Some(limits.idempotency_keys_max as u64),
+            Limit::NodeConnections
+            | Limit::AddressConnections
+            | Limit::AddressRate
+            | Limit::Unauthenticated
+            | Limit::Handshake
+            | Limit::ProxyProtocol
+            | Limit::MessageTime => None,
+        }
     }
 
     /// Whether it has as many connections as it may have.

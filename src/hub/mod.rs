@@ -16,13 +16,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::apps::{App, Apps, ConnectionPlace};
 use crate::cluster::node::Cluster;
-use crate::limits::{Limit, Reports};
+use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
@@ -34,6 +35,7 @@ pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{
     Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Published, Registry, Users,
 };
+use crate::rejections::{Example, Rejection, Reports};
 use crate::webhooks::{self, Ledger, Webhooks};
 use clustered::Clustered;
 
@@ -61,8 +63,10 @@ struct Inner {
     webhooks: Webhooks,
     /// What a node has that is one of several.
     clustered: Option<Clustered>,
-    /// When the operator was told of each limit of the node.
-    reports: Reports,
+    /// What the operator was told of rejections that are no app's.
+    reports: Arc<Reports>,
+    /// Of which reports something has not been told.
+    untold: Mutex<Vec<Arc<Reports>>>,
     started: Instant,
     draining: AtomicBool,
     /// Whether every join, leave and publish is logged, payloads included.
@@ -111,7 +115,8 @@ impl Hub {
             metrics,
             webhooks,
             clustered,
-            reports: Reports::default(),
+            reports: Arc::default(),
+            untold: Mutex::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             debug,
@@ -131,10 +136,20 @@ impl Hub {
         &self.0.metrics
     }
 
-    /// Counts that `limit`, of an app or the node's own, has refused something, and tells the operator of it once
-    /// a minute.
+    /// Counts what an app, or the node where it is no app's, rejects, and tells the operator of it: at `debug` each, and
+    /// once a minute and kind how many. Everything that is rejected comes here, once.
+    pub fn reject(&self, what: impl Into<Rejection>, app: Option<&App>, example: Example<'_>) {
+        self.0.reject(what.into(), app, example);
+    }
+
+    /// As [`Hub::reject`], for a limit of which nothing more is known.
     pub fn refused(&self, limit: Limit, app: Option<&App>) {
-        self.0.refused(limit, app);
+        self.reject(limit, app, Example::default());
+    }
+
+    /// Tells the operator of all rejections that have not been told, their minute over or not.
+    pub fn flush_reports(&self) {
+        self.0.flush_reports(true);
     }
 
     /// Takes a connection's place among those of its app, in a cluster of all nodes; `None` if it has none left.
@@ -445,6 +460,7 @@ impl Hub {
                 self.0.drive(drive);
             }
             self.0.users.settle(now);
+            self.0.flush_reports(false);
             if now - expired >= EXPIRE_INTERVAL {
                 expired = now;
                 self.0.registry.expire(now);
@@ -462,17 +478,29 @@ impl Inner {
         self.started.elapsed()
     }
 
-    fn refused(&self, limit: Limit, app: Option<&App>) {
-        self.metrics.refused(limit).count();
-        let reports = app.map_or(&self.reports, |app| &app.reports);
-        if reports.is_due(limit, self.now()) {
-            let app = app.map(|app| &*app.id.0);
-            warn!(
-                app,
-                setting = limit.setting(),
-                "a limit is reached; it is counted, and said once a minute"
-            );
+    fn reject<'a>(&self, what: Rejection, app: Option<&'a App>, mut example: Example<'a>) {
+        self.metrics.rejected(what).count();
+        if let Some(app) = app {
+            example = example.app(&*app.id.0);
+            if let Rejection::Limit(limit) = what {
+                example = example.value(app.value_of(limit));
+            }
         }
+        let reports = app.map_or(&self.reports, |app| &app.reports);
+        if reports.report(what, example, self.now()) {
+            self.untold.lock().push(Arc::clone(reports));
+        }
+    }
+
+    fn flush_reports(&self, all: bool) {
+        let now = self.now();
+        let mut untold = std::mem::take(&mut *self.untold.lock());
+        untold.retain(|reports| reports.flush(now, all));
+        self.untold.lock().append(&mut untold);
+    }
+
+    fn refused(&self, limit: Limit, app: Option<&App>) {
+        self.reject(limit.into(), app, Example::default());
     }
 
     fn log(&self, app: &App, event: &Event<'_>) {

@@ -225,7 +225,7 @@ impl Server {
 
     /// Checks that `limit` has refused so much, and nothing else did.
     pub fn has_refused(&self, limit: Limit, count: u64) {
-        let refused = |limit| self.metrics.refused(limit).get();
+        let refused = |limit| self.metrics.rejected(limit).get();
         let expected = |each| if each == limit { count } else { 0 };
         let wrong = Limit::ALL.into_iter().filter(|each| refused(*each) != expected(*each));
         let wrong: Vec<_> = wrong.map(|limit| (limit, refused(limit))).collect();
@@ -235,7 +235,7 @@ impl Server {
     /// Waits until `limit` has refused so much.
     pub async fn refuses(&self, limit: Limit, count: u64) {
         let what = format!("{count} refusals by {limit:?}");
-        eventually(what, async || self.metrics.refused(limit).get() == count).await;
+        eventually(what, async || self.metrics.rejected(limit).get() == count).await;
     }
 
     /// Waits until a channel of the demo app has so many subscriptions.

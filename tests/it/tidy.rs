@@ -4,20 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 16] = [
+const MAP: [(&str, &[&str]); 17] = [
     ("protocol", &[]),
     ("limits", &[]),
+    ("rejections", &["limits"]),
     ("addresses", &["limits"]),
-    ("apps", &["protocol", "limits"]),
+    ("apps", &["protocol", "limits", "rejections"]),
     ("session", &["protocol", "limits", "apps"]),
     ("outbox", &["protocol"]),
-    ("metrics", &["limits"]),
+    ("metrics", &["rejections"]),
     ("webhooks", &["protocol", "metrics", "apps"]),
     ("cluster", &["protocol", "metrics", "limits"]),
     ("registry", &["protocol", "limits", "outbox"]),
-    ("hub", &["protocol", "limits", "apps", "outbox", "metrics", "webhooks", "cluster", "registry"]),
-    ("http", &["hub", "apps", "protocol", "limits", "metrics"]),
-    ("pusher", &["hub", "addresses", "apps", "protocol", "limits", "metrics", "session", "outbox"]),
+    (
+        "hub",
+        &["protocol", "limits", "rejections", "apps", "outbox", "metrics", "webhooks", "cluster", "registry"],
+    ),
+    ("http", &["hub", "apps", "protocol", "limits", "rejections", "metrics"]),
+    (
+        "pusher",
+        &["hub", "addresses", "apps", "protocol", "limits", "rejections", "metrics", "session", "outbox"],
+    ),
     (
         "config",
         &["addresses", "apps", "limits", "protocol", "pusher", "http", "server", "webhooks", "cluster"],
@@ -35,6 +42,7 @@ const MAP: [(&str, &[&str]); 16] = [
             "outbox",
             "protocol",
             "pusher",
+            "rejections",
             "webhooks",
         ],
     ),

@@ -1,9 +1,12 @@
 # syntax=docker/dockerfile:1
 
-# Builds a release binary and ships it without a shell or a package manager.
+# Builds the binary with the profile `dist` and ships it stripped, without a shell or a package manager. Its symbols are
+# an image of their own:
+#
+#   docker build --target symbols --output symbols .
 #
 #   docker build -t pusherd .
-#   docker run -p 6001:6001 -e PUSHERD_APP_ID=1001 -e PUSHERD_APP_KEY=key -e PUSHERD_APP_SECRET=secret pusherd
+#   docker run -p 6001:6001 -e PUSHERD_APP_ID=1001 -e PUSHERD_APP_KEY=my-key -e PUSHERD_APP_SECRET="$(openssl rand -hex 20)" pusherd
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
@@ -12,14 +15,20 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && for bench in hot_path instructions; do echo 'fn main() {}' > benches/$bench.rs; done \
-    && cargo build --release --locked \
+    && cargo build --profile dist --locked \
     && rm -rf src
 COPY src ./src
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked
+RUN touch src/main.rs src/lib.rs && cargo build --profile dist --locked \
+    && cd target/dist \
+    && objcopy --only-keep-debug pusherd pusherd.debug \
+    && objcopy --strip-all --add-gnu-debuglink=pusherd.debug pusherd pusherd.stripped
+
+FROM scratch AS symbols
+COPY --from=build /src/target/dist/pusherd.debug /
 
 # glibc, the certificates that https webhooks are checked against, and nothing else; runs as user 65532.
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /src/target/release/pusherd /usr/local/bin/pusherd
+COPY --from=build /src/target/dist/pusherd.stripped /usr/local/bin/pusherd
 # In a container "any address" is the container's own: what is published is decided outside.
 ENV PUSHERD_HOST=0.0.0.0
 EXPOSE 6001

@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use md5::{Digest, Md5};
 use pusherd::protocol::signature::SigningKey;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A rise above this many percent over the baseline is refused.
 const RISE_PERCENT_MAX: f64 = 5.0;
@@ -301,8 +302,7 @@ impl Server {
     }
 
     fn stop(&mut self) -> Cost {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
         assert!(self.child.wait().unwrap().success());
         read_counts(&fs::read_to_string(&self.counts).unwrap())
     }

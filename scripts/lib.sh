@@ -27,6 +27,10 @@ has_redis() {
   has redis-server && has redis-cli
 }
 
+has_nginx() {
+  has nginx || [[ -x /usr/sbin/nginx ]]
+}
+
 # install_with_apt WHAT PACKAGE...: WHAT is for the message where there is no apt.
 install_with_apt() {
   local what=$1

@@ -93,13 +93,14 @@ def _target_directory(manifest):
     return Path(json.loads(out.stdout)["target_directory"])
 
 
-def _build(manifest):
+def _build(manifest, profile):
     if not shutil.which("cargo"):
         raise Failed("cargo is missing: please install a Rust toolchain")
-    say(f"== cargo build --release --locked ({manifest.relative_to(ROOT)}) ==")
-    if subprocess.run(["cargo", "build", "--release", "--locked", "--manifest-path", manifest], check=False).returncode:
+    command = ["cargo", "build", "--profile", profile, "--locked", "--manifest-path", manifest.relative_to(ROOT)]
+    say(f"== {' '.join(map(str, command))} ==")
+    if subprocess.run(command, check=False, cwd=ROOT).returncode:
         raise Failed("the build failed")
-    return _target_directory(manifest) / "release"
+    return _target_directory(manifest) / profile
 
 
 class Binaries:
@@ -107,11 +108,11 @@ class Binaries:
 
     def __init__(self, pusherd=True):
         tools = os.environ.get("PUSHERLOAD_BIN_DIR")
-        tools = Path(tools) if tools else _build(ROOT / "load" / "Cargo.toml")
+        tools = Path(tools) if tools else _build(ROOT / "load" / "Cargo.toml", "release")
         self.pusherload, self.limitd = tools / "pusherload", tools / "limitd"
         if pusherd:
             own = os.environ.get("PUSHERD_BIN")
-            self.pusherd = Path(own) if own else _build(ROOT / "Cargo.toml") / "pusherd"
+            self.pusherd = Path(own) if own else _build(ROOT / "Cargo.toml", "dist") / "pusherd"
         for binary in (self.pusherload, self.limitd, *([self.pusherd] if pusherd else [])):
             if not os.access(binary, os.X_OK):
                 raise Failed(f"there is no program {binary}")

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pusherd::protocol::signature::SigningKey;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// A working directory, and what runs in it.
@@ -600,9 +601,54 @@ fn the_example_shows_every_setting_with_its_default() {
     }
 }
 
+/// A file of the repository.
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+#[test]
+fn the_container_that_the_readme_starts_has_nothing_to_remark() {
+    for (name, text) in ["README.md", "Dockerfile"].map(|name| (name, file(name))) {
+        let line = text.lines().find(|line| line.contains("docker run ")).unwrap();
+        let line = line.replace("\"$(openssl rand -hex 20)\"", "1f0c3e9a7b5d2c4e6f8091a2b3c4d5e6f7081920");
+        let variables: Vec<_> = line
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .chain([("PUSHERD_HOST", "0.0.0.0")])
+            .collect();
+        assert_eq!(variables.len(), 4, "{name}: {line}");
+        let place = variables
+            .into_iter()
+            .fold(Place::new(), |place, (name, value)| place.env(&format!("{name}={value}")));
+        let check = place.run("config check");
+        assert_eq!((check.code, check.err.as_str()), (0, ""), "{name}: {check:?}");
+    }
+}
+
+#[test]
+fn the_unit_of_the_readme_is_the_one_of_the_examples() {
+    let unit = file("examples/systemd/pusherd.service");
+    assert!(file("README.md").contains(unit.trim()), "put examples/systemd/pusherd.service into README.md");
+    let setting = |name: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(&format!("{name}="))).unwrap();
+        line.to_owned()
+    };
+    let (program, arguments) =
+        setting("ExecStart").split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert!(program.ends_with("/pusherd"));
+    assert_eq!(Place::new().run(&format!("{arguments} --help")).code, 0);
+    assert!(
+        unit.contains("\n[Install]\n")
+            && setting("User") == "pusherd"
+            && setting("StateDirectory") == "pusherd"
+    );
+    let deadline = pusherd::server::Options::default().shutdown_deadline.as_secs();
+    assert!(setting("TimeoutStopSec").parse::<u64>().unwrap() > deadline);
+}
+
 #[test]
 fn the_readme_has_the_reference_of_this_version() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme = file("README.md");
     assert!(
         readme.contains(pusherd::config::reference().trim()),
         "put the output of `pusherd config reference` into README.md"
@@ -829,9 +875,8 @@ impl Running {
         (running, text, port)
     }
 
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
-        assert!(sent.unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 }
 
@@ -867,7 +912,7 @@ fn serve_prints_what_to_paste_and_ends_in_peace_on_sigterm() {
     let second = place.run(&format!("serve --port {port}"));
     assert_eq!(second.code, 1);
     assert!(second.err.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{second:?}");
-    running.signal("TERM");
+    running.signal(Signal::TERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     assert_eq!(place.run(&format!("health --port {port}")).code, 1);
 }
@@ -914,11 +959,11 @@ fn with_a_certificate_everything_speaks_tls_and_sighup_renews_it() {
 
     let (renewed, key) = certificate();
     let place = place.file("cert.pem", &renewed).file("key.pem", &key);
-    running.signal("HUP");
+    running.signal(Signal::HUP);
     assert!((0..10_000).any(|_| shows(port, &renewed)), "the certificate is not renewed");
     assert!(!shows(port, &cert));
     assert_eq!(place.run(&format!("health --port {port}")).code, 0);
-    running.signal("TERM");
+    running.signal(Signal::TERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
 }
 
@@ -954,7 +999,7 @@ fn with_a_port_of_its_own_tls_is_beside_plain_http() {
     let problem = "cannot listen on 127.7.6.5:6443";
     assert!(second.err.contains(problem), "{second:?}");
     assert!(second.err.contains("server.tls_port: environment: PUSHERD_TLS_PORT"), "{second:?}");
-    running.signal("TERM");
+    running.signal(Signal::TERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
 }
 
@@ -1073,7 +1118,7 @@ fn no_secret_is_in_any_line_of_the_most_verbose_log_nor_in_the_arguments() {
         speak_to(port, SECRET);
         let arguments = fs::read(format!("/proc/{}/cmdline", running.0.id())).unwrap();
         assert!(!String::from_utf8_lossy(&arguments).contains(SECRET));
-        running.signal("TERM");
+        running.signal(Signal::TERM);
         assert_eq!(running.0.wait().unwrap().code(), Some(0));
         let log = fs::read_to_string(&log).unwrap();
         assert!(log.contains("string_to_sign"), "what was signed is told to the operator: {log}");
@@ -1088,7 +1133,7 @@ fn with_json_logs_the_address_is_told_in_json_however_little_is_logged() {
         Running::start(&place, "serve --port 0 --log-format json --log-level error");
     let line = log.lines().last().unwrap();
     assert!(line.starts_with('{') && line.contains(&format!("listening on 127.0.0.1:{port}\"")), "{log}");
-    running.signal("INT");
+    running.signal(Signal::INT);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
 }
 

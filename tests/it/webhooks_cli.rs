@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -96,8 +97,7 @@ impl Running {
 
     /// Ends it as an operator does; its exit code.
     async fn stop(mut self) -> i32 {
-        let pid = pid_of(&self.child);
-        Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        signal(&self.child, Signal::TERM);
         let waited = tokio::task::spawn_blocking(move || {
             let code = self.child.wait().unwrap().code();
             (self, code)
@@ -106,8 +106,8 @@ impl Running {
     }
 }
 
-fn pid_of(child: &Child) -> String {
-    child.id().to_string()
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 impl Drop for Running {
@@ -232,7 +232,7 @@ async fn a_replay_that_is_interrupted_leaves_what_it_has_not_sent_and_no_other_r
     assert_eq!(code, 1);
     assert!(text.contains("dead.jsonl cannot be replayed: another replay is under way in"), "{text}");
     assert!(receiver.is_idle());
-    Command::new("kill").args(["-INT", &pid_of(&first)]).status().unwrap();
+    signal(&first, Signal::INT);
     let waited = tokio::task::spawn_blocking(move || first.wait().unwrap());
     assert!(!in_time("it ends", waited).await.unwrap().success());
     let left = fs::read_to_string(place.path("dead.jsonl")).unwrap();
@@ -353,8 +353,7 @@ async fn lost_letters_are_complained_of_once() {
     }
     let log = running.log.clone();
     // A second order makes the shutdown quick, and all that waits dead letters.
-    let pid = pid_of(&running.child);
-    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    signal(&running.child, Signal::TERM);
     eventually("it drains", || async { fs::read_to_string(&log).unwrap().contains("shutting down") }).await;
     assert_eq!(running.stop().await, 0);
     let log = fs::read_to_string(&log).unwrap();

@@ -39,6 +39,7 @@ function enter({ user, pusher, channels }) {
     key: pusher.key,
     wsHost: pusher.host,
     wsPort: pusher.port,
+    wssPort: pusher.port,
     forceTLS: false,
     enabledTransports: ['ws', 'wss'],
   });

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::apps::Draft;
+use super::families::{Choice, Driver};
 use super::problem::Source;
 use super::redis::{self, Redis};
 use super::section::Section;
@@ -140,6 +141,13 @@ pub(super) fn advise(
         advice.insert(0, Advice { loud: true, text });
     }
     advice
+}
+
+/// What to say of the credentials that were left, and of a driver that needs none.
+pub(super) fn of_families(choice: &Choice) -> Vec<Advice> {
+    let driver = choice.driver.as_ref().and_then(Driver::remark);
+    let texts = choice.remarks.iter().cloned().chain(driver);
+    texts.map(|text| Advice { loud: false, text }).collect()
 }
 
 /// What to say of an application whose `.env` has Pusher's credentials and not where to use them.

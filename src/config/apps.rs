@@ -1,17 +1,17 @@
 //! The apps: those of the file, the one of the environment, or the default one.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use config::{Map, Value, ValueKind};
 
+use super::families::{Choice, Credentials};
 use super::file::{self, ConfigFile};
 use super::kind::{Given, quoted};
 use super::problem::{Problems, Source};
 use super::schema::{APP, CREDENTIALS};
 use super::secret::Secret;
 use super::section::{Line, Section, unknown};
-use super::variables::{APP_PREFIX, FAMILIES, Variables};
+use super::variables::{APP_PREFIX, Variables};
 use crate::apps::{App, AppId, AppLimits, KeyPair};
 use crate::limits::Rate;
 use crate::protocol::signature::SigningKey;
@@ -27,16 +27,16 @@ pub(super) const DEFAULT_SECRET: &str = "app-secret";
 const DERIVED_BODY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
 /// A value and where it was written.
-struct Placed<T> {
-    value: T,
-    source: Source,
-    at: String,
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    pub(super) source: Source,
+    pub(super) at: String,
 }
 
 /// A key and its secret, as they were written.
-struct Pair {
-    key: Placed<String>,
-    secret: Placed<Secret>,
+pub(super) struct Pair {
+    pub(super) key: Placed<String>,
+    pub(super) secret: Placed<Secret>,
 }
 
 /// An app in the making.
@@ -57,22 +57,18 @@ pub(super) struct Drafts {
 }
 
 impl Drafts {
-    /// Takes the apps of the file, those that the variables add or change, or else the default one.
+    /// Takes the apps of the file, the one that the variables add or change, or else the default one.
     pub(super) fn gather(
         file: Option<(&ConfigFile, Value)>,
         variables: &Variables,
-        directory: &Path,
+        choice: &mut Choice,
         problems: &mut Problems,
     ) -> Self {
         let file_source = file.as_ref().map_or(Source::Default, |(file, _)| file.source());
         let mut apps = file.map(|(file, value)| of_file(file, value, problems)).unwrap_or_default();
-        let (of_variables, refused) = match of_variables(variables, directory, problems) {
-            Ok(found) => (found, false),
-            Err(Refused) => (None, true),
-        };
         let mut main = (0, file_source);
         let mut target = if apps.len() == 1 { Some(0) } else { None };
-        if let Some((id, pair)) = of_variables {
+        if let Some(Credentials { id, pair }) = choice.taken.take() {
             let source = pair.key.source.clone();
             let place =
                 apps.iter().position(|app| app.id.as_ref().is_some_and(|known| known.value == id.value));
@@ -89,7 +85,7 @@ impl Drafts {
         }
         match target {
             Some(target) => apps[target].section.fill_from_variables(APP_PREFIX, variables, problems),
-            None if refused => {}
+            None if choice.refused => {}
             None => refuse_homeless(variables, problems),
         }
         refuse_contradictions(&apps, problems);
@@ -210,6 +206,11 @@ fn derive(limits: &mut AppLimits) -> Vec<(&'static str, usize)> {
         derived.push(("limits.message_bytes", limits.message_bytes_max));
     }
     derived
+}
+
+/// Whether the list of a file has no app.
+pub(super) fn is_empty(apps: &Value) -> bool {
+    matches!(&apps.kind, ValueKind::Array(apps) if apps.is_empty())
 }
 
 fn of_file(file: &ConfigFile, apps: Value, problems: &mut Problems) -> Vec<Draft> {
@@ -339,66 +340,6 @@ fn text_of(value: &Value) -> Result<String, String> {
     Given::Value(&value.kind).text().map(ToOwned::to_owned)
 }
 
-/// The variables' credentials were refused; the reason has been reported.
-struct Refused;
-
-/// The credentials of the first family of which anything is set.
-fn of_variables(
-    variables: &Variables,
-    directory: &Path,
-    problems: &mut Problems,
-) -> Result<Option<(Placed<String>, Pair)>, Refused> {
-    let parts = ["ID", "KEY", "SECRET", "SECRET_FILE"];
-    let found = FAMILIES.into_iter().find_map(|family| {
-        let parts = parts.map(|part| variables.get_filled(&format!("{family}{part}")));
-        parts.iter().flatten().next()?;
-        Some((family, parts))
-    });
-    let Some((family, [id, key, secret, secret_file])) = found else { return Ok(None) };
-    // Where a missing one is told of: beside the first that is there.
-    let Some(beside) = [&id, &key, &secret, &secret_file].into_iter().flatten().next().cloned() else {
-        return Ok(None);
-    };
-    let mut take =
-        |part: &str, given: Option<(String, Source)>, check: &dyn Fn(&str) -> Result<(), String>| {
-            let Some((value, source)) = given else {
-                problems.add(&beside.1, "", format_args!("needs {family}{part} beside it, which is not set"));
-                return None;
-            };
-            if let Err(what) = check(&value) {
-                problems.add(&source, "", what);
-                return None;
-            }
-            Some(Placed { value, source, at: String::new() })
-        };
-    let id = take("ID", id, &check_id);
-    let key = take("KEY", key, &check_key);
-    let secret = match (secret, secret_file) {
-        (Some((_, source)), Some(_)) => {
-            problems.add(&source, "", format_args!("contradicts {family}SECRET_FILE: one of the two"));
-            None
-        }
-        (None, Some((path, source))) => {
-            let secret = file::secret(&directory.join(path));
-            match secret.and_then(|secret| check_secret(&secret).map(|()| secret)) {
-                Ok(value) => Some(Placed { value, source, at: String::new() }),
-                Err(what) => {
-                    problems.add(&source, "", what);
-                    None
-                }
-            }
-        }
-        (secret, None) => {
-            let secret = take("SECRET", secret, &|text| check_secret(&Secret::new(text)));
-            secret.map(|Placed { value, source, at }| Placed { value: Secret::new(&value), source, at })
-        }
-    };
-    match (id, key, secret) {
-        (Some(id), Some(key), Some(secret)) => Ok(Some((id, Pair { key, secret }))),
-        _ => Err(Refused),
-    }
-}
-
 /// Reports settings of an app in variables when it is open which app they are for.
 fn refuse_homeless(variables: &Variables, problems: &mut Problems) {
     for row in APP {
@@ -429,7 +370,7 @@ fn refuse_twins<'a>(noun: &str, all: impl Iterator<Item = &'a Placed<String>>, p
 }
 
 /// An id stands in paths, so it has nothing that ends a segment or is decoded.
-fn check_id(text: &str) -> Result<(), String> {
+pub(super) fn check_id(text: &str) -> Result<(), String> {
     const BYTES_MAX: usize = 200;
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -444,14 +385,14 @@ fn check_id(text: &str) -> Result<(), String> {
 }
 
 /// A key stands in paths and in front of the colon of a signature.
-fn check_key(text: &str) -> Result<(), String> {
+pub(super) fn check_key(text: &str) -> Result<(), String> {
     if text.contains(':') {
         return Err("must not contain a colon, which ends the key in a signature".to_owned());
     }
     check_id(text)
 }
 
-fn check_secret(secret: &Secret) -> Result<(), String> {
+pub(super) fn check_secret(secret: &Secret) -> Result<(), String> {
     const BYTES_MAX: usize = 1024;
     match secret.expose() {
         "" => Err("is empty".to_owned()),

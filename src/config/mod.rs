@@ -12,9 +12,11 @@
 mod advice;
 mod apps;
 mod dotenv;
+mod families;
 mod file;
 mod kind;
 mod problem;
+mod pusher_url;
 mod redis;
 mod schema;
 mod secret;
@@ -37,11 +39,14 @@ use crate::apps::App;
 use crate::cluster::Broker;
 use crate::server;
 use apps::{Draft, Drafts};
+use families::Choice;
 use file::ConfigFile;
 use redis::Redis;
 use schema::{LOG, REDIS, SERVER, WEBHOOKS};
 use section::{Line, Section};
-use variables::{CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX};
+use variables::{
+    CLIENT_FAMILIES, CONFIG, ENV_FILE, LOG_PREFIX, PLATFORM_PORT, SERVER_PREFIX, Variables, WEBHOOKS_PREFIX,
+};
 
 /// The file that is read from the working directory if it is there and none is named.
 const LOCAL_FILE: &str = "config/pusherd.toml";
@@ -51,6 +56,9 @@ const SYSTEM_FILE: &str = "/etc/pusherd/pusherd.toml";
 
 /// The `.env` file that is read from the working directory if it is there and none is named.
 const DOTENV_FILE: &str = ".env";
+
+/// The port to listen on where Reverb is replaced and none is set. Source: Reverb's `config/reverb.php`.
+const REVERB_PORT: u16 = 8080;
 
 /// Everything settled: what to serve, where and for whom.
 #[derive(Debug)]
@@ -327,15 +335,19 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
             }
         }
     }
+    let has_apps = apps.as_ref().is_some_and(|apps| !apps::is_empty(apps));
+    let mut choice = Choice::make(&variables, directory, has_apps, &mut problems);
     server.fill_from_variables(SERVER_PREFIX, &variables, &mut problems);
-    server.fill_from_fallbacks(|_, _| true, &variables, &mut problems);
+    let has_port = variables.has_platform_port();
+    server.fill_from_fallbacks(|_, name| name != PLATFORM_PORT || has_port, &variables, &mut problems);
     log.fill_from_variables(LOG_PREFIX, &variables, &mut problems);
     redis::fill_from_variables(&mut redis, &server, &variables, &mut problems);
     webhooks.fill_from_variables(WEBHOOKS_PREFIX, &variables, &mut problems);
     server.fill_from_flags(&sources.flags, &mut problems);
     log.fill_from_flags(&sources.flags, &mut problems);
-    let Drafts { apps, main } = Drafts::gather(file.as_ref().zip(apps), &variables, directory, &mut problems);
-    settle(&mut server, &apps, &mut problems);
+    let Drafts { apps, main } =
+        Drafts::gather(file.as_ref().zip(apps), &variables, &mut choice, &mut problems);
+    settle(&mut server, &apps, &choice, &mut problems);
     let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
     settle_tls(&mut server, (directory, folder), sources.reads_certificate, &mut problems);
     webhooks::refuse_targets(&apps, &webhooks.value.options.allowed_addresses, &mut problems);
@@ -347,7 +359,8 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
 
     let (main_app, key_source) = main;
     let clients = clients(&variables, &key_source);
-    let mut advice = advice::advise(&server, &redis, &webhooks, &apps);
+    let mut advice = advice::of_families(&choice);
+    advice.extend(advice::advise(&server, &redis, &webhooks, &apps));
     if clients.is_none() {
         advice.extend(advice::publishes_elsewhere(&key_source));
     }
@@ -381,7 +394,11 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
 }
 
 /// Settles the settings of the server that depend on others.
-fn settle(server: &mut Section<Server>, apps: &[Draft], problems: &mut Problems) {
+fn settle(server: &mut Section<Server>, apps: &[Draft], choice: &Choice, problems: &mut Problems) {
+    if choice.is_of_reverb() {
+        let note = "Reverb's, as its variables are in use";
+        server.put_default("port", note, |server| server.port = REVERB_PORT);
+    }
     if !server.is_set("host") && apps.iter().any(Draft::has_default_secret) {
         server.value.host = "127.0.0.1".into();
     }
@@ -507,11 +524,11 @@ impl Settings {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::config) mod tests {
     use super::*;
 
     /// Settings from a configuration file, a `.env` file and the environment.
-    pub(super) fn settings(
+    pub(in crate::config) fn settings(
         toml: &str,
         dotenv: &str,
         environment: &[(&str, &str)],

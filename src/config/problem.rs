@@ -42,6 +42,14 @@ impl Source {
         }
     }
 
+    /// The name of the variable that it is; empty: it is none.
+    pub(super) fn variable(&self) -> &str {
+        match self {
+            Self::Variable { name, .. } => name,
+            Self::Default | Self::File(_) | Self::Flag(_) => "",
+        }
+    }
+
     /// Whether it is a variable that was written for another server, or for the application.
     pub(super) fn is_of_others(&self) -> bool {
         matches!(self, Self::Variable { .. }) && !self.is_variable_of(super::variables::SERVER_PREFIX)

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::kind::{Kind, Setting, choice, list, number, number_or_zero, secret, switch, tables, text};
 use super::redis::{self, Redis};
+use super::variables::PLATFORM_PORT;
 use super::{Log, Server, Webhooks};
 use crate::apps::App;
 
@@ -53,7 +54,9 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         "The port to listen on, for WebSocket and HTTP alike; 0 is any free one.",
     )
     .aliases(&["REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"])
-    .flag("--port"),
+    .fallbacks(&[PLATFORM_PORT])
+    .flag("--port")
+    .default("`6001`; `8080`, as Reverb, where its variables are in use"),
     server(
         "tls_cert",
         text("a file", path, |server| &mut server.tls_cert),

@@ -16,6 +16,8 @@ pub(super) struct Section<T: 'static> {
     pub(super) at: String,
     settings: &'static [Setting<T>],
     sources: HashMap<&'static str, Source>,
+    /// What is said beside the source of a setting when it is shown.
+    notes: HashMap<&'static str, &'static str>,
 }
 
 /// A setting as it is in effect.
@@ -33,7 +35,7 @@ pub(super) struct Line {
 
 impl<T> Section<T> {
     pub(super) fn new(at: impl Into<String>, settings: &'static [Setting<T>], value: T) -> Self {
-        Self { value, at: at.into(), settings, sources: HashMap::new() }
+        Self { value, at: at.into(), settings, sources: HashMap::new(), notes: HashMap::new() }
     }
 
     /// Where the setting `key` was set.
@@ -50,6 +52,14 @@ impl<T> Section<T> {
     pub(super) fn derive(&mut self, key: &'static str, source: Source, put: impl FnOnce(&mut T)) {
         put(&mut self.value);
         self.sources.insert(key, source);
+    }
+
+    /// Puts another default into a setting that was not set, and says why beside it.
+    pub(super) fn put_default(&mut self, key: &'static str, note: &'static str, put: impl FnOnce(&mut T)) {
+        if !self.is_set(key) {
+            put(&mut self.value);
+            self.notes.insert(key, note);
+        }
     }
 
     /// Where the setting `key` was set, as it is named in messages.
@@ -171,7 +181,7 @@ impl<T> Section<T> {
             key: setting.key.to_owned(),
             value: setting.show(&mut self.value),
             source: self.sources.get(setting.key).cloned().unwrap_or(Source::Default),
-            note: None,
+            note: self.notes.get(setting.key).map(|&note| note.to_owned()),
         };
         self.settings.iter().map(line).collect()
     }

@@ -15,12 +15,15 @@ use super::{Log, Server, Settings, Webhooks};
 const COLUMN: usize = 44;
 
 impl Settings {
-    /// The settings in effect as a configuration file: TOML, the source of each value beside it, secrets
-    /// masked.
+    /// The settings in effect as a configuration file: TOML, the remarks on them first, the source of each value beside
+    /// it, secrets masked.
     #[must_use]
     pub fn show(&self) -> impl fmt::Display {
         let mut text =
             String::from("# The settings in effect, and where each was set. Secrets are masked.\n");
+        for advice in &self.advice {
+            let _ = writeln!(text, "# remark: {advice}");
+        }
         for (title, lines) in &self.shown {
             text.push_str(&section(title, lines));
         }

@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::dotenv;
+use super::families;
 use super::kind::Setting;
 use super::problem::{Problems, Source, closest};
-use super::schema::{APP, CREDENTIALS, LOG, REDIS, SERVER, WEBHOOKS};
+use super::schema::{APP, LOG, REDIS, SERVER, WEBHOOKS};
 
 /// What the variables of `[server]`, `[log]`, `[redis]`, `[webhooks]` and `[[apps]]` begin with.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
@@ -20,12 +21,11 @@ pub(super) const WEBHOOKS_PREFIX: &str = "PUSHERD_WEBHOOKS_";
 /// See [`SERVER_PREFIX`].
 pub(super) const APP_PREFIX: &str = "PUSHERD_APP_";
 
-/// What the credentials of an app begin with, pusherd's own and other servers'. The first family counts of
-/// which anything is set.
-pub(super) const FAMILIES: [&str; 4] = [APP_PREFIX, "PUSHER_APP_", "REVERB_APP_", "SOKETI_DEFAULT_APP_"];
-
 /// What says where clients connect to, never where to listen: `…HOST`, `…PORT`, `…SCHEME`.
 pub(super) const CLIENT_FAMILIES: [&str; 2] = ["PUSHER_", "REVERB_"];
+
+/// The port that a platform such as Heroku or Railway has assigned to the process.
+pub(super) const PLATFORM_PORT: &str = "PORT";
 
 /// Sets nodes of one Redis apart: Reverb's name for what they talk by.
 pub(super) const SCALING_CHANNEL: &str = "REVERB_SCALING_CHANNEL";
@@ -86,6 +86,20 @@ impl Variables {
     /// The value of a variable that is set and not empty, and where.
     pub(super) fn get_filled(&self, name: &str) -> Option<(String, Source)> {
         self.get(name).filter(|(value, _)| !value.is_empty())
+    }
+
+    /// Whether the platform has assigned a port. In a `.env` the variable is some other program's, and so is what is no
+    /// port.
+    pub(super) fn has_platform_port(&self) -> bool {
+        let variable = self.by_name.get(PLATFORM_PORT).filter(|variable| variable.dotenv.is_none());
+        variable.is_some_and(|variable| variable.raw.parse::<u16>().is_ok_and(|port| port > 0))
+    }
+
+    /// The text of a variable that is not blank, and where, whatever Laravel makes of it.
+    pub(super) fn written(&self, name: &str) -> Option<(String, Source)> {
+        let variable = self.by_name.get(name)?;
+        let text = variable.raw.trim_matches(['"', '\'', '(', ')', ' ']);
+        (!text.is_empty()).then(|| (text.to_owned(), variable.source(name)))
     }
 
     /// Reports variables that cannot be read, and those that look like pusherd's and are not. Not those of others that
@@ -167,12 +181,8 @@ pub(super) fn known() -> impl Iterator<Item = String> {
         .chain(names(REDIS, REDIS_PREFIX))
         .chain(names(WEBHOOKS, WEBHOOKS_PREFIX))
         .chain(names(APP, APP_PREFIX));
-    let credential = |family: &str| {
-        let family = family.to_owned();
-        CREDENTIALS.iter().filter_map(|row| row.variable).map(move |name| format!("{family}{name}"))
-    };
     let client = |family: &str| ["HOST", "PORT", "SCHEME"].map(|name| format!("{family}{name}"));
-    rows.chain(FAMILIES.into_iter().flat_map(credential))
+    rows.chain(families::names())
         .chain(CLIENT_FAMILIES.into_iter().flat_map(client))
         .chain([CONFIG, ENV_FILE, SCALING_CHANNEL].map(own))
 }

@@ -1,0 +1,608 @@
+//! The credentials that are in variables: which family of them is used, and what is said of the others.
+//!
+//! A family is a set of variables that hold the id, key and secret of one app: pusherd's own, and those of the servers
+//! that it replaces. The `.env` of a Laravel application often has several, as a move from one server to the next leaves
+//! the old one behind. `BROADCAST_CONNECTION` tells which of them the application uses itself.
+//!
+//! Source: Laravel's `config/broadcasting.php` (`BROADCAST_CONNECTION`, before version 11 `BROADCAST_DRIVER`), Reverb's
+//! `config/reverb.php`, Soketi's documentation; `PUSHER_URL`: `Pusher.url=` of pusher-http-ruby, `Pusher.forURL` of
+//! pusher-http-node.
+
+use std::path::Path;
+
+use super::apps::{Pair, Placed, check_id, check_key, check_secret};
+use super::file;
+use super::problem::{Problems, Source};
+use super::pusher_url::PusherUrl;
+use super::secret::Secret;
+use super::variables::{APP_PREFIX, Variables};
+
+/// Whose variables they are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Owner {
+    Pusherd,
+    Pusher,
+    Reverb,
+    Soketi,
+}
+
+/// Variables that hold the credentials of one app.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// What it is called in messages.
+    pub(super) name: &'static str,
+    owner: Owner,
+    form: Form,
+}
+
+/// How a family is written.
+#[derive(Debug)]
+enum Form {
+    /// `…ID`, `…KEY`, `…SECRET` or `…SECRET_FILE`, each after `prefix`. Without an id of its own, the one of the variable
+    /// `borrowed_id` counts.
+    Parts { prefix: &'static str, borrowed_id: Option<&'static str> },
+    /// One URL.
+    Url(&'static str),
+}
+
+const fn parts(name: &'static str, prefix: &'static str, owner: Owner) -> Family {
+    Family { name, owner, form: Form::Parts { prefix, borrowed_id: None } }
+}
+
+/// Holds all three credentials, and where clients connect to.
+pub(super) const PUSHER_URL: &str = "PUSHER_URL";
+
+/// All families; where nothing else decides, the first counts that is whole.
+static FAMILIES: [Family; 7] = [
+    parts("PUSHERD_APP_…", APP_PREFIX, Owner::Pusherd),
+    parts("PUSHER_APP_…", "PUSHER_APP_", Owner::Pusher),
+    parts("REVERB_APP_…", "REVERB_APP_", Owner::Reverb),
+    parts("SOKETI_DEFAULT_APP_…", "SOKETI_DEFAULT_APP_", Owner::Soketi),
+    Family { name: PUSHER_URL, owner: Owner::Pusher, form: Form::Url(PUSHER_URL) },
+    // Laravel before 5.4, and the SDKs of other languages.
+    Family {
+        name: "PUSHER_KEY and PUSHER_SECRET",
+        owner: Owner::Pusher,
+        form: Form::Parts { prefix: "PUSHER_", borrowed_id: Some("PUSHER_APP_ID") },
+    },
+    // Soketi before 1.0.
+    parts("DEFAULT_APP_…", "DEFAULT_APP_", Owner::Soketi),
+];
+
+/// The parts that credentials have in variables.
+const PARTS: [&str; 4] = ["ID", "KEY", "SECRET", "SECRET_FILE"];
+
+/// The names of all variables that say which credentials count, or hold them.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    let of_family = |family: &Family| match family.form {
+        Form::Parts { prefix, .. } => PARTS.iter().map(|part| format!("{prefix}{part}")).collect(),
+        Form::Url(name) => vec![name.to_owned()],
+    };
+    FAMILIES.iter().flat_map(of_family).chain(DRIVERS.map(str::to_owned))
+}
+
+/// The variables that name Laravel's driver, the first that is set counts.
+const DRIVERS: [&str; 2] = ["BROADCAST_CONNECTION", "BROADCAST_DRIVER"];
+
+/// What the application broadcasts by.
+#[derive(Debug)]
+pub(super) struct Driver {
+    name: &'static str,
+    value: String,
+    source: Source,
+}
+
+impl Driver {
+    fn find(variables: &Variables) -> Option<Self> {
+        DRIVERS.into_iter().find_map(|name| {
+            // `null` is a driver here, and not the absence of one.
+            let (value, source) = variables.written(name)?;
+            Some(Self { name, value, source })
+        })
+    }
+
+    fn owner(&self) -> Option<Owner> {
+        match self.value.as_str() {
+            "pusher" => Some(Owner::Pusher),
+            "reverb" => Some(Owner::Reverb),
+            _ => None,
+        }
+    }
+
+    /// What to say where Laravel sends nothing to any server of this protocol.
+    pub(super) fn remark(&self) -> Option<String> {
+        let Self { name, value, source } = self;
+        ["log", "null", "redis", "ably"].contains(&value.as_str()).then(|| {
+            format!(
+                "{source}: is {value}: with this driver Laravel sends nothing to pusherd; set {name} to reverb or pusher"
+            )
+        })
+    }
+}
+
+/// What the variables say of credentials.
+#[derive(Default)]
+pub(super) struct Choice {
+    /// What the application broadcasts by, if it says so.
+    pub(super) driver: Option<Driver>,
+    /// The credentials that count; `None`: there are none, they were refused, or an app has them.
+    pub(super) taken: Option<Credentials>,
+    /// Whose they are.
+    owner: Option<Owner>,
+    /// Whether they were refused, which has been reported.
+    pub(super) refused: bool,
+    /// What was left, and why.
+    pub(super) remarks: Vec<String>,
+    /// The families that were left and hold another app.
+    left: Vec<&'static Family>,
+}
+
+/// The credentials of an app.
+pub(super) struct Credentials {
+    pub(super) id: Placed<String>,
+    pub(super) pair: Pair,
+}
+
+impl Choice {
+    /// Looks for credentials in `variables`; with `has_apps`, the file has some as well.
+    pub(super) fn make(
+        variables: &Variables,
+        directory: &Path,
+        has_apps: bool,
+        problems: &mut Problems,
+    ) -> Self {
+        let mut choice = Self { driver: Driver::find(variables), ..Self::default() };
+        let wanted = choice.driver.as_ref().and_then(Driver::owner);
+        let mut found: Vec<(&Family, Found)> =
+            FAMILIES.iter().filter_map(|it| Some((it, it.find(variables)?))).collect();
+        found.sort_by_key(|(family, _)| match family.owner {
+            Owner::Pusherd => 0,
+            owner if Some(owner) == wanted => 1,
+            Owner::Pusher | Owner::Reverb | Owner::Soketi => 2,
+        });
+        let is_whole = |(_, found): &(&Family, Found)| matches!(found, Found::Whole(_));
+        let place = match found.first() {
+            // What is pusherd's own was written for pusherd: nothing else is meant.
+            Some((Family { owner: Owner::Pusherd, .. }, _)) => Some(0),
+            Some(_) => found.iter().position(is_whole).or((!has_apps).then_some(0)),
+            None => None,
+        };
+        let taken = place.map(|place| found.remove(place));
+        for (family, other) in &found {
+            choice.leave(family, other, taken.as_ref(), has_apps);
+        }
+        match taken {
+            None => {}
+            Some((family, Found::Part { source, lacks })) => {
+                let driver =
+                    choice.driver.as_ref().filter(|_| wanted.is_some_and(|owner| owner != family.owner));
+                let hint = driver.map(|driver| driver.hint()).unwrap_or_default();
+                problems.add(&source, "", format_args!("{lacks}{hint}"));
+                choice.refused = true;
+            }
+            Some((family, Found::Whole(_))) => {
+                choice.taken = family.read(variables, directory, problems);
+                choice.owner = Some(family.owner);
+                choice.refused = choice.taken.is_none();
+            }
+        }
+        choice
+    }
+
+    /// Says why what was `found` of `family` does not count, unless it says the same as what does.
+    fn leave(
+        &mut self,
+        family: &'static Family,
+        found: &Found,
+        taken: Option<&(&'static Family, Found)>,
+        has_apps: bool,
+    ) {
+        let instead = match taken {
+            Some((taken, Found::Whole(_))) => format!("the app of {} is served", taken.name),
+            Some((_, Found::Part { .. })) => return,
+            None if has_apps => "the apps of the file are served".to_owned(),
+            None => return,
+        };
+        let whole = match found {
+            // `PUSHER_APP_ID` beside `PUSHER_KEY` and `PUSHER_SECRET` lacks nothing.
+            Found::Part { source, .. } if taken.is_some_and(|(taken, _)| taken.borrows(source)) => return,
+            Found::Part { source, lacks } => {
+                self.remarks.push(format!("{source}: is left, as it {lacks}; {instead}"));
+                return;
+            }
+            Found::Whole(whole) => whole,
+        };
+        let Some((taken, Found::Whole(other))) = taken else { return };
+        if whole.is_same_app(other) {
+            return;
+        }
+        self.left.push(family);
+        let driver = self.driver.as_ref();
+        let why = match driver.map(|driver| (driver, driver.owner())) {
+            _ if taken.owner == Owner::Pusherd => "goes above all others".to_owned(),
+            Some((driver, Some(owner))) if owner == taken.owner => {
+                format!("counts, as {} is {}", driver.name, driver.value)
+            }
+            Some((driver, Some(owner))) if owner == family.owner => {
+                format!("goes first, though {} is {}", driver.name, driver.value)
+            }
+            _ => "goes first; BROADCAST_CONNECTION=reverb or =pusher would choose".to_owned(),
+        };
+        self.remarks.push(format!("{}: {} is left, and {instead}, which {why}", whole.source, family.name));
+    }
+
+    /// Whether the application uses Reverb's variables, or would use them.
+    pub(super) fn is_of_reverb(&self) -> bool {
+        self.owner() == Some(Owner::Reverb)
+    }
+
+    /// Whose variables the application uses: of the credentials that count, or of its driver.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        let of_credentials = self.owner.filter(|owner| *owner != Owner::Pusherd);
+        of_credentials.or_else(|| self.driver.as_ref().and_then(Driver::owner))
+    }
+
+    /// Whether the variable `name` is about an app that is not served.
+    #[expect(dead_code, reason = "for the limits of other servers, which follow")]
+    pub(super) fn is_left(&self, name: &str) -> bool {
+        self.left.iter().any(|family| match family.form {
+            Form::Parts { prefix, borrowed_id: None } => name.starts_with(prefix),
+            Form::Parts { borrowed_id: Some(_), .. } | Form::Url(_) => false,
+        })
+    }
+}
+
+impl Driver {
+    /// What to set where this driver's own credentials are not there.
+    fn hint(&self) -> String {
+        let prefix = match self.owner() {
+            Some(Owner::Reverb) => "REVERB_APP_",
+            Some(Owner::Pusher) => "PUSHER_APP_",
+            Some(Owner::Pusherd | Owner::Soketi) | None => return String::new(),
+        };
+        let Self { name, value, .. } = self;
+        format!("; {name} is {value}, so set {prefix}ID, {prefix}KEY and {prefix}SECRET")
+    }
+}
+
+/// What there is of a family.
+enum Found {
+    /// Not all: where something is, and what it lacks, in words that follow "it".
+    Part { source: Source, lacks: String },
+    /// All.
+    Whole(Whole),
+}
+
+/// The credentials of a family, to compare.
+struct Whole {
+    source: Source,
+    id: String,
+    key: String,
+    /// `None` where it is in a file.
+    secret: Option<Secret>,
+}
+
+impl Whole {
+    fn is_same_app(&self, other: &Self) -> bool {
+        let same_secret = match (&self.secret, &other.secret) {
+            (Some(secret), Some(other)) => secret == other,
+            (None, _) | (_, None) => true,
+        };
+        self.id == other.id && self.key == other.key && same_secret
+    }
+}
+
+/// The variables of a family that are set: id, key, secret, file of the secret.
+type Parts = [Option<(String, Source)>; 4];
+
+impl Family {
+    fn find(&self, variables: &Variables) -> Option<Found> {
+        let (prefix, parts) = match self.form {
+            Form::Url(name) => {
+                let (url, source) = variables.get_filled(name)?;
+                return Some(match PusherUrl::parse(&url) {
+                    Ok(PusherUrl { id, key, secret, .. }) => {
+                        Found::Whole(Whole { source, id, key, secret: Some(secret) })
+                    }
+                    Err(why) => Found::Part { source, lacks: why },
+                });
+            }
+            Form::Parts { prefix, .. } => (prefix, self.parts(variables)?),
+        };
+        let first = parts.iter().flatten().next().map(|(_, source)| source.clone());
+        let source = self.own_part(variables).or(first)?;
+        let [id, key, secret, secret_file] = parts;
+        let has_secret = secret.is_some() || secret_file.is_some();
+        let missing = [("ID", id.is_none()), ("KEY", key.is_none()), ("SECRET", !has_secret)];
+        let missing: Vec<_> =
+            missing.iter().filter(|(_, lacks)| *lacks).map(|(part, _)| format!("{prefix}{part}")).collect();
+        Some(match (id, key) {
+            (Some((id, _)), Some((key, source))) if has_secret => Found::Whole(Whole {
+                source,
+                id,
+                key,
+                secret: secret.map(|(secret, _)| Secret::new(&secret)),
+            }),
+            _ => {
+                let are = if missing.len() == 1 { "is" } else { "are" };
+                let lacks = format!("needs {} beside it, which {are} not set", missing.join(" and "));
+                Found::Part { source, lacks }
+            }
+        })
+    }
+
+    /// Whether its id may be the one of the variable `source`.
+    fn borrows(&self, source: &Source) -> bool {
+        matches!(self.form, Form::Parts { borrowed_id: Some(name), .. } if name == source.variable())
+    }
+
+    /// The first of its own variables that is set.
+    fn own_part(&self, variables: &Variables) -> Option<Source> {
+        let Form::Parts { prefix, .. } = self.form else { return None };
+        PARTS
+            .iter()
+            .find_map(|part| variables.get_filled(&format!("{prefix}{part}")))
+            .map(|(_, source)| source)
+    }
+
+    fn parts(&self, variables: &Variables) -> Option<Parts> {
+        let Form::Parts { prefix, borrowed_id } = self.form else { return None };
+        self.own_part(variables)?;
+        let [id, key, secret, secret_file] =
+            PARTS.map(|part| variables.get_filled(&format!("{prefix}{part}")));
+        let id = id.or_else(|| variables.get_filled(borrowed_id?));
+        Some([id, key, secret, secret_file])
+    }
+
+    /// Checks what there is.
+    fn read(&self, variables: &Variables, directory: &Path, problems: &mut Problems) -> Option<Credentials> {
+        let [id, key, secret, secret_file] = match self.form {
+            Form::Parts { .. } => self.parts(variables)?,
+            Form::Url(name) => {
+                let (url, source) = variables.get_filled(name)?;
+                let PusherUrl { id, key, secret, .. } = PusherUrl::parse(&url).ok()?;
+                let at = |text| Some((text, source.clone()));
+                [at(id), at(key), at(secret.expose().to_owned()), None]
+            }
+        };
+        let mut checked = |given: Option<(String, Source)>, check: &dyn Fn(&str) -> Result<(), String>| {
+            let (value, source) = given?;
+            if let Err(what) = check(&value) {
+                problems.add(&source, "", what);
+                return None;
+            }
+            Some(Placed { value, source, at: String::new() })
+        };
+        let id = checked(id, &check_id);
+        let key = checked(key, &check_key);
+        let secret = match (secret, secret_file) {
+            (Some((_, source)), Some((_, file))) => {
+                problems.add(&source, "", format_args!("contradicts {}: one of the two", file.variable()));
+                None
+            }
+            (None, Some((path, source))) => {
+                let secret = file::secret(&directory.join(path));
+                match secret.and_then(|secret| check_secret(&secret).map(|()| secret)) {
+                    Ok(value) => Some(Placed { value, source, at: String::new() }),
+                    Err(what) => {
+                        problems.add(&source, "", what);
+                        None
+                    }
+                }
+            }
+            (secret, None) => {
+                let secret = checked(secret, &|text| check_secret(&Secret::new(text)));
+                secret.map(|Placed { value, source, at }| Placed { value: Secret::new(&value), source, at })
+            }
+        };
+        Some(Credentials { id: id?, pair: Pair { key: key?, secret: secret? } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Settings;
+    use crate::config::tests::settings;
+
+    /// The credentials of a family, one a line.
+    fn whole(prefix: &str, id: &str) -> String {
+        format!("{prefix}ID={id}\n{prefix}KEY={id}-key\n{prefix}SECRET={id}-secret\n")
+    }
+
+    fn of(dotenv: &str) -> Settings {
+        settings("", dotenv, &[]).unwrap()
+    }
+
+    fn app(dotenv: &str) -> String {
+        let settings = of(dotenv);
+        assert_eq!(settings.apps.len(), 1, "{dotenv}");
+        format!("{} {}", settings.apps[0].id, settings.apps[0].keys[0].key)
+    }
+
+    fn remarks(settings: &Settings) -> String {
+        settings.advice.iter().map(|advice| format!("{advice}\n")).collect()
+    }
+
+    fn problems(dotenv: &str) -> Vec<String> {
+        settings("", dotenv, &[]).unwrap_err()
+    }
+
+    #[test]
+    fn the_driver_chooses_among_families_that_are_whole() {
+        let both = whole("PUSHER_APP_", "p") + &whole("REVERB_APP_", "r");
+        for (driver, id) in [
+            ("BROADCAST_CONNECTION=reverb", "r r-key"),
+            ("BROADCAST_CONNECTION=pusher", "p p-key"),
+            ("BROADCAST_DRIVER=reverb", "r r-key"),
+            ("BROADCAST_CONNECTION=reverb\nBROADCAST_DRIVER=pusher", "r r-key"),
+            ("BROADCAST_CONNECTION=\nBROADCAST_DRIVER=reverb", "r r-key"),
+            ("BROADCAST_CONNECTION=soketi", "p p-key"),
+            ("", "p p-key"),
+        ] {
+            assert_eq!(app(&format!("{driver}\n{both}")), id, "{driver}");
+        }
+        let own = whole("PUSHERD_APP_", "o");
+        assert_eq!(app(&format!("BROADCAST_CONNECTION=reverb\n{both}{own}")), "o o-key");
+        let blank = "PUSHER_APP_ID=\nPUSHER_APP_KEY=\nPUSHER_APP_SECRET=\n";
+        assert_eq!(
+            app(&format!("BROADCAST_CONNECTION=pusher\n{blank}{}", whole("REVERB_APP_", "r"))),
+            "r r-key"
+        );
+    }
+
+    #[test]
+    fn what_is_left_and_why_is_said() {
+        let both = whole("PUSHER_APP_", "p") + &whole("REVERB_APP_", "r");
+        let table = [
+            (
+                "BROADCAST_CONNECTION=reverb\n",
+                ".env: PUSHER_APP_KEY: PUSHER_APP_… is left, and the app of REVERB_APP_… is served, which counts, as \
+                 BROADCAST_CONNECTION is reverb\n",
+            ),
+            (
+                "",
+                ".env: REVERB_APP_KEY: REVERB_APP_… is left, and the app of PUSHER_APP_… is served, which goes first; \
+                 BROADCAST_CONNECTION=reverb or =pusher would choose\n",
+            ),
+        ];
+        for (driver, expected) in table {
+            let settings = of(&format!("{driver}{both}PUSHER_HOST=ws.test\nREVERB_HOST=ws.test\n"));
+            assert_eq!(remarks(&settings), expected);
+            assert!(settings.show().to_string().contains(&format!("\n# remark: {}", expected.trim())));
+        }
+        let own = of(&format!("BROADCAST_CONNECTION=reverb\n{}{both}", whole("PUSHERD_APP_", "o")));
+        assert!(
+            remarks(&own)
+                .contains("REVERB_APP_… is left, and the app of PUSHERD_APP_… is served, which goes above")
+        );
+        // The same app under two names is no contradiction.
+        let same = whole("PUSHER_APP_", "p") + &whole("SOKETI_DEFAULT_APP_", "p") + "PUSHER_HOST=ws.test\n";
+        assert_eq!(remarks(&of(&same)), "");
+        let other_secret = same.replace("SOKETI_DEFAULT_APP_SECRET=p", "SOKETI_DEFAULT_APP_SECRET=x");
+        assert!(remarks(&of(&other_secret)).contains("SOKETI_DEFAULT_APP_… is left"));
+        assert!(!remarks(&of(&other_secret)).contains("p-secret"));
+    }
+
+    #[test]
+    fn a_family_that_lacks_something_yields_to_one_that_is_whole() {
+        let reverb = whole("REVERB_APP_", "r") + "REVERB_HOST=ws.test\n";
+        for (left, lacks) in [
+            (
+                "PUSHER_APP_KEY=xyz\n",
+                "PUSHER_APP_KEY: is left, as it needs PUSHER_APP_ID and PUSHER_APP_SECRET",
+            ),
+            (
+                "PUSHER_APP_ID=5\nPUSHER_APP_KEY=\nPUSHER_APP_SECRET=\n",
+                "needs PUSHER_APP_KEY and PUSHER_APP_SECRET",
+            ),
+            ("PUSHER_KEY=xyz\n", "PUSHER_KEY: is left, as it needs PUSHER_ID and PUSHER_SECRET beside it"),
+            ("PUSHER_URL=https://api.pusherapp.com\n", "PUSHER_URL: is left, as it must be a URL such as"),
+        ] {
+            for driver in ["", "BROADCAST_CONNECTION=reverb\n", "BROADCAST_CONNECTION=pusher\n"] {
+                let dotenv = format!("{driver}{left}{reverb}");
+                assert_eq!(app(&dotenv), "r r-key", "{dotenv}");
+                let remarks = remarks(&of(&dotenv));
+                assert!(remarks.contains(lacks) && remarks.contains("REVERB_APP_… is served"), "{remarks}");
+                assert!(!remarks.contains("pusher.com"), "{remarks}");
+            }
+        }
+        // The apps of a file are whole as well.
+        let file = "[[apps]]\nid = '1'\nkey = 'k'\nsecret = 'long enough'\n";
+        let settings = settings(file, "PUSHER_APP_KEY=xyz\n", &[]).unwrap();
+        assert_eq!(&*settings.apps[0].id.0, "1");
+        assert!(remarks(&settings).contains("PUSHER_APP_KEY: is left"), "{}", remarks(&settings));
+    }
+
+    #[test]
+    fn where_no_family_is_whole_the_error_speaks_of_the_driver_in_use() {
+        let needs =
+            ".env: PUSHER_APP_KEY: needs PUSHER_APP_ID and PUSHER_APP_SECRET beside it, which are not set";
+        assert_eq!(problems("PUSHER_APP_KEY=xyz\n"), [needs]);
+        assert_eq!(
+            problems("BROADCAST_CONNECTION=reverb\nPUSHER_APP_KEY=xyz\n"),
+            [format!(
+                "{needs}; BROADCAST_CONNECTION is reverb, so set REVERB_APP_ID, REVERB_APP_KEY and REVERB_APP_SECRET"
+            )]
+        );
+        assert_eq!(
+            problems("BROADCAST_CONNECTION=reverb\nPUSHER_APP_KEY=xyz\nREVERB_APP_KEY=r\nREVERB_APP_ID=1\n"),
+            [".env: REVERB_APP_ID: needs REVERB_APP_SECRET beside it, which is not set"]
+        );
+        // What is pusherd's own was meant for it.
+        let own = format!("PUSHERD_APP_SECRET=s\n{}", whole("REVERB_APP_", "r"));
+        assert_eq!(
+            problems(&own),
+            [
+                ".env: PUSHERD_APP_SECRET: needs PUSHERD_APP_ID and PUSHERD_APP_KEY beside it, which are not set"
+            ]
+        );
+        let empty = settings("apps = []\n", "PUSHER_APP_KEY=xyz\n", &[]).unwrap_err();
+        assert_eq!(empty, [needs], "a list without an app is none");
+    }
+
+    #[test]
+    fn older_names_are_read() {
+        for (dotenv, expected) in [
+            ("PUSHER_URL=http://k:hunter22@ws.test/apps/42\n", "42 k"),
+            ("PUSHER_ID=42\nPUSHER_KEY=k\nPUSHER_SECRET=hunter22\n", "42 k"),
+            ("PUSHER_APP_ID=42\nPUSHER_KEY=k\nPUSHER_SECRET=hunter22\n", "42 k"),
+            ("DEFAULT_APP_ID=42\nDEFAULT_APP_KEY=k\nDEFAULT_APP_SECRET=hunter22\n", "42 k"),
+        ] {
+            assert_eq!(app(dotenv), expected, "{dotenv}");
+            let settings = of(&format!("BROADCAST_CONNECTION=pusher\nPUSHER_HOST=ws.test\n{dotenv}"));
+            assert_eq!(remarks(&settings), "", "{dotenv}");
+            assert_eq!(&*settings.server.host, "0.0.0.0", "{dotenv}");
+        }
+        assert_eq!(
+            problems("PUSHER_URL=http://k%3a:hunter22@ws.test/apps/42\n"),
+            [".env: PUSHER_URL: must not contain a colon, which ends the key in a signature"]
+        );
+    }
+
+    #[test]
+    fn a_driver_that_sends_nothing_is_remarked_upon() {
+        for driver in ["log", "null", "(null)", "redis", "ably", "\"log\""] {
+            let settings = of(&format!("BROADCAST_CONNECTION={driver}\n"));
+            let driver = driver.trim_matches(['"', '(', ')']);
+            let text = format!(
+                ".env: BROADCAST_CONNECTION: is {driver}: with this driver Laravel sends nothing to pusherd; set \
+                 BROADCAST_CONNECTION to reverb or pusher\n"
+            );
+            assert_eq!(remarks(&settings), text);
+        }
+        for dotenv in
+            ["", "BROADCAST_DRIVER=pusher\n", "BROADCAST_CONNECTION=\n", "BROADCAST_CONNECTION=mine\n"]
+        {
+            assert_eq!(remarks(&of(dotenv)), "", "{dotenv}");
+        }
+    }
+
+    #[test]
+    fn the_default_port_is_that_of_the_server_that_is_replaced() {
+        let reverb = whole("REVERB_APP_", "r");
+        let table = [
+            (reverb.clone(), "", 8080),
+            (format!("BROADCAST_CONNECTION=reverb\n{}", whole("PUSHERD_APP_", "o")), "", 8080),
+            (format!("BROADCAST_CONNECTION=pusher\n{reverb}{}", whole("PUSHER_APP_", "p")), "", 6001),
+            (whole("PUSHER_APP_", "p"), "", 6001),
+            (String::new(), "", 6001),
+            (format!("{reverb}REVERB_SERVER_PORT=9000\n"), "", 9000),
+            (format!("{reverb}REVERB_SERVER_PORT=9000\nREVERB_PORT=443\n"), "5000", 9000),
+            (reverb.clone(), "5000", 5000),
+            (String::new(), "5000", 5000),
+            (reverb.clone(), "tcp://10.0.0.1:80", 8080),
+            (String::new(), "0", 6001),
+            // Another program's, as there may be one in the same folder.
+            ("PORT=3000\n".to_owned(), "", 6001),
+        ];
+        for (dotenv, port, expected) in table {
+            let settings = settings("", &dotenv, &[("PORT", port)]).unwrap();
+            assert_eq!(settings.server.port, expected, "{dotenv} {port}");
+        }
+        let shown = of(&reverb).show().to_string();
+        let line = shown.lines().find(|line| line.starts_with("port = 8080 ")).unwrap();
+        assert!(line.ends_with(" # default; Reverb's, as its variables are in use"), "{line}");
+        let file = settings("server.port = 7000\n", "", &[("PORT", "5000")]).unwrap();
+        assert_eq!(file.server.port, 7000, "a platform's port is below the file");
+    }
+}

@@ -39,6 +39,18 @@ pub enum Limit {
     Requests,
     /// Events that an app publishes over HTTP a second (429).
     Events,
+    /// The length of a channel's name.
+    ChannelNameBytes,
+    /// The length of `channel_data`.
+    ChannelDataBytes,
+    /// The length of `user_info`.
+    UserInfoBytes,
+    /// The length of a user's id.
+    UserIdChars,
+    /// The length of a client event's name.
+    EventNameChars,
+    /// The length of a client event's data.
+    ClientEventBytes,
     /// The length of a request's body (413).
     RequestBytes,
     /// Bytes that wait for a client (4100).
@@ -49,7 +61,7 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::AppConnections,
         Self::NodeConnections,
         Self::AddressConnections,
@@ -66,6 +78,12 @@ impl Limit {
         Self::PresenceMembers,
         Self::Requests,
         Self::Events,
+        Self::ChannelNameBytes,
+        Self::ChannelDataBytes,
+        Self::UserInfoBytes,
+        Self::UserIdChars,
+        Self::EventNameChars,
+        Self::ClientEventBytes,
         Self::RequestBytes,
         Self::OutboxBytes,
         Self::IdempotencyKeys,
@@ -91,6 +109,12 @@ impl Limit {
             Self::PresenceMembers => "limits.presence_members",
             Self::Requests => "limits.requests_per_second",
             Self::Events => "limits.events_per_second",
+            Self::ChannelNameBytes => "limits.channel_name_bytes",
+            Self::ChannelDataBytes => "limits.channel_data_bytes",
+            Self::UserInfoBytes => "limits.presence_user_info_bytes",
+            Self::UserIdChars => "limits.user_id_chars",
+            Self::EventNameChars => "limits.event_name_chars",
+            Self::ClientEventBytes => "limits.client_event_data_bytes",
             Self::RequestBytes => "limits.request_body_bytes",
             Self::OutboxBytes => "limits.outbox_bytes",
             Self::IdempotencyKeys => "limits.idempotency_keys",
@@ -119,6 +143,12 @@ impl Limit {
             Self::PresenceMembers => "a presence channel has as many members as it may have",
             Self::Requests => "an app sends too many requests: answered with 429",
             Self::Events => "an app publishes too many events: answered with 429",
+            Self::ChannelNameBytes => "a subscription was refused: the name of the channel is too long",
+            Self::ChannelDataBytes => "a subscription was refused: its channel_data is too long",
+            Self::UserInfoBytes => "a subscription or sign-in was refused: its user_info is too long",
+            Self::UserIdChars => "a subscription or sign-in was refused: the user id is too long",
+            Self::EventNameChars => "a client event was rejected: its name is too long",
+            Self::ClientEventBytes => "a client event was rejected: its data is too long",
             Self::RequestBytes => "a request was rejected: its body is too long",
             Self::OutboxBytes => "a client reads too slowly: it was disconnected",
             Self::IdempotencyKeys => "an app has as many idempotency keys as are remembered",
@@ -143,7 +173,14 @@ impl Limit {
             Self::PresenceMembers => "members",
             Self::Requests => "requests a second",
             Self::Events => "events a second",
-            Self::MessageBytes | Self::RequestBytes | Self::OutboxBytes => "bytes",
+            Self::MessageBytes
+            | Self::ChannelNameBytes
+            | Self::ChannelDataBytes
+            | Self::UserInfoBytes
+            | Self::ClientEventBytes
+            | Self::RequestBytes
+            | Self::OutboxBytes => "bytes",
+            Self::UserIdChars | Self::EventNameChars => "characters",
             Self::IdempotencyKeys => "keys",
         }
     }
@@ -169,6 +206,12 @@ impl Limit {
             | Self::MessageTime
             | Self::ClientEvents
             | Self::ConnectionChannels
+            | Self::ChannelNameBytes
+            | Self::ChannelDataBytes
+            | Self::UserInfoBytes
+            | Self::UserIdChars
+            | Self::EventNameChars
+            | Self::ClientEventBytes
             | Self::RequestBytes
             | Self::OutboxBytes => false,
         }

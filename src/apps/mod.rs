@@ -180,6 +180,11 @@ impl Default for AppLimits {
     fn default() -> Self {
         let event_data_bytes_max = 102_400;
         let client_event_data_bytes_max = 10_240;
+        // Pusher's 1 KiB is too little for applications that come from Reverb or laravel-websockets, which have no limit.
+        let presence_user_info_bytes_max = 8192;
+        let user_id_chars_max = 128;
+        let channel_data_bytes_max =
+            Self::derived_channel_data_bytes(presence_user_info_bytes_max, user_id_chars_max);
         Self {
             connections_max: None,
             channels_max: None,
@@ -192,13 +197,16 @@ impl Default for AppLimits {
             channels_per_publish_max: 100,
             events_per_batch_max: 10,
             presence_members_max: 1000,
-            presence_user_info_bytes_max: 2048,
-            user_id_chars_max: 128,
-            channel_data_bytes_max: 4096,
+            presence_user_info_bytes_max,
+            user_id_chars_max,
+            channel_data_bytes_max,
             client_events: Rate { per_second: 10, burst: 10 },
             watchlist_users_max: 100,
             channels_per_connection_max: 1000,
-            message_bytes_max: Self::derived_message_bytes(client_event_data_bytes_max),
+            message_bytes_max: Self::derived_message_bytes(
+                client_event_data_bytes_max,
+                channel_data_bytes_max,
+            ),
             // A client that comes back subscribes to all its channels at once.
             messages: Rate { per_second: 100, burst: 1500 },
             // More than the largest batch, which even a client that reads gets faster than it can. Shared by all
@@ -222,10 +230,24 @@ impl AppLimits {
         event_data_bytes_max.saturating_mul(60).saturating_add(64 * 1024)
     }
 
-    /// The message limit: 16 KiB more than a client event's data, at least 32 KiB. Source: protocol.md §1.3.
+    /// The limit of `channel_data` that never refuses a legal member: the longest `user_info`, the longest id with each
+    /// character escaped as two units of UTF-16, and 1 KiB for the keys and what else the application writes.
     #[must_use]
-    pub const fn derived_message_bytes(client_event_data_bytes_max: usize) -> usize {
-        let derived = client_event_data_bytes_max.saturating_add(16 * 1024);
+    pub const fn derived_channel_data_bytes(user_info_bytes_max: usize, user_id_chars_max: usize) -> usize {
+        user_info_bytes_max.saturating_add(user_id_chars_max.saturating_mul(12)).saturating_add(1024)
+    }
+
+    /// The message limit: 16 KiB more than a client event's data; `channel_data` three times, as long as JSON becomes
+    /// at most when it is put into a string, and 512 bytes for name and signature; at least 32 KiB.
+    /// Source: protocol.md §1.3.
+    #[must_use]
+    pub const fn derived_message_bytes(
+        client_event_data_bytes_max: usize,
+        channel_data_bytes_max: usize,
+    ) -> usize {
+        let event = client_event_data_bytes_max.saturating_add(16 * 1024);
+        let subscribe = channel_data_bytes_max.saturating_mul(3).saturating_add(512);
+        let derived = if event < subscribe { subscribe } else { event };
         if derived < 32 * 1024 { 32 * 1024 } else { derived }
     }
 }
@@ -315,6 +337,12 @@ impl App {
             Limit::PresenceMembers => Some(limits.presence_members_max as u64),
             Limit::Requests => limits.requests_per_second.map(u64::from),
             Limit::Events => limits.events_per_second.map(u64::from),
+            Limit::ChannelNameBytes => Some(self.names.bytes_max as u64),
+            Limit::ChannelDataBytes => Some(limits.channel_data_bytes_max as u64),
+            Limit::UserInfoBytes => Some(limits.presence_user_info_bytes_max as u64),
+            Limit::UserIdChars => Some(limits.user_id_chars_max as u64),
+            Limit::EventNameChars => Some(limits.event_name_chars_max as u64),
+            Limit::ClientEventBytes => Some(limits.client_event_data_bytes_max as u64),
             Limit::RequestBytes => Some(limits.request_body_bytes_max as u64),
             Limit::OutboxBytes => Some(limits.outbox_bytes_max as u64),
             Limit::IdempotencyKeys => Some(limits.idempotency_keys_max as u64),

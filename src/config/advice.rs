@@ -90,6 +90,8 @@ pub(super) fn advise(
         let message = if limits.message_bytes_max == 0 { usize::MAX } else { limits.message_bytes_max };
         let body =
             if limits.request_body_bytes_max == 0 { usize::MAX } else { limits.request_body_bytes_max };
+        let channel_data =
+            if limits.channel_data_bytes_max == 0 { usize::MAX } else { limits.channel_data_bytes_max };
         // the greater, its key; what it cannot reach, its key
         let unreachable = [
             (limits.event_data_bytes_max, "event_data_bytes", body, "request_body_bytes"),
@@ -99,7 +101,7 @@ pub(super) fn advise(
             (
                 limits.presence_user_info_bytes_max,
                 "presence_user_info_bytes",
-                limits.channel_data_bytes_max,
+                channel_data,
                 "channel_data_bytes",
             ),
             (

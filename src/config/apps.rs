@@ -99,6 +99,7 @@ impl Draft {
         app.keys.clear();
         // 0 stands for derived until all is known.
         app.limits.request_body_bytes_max = 0;
+        app.limits.channel_data_bytes_max = 0;
         app.limits.message_bytes_max = 0;
         Self { section: Section::new(at, APP, app), id: None, pairs: Vec::new() }
     }
@@ -201,8 +202,18 @@ fn derive(limits: &mut AppLimits) -> Vec<(&'static str, usize)> {
         limits.request_body_bytes_max = body.min(DERIVED_BODY_BYTES_MAX);
         derived.push(("limits.request_body_bytes", limits.request_body_bytes_max));
     }
+    if limits.channel_data_bytes_max == 0 {
+        limits.channel_data_bytes_max = AppLimits::derived_channel_data_bytes(
+            limits.presence_user_info_bytes_max,
+            limits.user_id_chars_max,
+        );
+        derived.push(("limits.channel_data_bytes", limits.channel_data_bytes_max));
+    }
     if limits.message_bytes_max == 0 {
-        limits.message_bytes_max = AppLimits::derived_message_bytes(limits.client_event_data_bytes_max);
+        limits.message_bytes_max = AppLimits::derived_message_bytes(
+            limits.client_event_data_bytes_max,
+            limits.channel_data_bytes_max,
+        );
         derived.push(("limits.message_bytes", limits.message_bytes_max));
     }
     derived

@@ -551,12 +551,14 @@ pub(in crate::config) mod tests {
     #[test]
     fn what_follows_from_other_settings_follows() {
         let limits = "[apps.limits]\nclient_events_per_second = 3\nclient_event_data_bytes = 100000\n\
-                      event_data_bytes = 1000\nevents_per_batch = 20\n";
+                      event_data_bytes = 1000\nevents_per_batch = 20\npresence_user_info_bytes = 20000\n\
+                      user_id_chars = 100\n";
         let settings = settings(&format!("[server]\ndrain_secs = 60\n{APP}{limits}"), "", &[]).unwrap();
         assert_eq!(settings.server.options.shutdown_deadline, Duration::from_secs(70));
         let limits = &settings.apps[0].limits;
         assert_eq!((limits.client_events.per_second, limits.client_events.burst), (3, 3));
         assert_eq!(limits.message_bytes_max, 100_000 + 16 * 1024);
+        assert_eq!(limits.channel_data_bytes_max, 20_000 + 100 * 12 + 1024);
         assert_eq!(limits.request_body_bytes_max, 2 * 60 * 1000 + 64 * 1024, "as for twenty events");
         assert_eq!(&*settings.server.host, "0.0.0.0");
     }
@@ -598,10 +600,7 @@ pub(in crate::config) mod tests {
             (app.clone() + "watchlist = false\nlimits.watchlist_users = 5", "has no effect"),
             (app.clone() + "limits.request_body_bytes = 2048", "event_data_bytes: 102400 is never reached"),
             (app.clone() + "limits.message_bytes = 2048", "client_event_data_bytes: 10240 is never reached"),
-            (
-                app.clone() + "limits.presence_user_info_bytes = 5000",
-                "presence_user_info_bytes: 5000 is never",
-            ),
+            (app.clone() + "limits.channel_data_bytes = 4096", "presence_user_info_bytes: 8192 is never"),
             (app.clone() + "limits.messages_burst = 50", "messages_per_second: 100 is never reached"),
             (app.clone() + "limits.outbox_bytes = 4096", "event_data_bytes: 102400 is never reached"),
             (format!("[server]\ntrusted_proxies = []\n{app}tls_only = true"), "refuses everyone"),

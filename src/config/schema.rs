@@ -501,8 +501,8 @@ pub(super) const APP: &[Setting<App>] = &[
     ),
     app(
         "limits.channel_data_bytes",
-        number(1, MIB, |app| &mut app.limits.channel_data_bytes_max),
-        "Longest `channel_data` of a subscription.",
+        number_or_zero("derived", 1, MIB, |app| &mut app.limits.channel_data_bytes_max),
+        "Longest `channel_data` of a subscription. Derived: what holds the longest `user_info` and user id.",
     ),
     app(
         "limits.client_events_per_second",
@@ -522,7 +522,8 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "limits.message_bytes",
         number_or_zero("derived", KIB, 32 * MIB, |app| &mut app.limits.message_bytes_max),
-        "Longest message of a client (1009). Derived: 16 KiB more than `client_event_data_bytes`, at least 32 KiB.",
+        "Longest message of a client (1009). Derived: 16 KiB more than `client_event_data_bytes`, three times \
+         `channel_data_bytes`, at least 32 KiB.",
     ),
     app(
         "limits.messages_per_second",

@@ -31,14 +31,17 @@ impl Info {
         (info, unknown)
     }
 
-    /// Reads the comma list of a query, where every name must be one of `allowed`.
+    /// Reads the comma list of a query, where every name must be one of `allowed`. The first words of the refusal are
+    /// asserted by the acceptance tests of pusher-http-dotnet.
     pub(super) fn parse_strictly(list: &str, allowed: Self) -> Result<Self, ApiError> {
         let (info, unknown) = Self::parse(list);
         let unknown = unknown.or((info.cache && !allowed.cache).then_some("cache"));
         match unknown {
             Some(name) => {
                 let name = &name[..name.floor_char_boundary(80)];
-                Err(ApiError::bad(format_args!("info: {name} is not an attribute here")))
+                Err(ApiError::bad(format_args!(
+                    "info should be a comma separated list of attributes, and {name} is none here"
+                )))
             }
             None => Ok(info),
         }

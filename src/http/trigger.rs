@@ -129,7 +129,7 @@ async fn publish_batch(
     let items = picked.items.ok_or_else(|| ApiError::bad("batch is missing"))?;
     if items.len() > events_max {
         return Err(ApiError::bad(format_args!(
-            "batch has more than {events_max} events (limits.events_per_batch of the app)"
+            "Batch too large: it has more than {events_max} events (limits.events_per_batch of the app)"
         )));
     }
     let mut triggers = Vec::with_capacity(items.len());
@@ -224,7 +224,7 @@ impl<'a> Trigger<'a> {
         let limits = &app.limits;
         let name = fields.text("name", fields.name)?.ok_or_else(|| ApiError::bad("name is missing"))?;
         let name = EventName::parse(name, limits.event_name_chars_max).map_err(ApiError::bad)?;
-        let data = fields.data().ok_or_else(|| ApiError::bad("data is missing"))?;
+        let data = fields.data()?.ok_or_else(|| ApiError::bad("data is missing"))?;
         check_data_len(app, json::decoded_len(&data))?;
         let names = fields.channels(limits.channels_per_publish_max)?;
         let mut channels = SmallVec::<[ChannelName; 1]>::new();
@@ -311,13 +311,20 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The data as a JSON string literal: as received, if it was one; what is no string is put into one.
-    fn data(&self) -> Option<Cow<'a, str>> {
-        match self.data {
+    /// The data as a JSON string literal: as received, if it was one; what is no string is put into one, unless it is
+    /// too deep for the parsers of clients. What is in a string is the application's business.
+    fn data(&self) -> Result<Option<Cow<'a, str>>, ApiError> {
+        Ok(match self.data {
             Some(value) if json::is_string(value) => Some(Cow::Borrowed(value.get())),
+            Some(value) if json::is_value_too_deep(value) => {
+                return Err(ApiError::bad(format_args!(
+                    "data is nested more than {} levels deep",
+                    json::DEPTH_MAX
+                )));
+            }
             Some(value) => Some(Cow::Owned(literal(value.get()))),
             None => self.query.and_then(|query| query.value("data")).map(|data| Cow::Owned(literal(&data))),
-        }
+        })
     }
 
     /// The names of channels: a list, or one; at most `names_max`.
@@ -364,20 +371,23 @@ fn literal(text: &str) -> String {
     String::from_utf8(literal).expect("a JSON string of text is text")
 }
 
+/// The words `content of this event` and `Batch too large` are asserted by the acceptance tests of pusher-http-php.
 fn check_data_len(app: &App, bytes: usize) -> Result<(), ApiError> {
     let bytes_max = app.limits.event_data_bytes_max;
     if bytes <= bytes_max {
         return Ok(());
     }
     Err(ApiError::TooLarge(format!(
-        "The event data has {bytes} bytes, more than the {bytes_max} allowed (limits.event_data_bytes of the app)"
+        "The data content of this event has {bytes} bytes, more than the {bytes_max} allowed \
+         (limits.event_data_bytes of the app)"
     )))
 }
 
-/// The connection to skip: `None` for nobody, also for an id that no connection of pusherd can have.
+/// The connection to skip: `None` for nobody, also for an id that no connection of pusherd can have. Applications that
+/// have no id at hand send an empty one.
 fn parse_socket_id(text: Option<&str>) -> Result<Option<SocketId>, ApiError> {
     match text {
-        None => Ok(None),
+        None | Some("") => Ok(None),
         Some(text) if SocketId::is_well_formed(text) => Ok(SocketId::parse(text)),
         Some(_) => Err(ApiError::bad("Invalid socket_id: it is two numbers with a dot in between")),
     }
@@ -407,6 +417,7 @@ mod tests {
             (r#"{"name":"e","data":"x","channel":"a","socket_id":null}"#, r#"e "x" a "#),
             (r#"{"name":"e","data":"x","channels":"a","channel":"b"}"#, r#"e "x" a "#),
             (r#"{"name":"e","data":"","channels":["a","a"],"socket_id":"1.2"}"#, r#"e "" a 1.2"#),
+            (r#"{"name":"e","data":"x","channel":"a","socket_id":"","info":""}"#, r#"e "x" a "#),
             (
                 r#"{"name":"App\\Events\\X","data":"\ud800\u00e9\/","channels":["a"]}"#,
                 r#"App\Events\X "\ud800\u00e9\/" a "#,
@@ -452,6 +463,10 @@ mod tests {
             (r#"{"name":"e","data":"","channels":["a","private-encrypted-b"]}"#.to_owned(), "encrypted"),
             (r#"{"name":"e","data":"","channel":"a","socket_id":"x"}"#.to_owned(), "Invalid socket_id"),
             (r#"{"name":"e","data":"","channel":"a","socket_id":7}"#.to_owned(), "socket_id is not a string"),
+            (
+                format!(r#"{{"name":"e","data":{}1{},"channel":"a"}}"#, "[".repeat(129), "]".repeat(129)),
+                "data is nested more than 128 levels deep",
+            ),
         ] {
             match parse(&body) {
                 Err(ApiError::BadRequest(sentence)) => {
@@ -470,7 +485,7 @@ mod tests {
         let over = parse(&body(&"\\u00e9".repeat(51_201)));
         let Err(ApiError::TooLarge(sentence)) = over else { panic!("{over:?}") };
         assert!(
-            sentence.contains("102402")
+            sentence.contains("content of this event has 102402")
                 && sentence.contains("102400")
                 && sentence.contains("event_data_bytes")
         );

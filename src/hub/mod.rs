@@ -542,7 +542,7 @@ impl Inner {
     }
 
     fn not_joined(&self, app: &App, outbox: &Outbox, channel: &ChannelName, error: JoinError) {
-        let (limit, refusal) = refusal::of(error, app);
+        let (limit, refusal) = refusal::of(error, app, channel);
         self.refused(limit, Some(app));
         refuse(app, outbox, channel.as_str(), &refusal);
     }

@@ -3,8 +3,8 @@
 use crate::apps::{App, SubscriptionErrorFrames};
 use crate::limits::Limit;
 use crate::outbox::Outbox;
-use crate::protocol::CloseCode;
 use crate::protocol::message::{Refusal, ServerMessage};
+use crate::protocol::{ChannelName, CloseCode};
 use crate::registry::JoinError;
 
 /// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it. The channel is
@@ -26,17 +26,26 @@ pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
 }
 
 /// The limit that a join has met, and how the client hears of it.
-pub(super) fn of(error: JoinError, app: &App) -> (Limit, Refusal) {
+pub(super) fn of(error: JoinError, app: &App, channel: &ChannelName) -> (Limit, Refusal) {
     match error {
         JoinError::Full => {
             let members_max = app.limits.presence_members_max;
-            let reason = format!("the presence channel has {members_max} members, as many as it takes");
-            (Limit::PresenceMembers, Refusal::limit(4100, reason))
+            let limit = Limit::PresenceMembers;
+            let reason = format!(
+                "Subscription to {channel} refused: it has {members_max} members, as many as it takes ({} of the app)",
+                limit.setting()
+            );
+            (limit, Refusal::limit(4100, reason))
         }
         JoinError::TooManyChannels => {
             let channels_max = app.limits.channels_max.unwrap_or(u32::MAX);
-            let reason = format!("the app has {channels_max} channels, as many as it may have");
-            (Limit::AppChannels, Refusal::limit(429, reason))
+            let limit = Limit::AppChannels;
+            let reason = format!(
+                "Subscription to {channel} refused: the app has {channels_max} channels, as many as it may have ({} of \
+                 the app)",
+                limit.setting()
+            );
+            (limit, Refusal::limit(429, reason))
         }
     }
 }

@@ -216,6 +216,77 @@ pub fn items(text: &str, items_max: usize) -> Result<Items<'_>, serde_json::Erro
     Ok(items)
 }
 
+/// How deep JSON may be nested that pusherd hands on from a client: parsers have limits of their own (Python's about
+/// 1,000, PHP's 512, serde_json's 127), and some end the program when they reach it.
+pub const DEPTH_MAX: usize = 128;
+
+/// Whether a parser that reads `text` would go deeper than [`DEPTH_MAX`], be the text JSON or not. Text that is short or
+/// has few brackets, as nearly all has, costs no more than counting them; other text one pass, without recursion.
+#[must_use]
+pub fn is_too_deep(text: &[u8]) -> bool {
+    let is_opening = |byte: &&u8| matches!(byte, b'[' | b'{');
+    if text.len() <= DEPTH_MAX || text.iter().filter(is_opening).count() <= DEPTH_MAX {
+        return false;
+    }
+    let (mut depth, mut bytes) = (0_usize, text.iter());
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'[' | b'{' if depth == DEPTH_MAX => return true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => {
+                while let Some(byte) = bytes.next()
+                    && *byte != b'"'
+                {
+                    if *byte == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// As [`is_too_deep`], of a value that is handed on. A string may hold JSON, which clients parse once more.
+#[must_use]
+pub fn is_value_too_deep(value: &RawValue) -> bool {
+    let text = value.get().as_bytes();
+    if !is_string(value) {
+        return is_too_deep(text);
+    }
+    // Every bracket in it stands for itself, or for more than a backslash.
+    let may_be_bracket = |byte: &&u8| matches!(byte, b'[' | b'{' | b'\\');
+    if text.len() <= DEPTH_MAX || text.iter().filter(may_be_bracket).count() <= DEPTH_MAX {
+        return false;
+    }
+    let inner = wtf8(value);
+    let is_json = inner.trim_ascii_start().first().is_some_and(|byte| matches!(byte, b'[' | b'{'));
+    is_json && is_too_deep(&inner)
+}
+
+/// The bytes of a JSON string; a lone surrogate has three.
+fn wtf8(literal: &RawValue) -> Vec<u8> {
+    struct Bytes(Vec<u8>);
+    impl<'de> Deserialize<'de> for Bytes {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Any;
+            impl Visitor<'_> for Any {
+                type Value = Bytes;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a string")
+                }
+                fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                    Ok(Bytes(bytes.to_vec()))
+                }
+            }
+            deserializer.deserialize_bytes(Any)
+        }
+    }
+    serde_json::from_str::<Bytes>(literal.get()).map(|bytes| bytes.0).unwrap_or_default()
+}
+
 /// The text of a JSON string, or `None` when the value is not a string or not Unicode (a lone surrogate).
 #[must_use]
 pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
@@ -362,6 +433,37 @@ mod tests {
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(30_000), "]".repeat(30_000));
         assert!(pick(&deep, ["a"]).is_ok());
         assert!(pick(&deep, ["b"]).is_ok());
+    }
+
+    #[test]
+    fn brackets_within_brackets_are_counted_and_those_in_strings_are_not() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let too_deep = |text: &str| is_too_deep(text.as_bytes());
+        assert!(!too_deep(&nested(DEPTH_MAX)));
+        assert!(too_deep(&nested(DEPTH_MAX + 1)));
+        assert!(too_deep(&format!("{{\"a\":[{{}},{}]}}", nested(DEPTH_MAX - 1))));
+        assert!(!too_deep(&format!("[{}]", vec![nested(2); 1000].join(","))), "many, not deep");
+        assert!(!too_deep(&format!("[\"\\\"{}\"]", "[".repeat(500))), "in a string");
+        assert!(
+            too_deep(&format!("[\"\\\\\",{}", "[".repeat(128))),
+            "unfinished, behind an escaped backslash"
+        );
+        assert!(!too_deep(&"]".repeat(500)));
+    }
+
+    #[test]
+    fn a_string_is_as_deep_as_the_json_in_it() {
+        let too_deep = |literal: &str| is_value_too_deep(&RawValue::from_string(literal.to_owned()).unwrap());
+        let deep = |open: &str| format!("\"{}\"", open.repeat(DEPTH_MAX + 1));
+        for open in ["[", "{\\\"a\\\":", "\\u005b", "\\u005B", " \\n["] {
+            assert!(too_deep(&deep(open)), "{open}");
+        }
+        let surrogate = format!("\"{}\\ud800\"", "[".repeat(DEPTH_MAX + 1));
+        assert!(too_deep(&surrogate), "no text, and JavaScript parses it");
+        assert!(!too_deep(&format!("\"x{}\"", "[".repeat(500))), "no parser reads past the x");
+        assert!(!too_deep(&format!("\"[{}]\"", "\\\"[\\\",".repeat(500))));
+        assert!(!too_deep(&format!("\"{}\"", "\\\\".repeat(500))));
+        assert!(too_deep(&format!("{}{}", "[".repeat(200), "]".repeat(200))), "no string");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::apps::App;
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Outbox, Pulse, Transport, Unfinished};
-use crate::protocol::message::{CLIENT_EVENT_RATE, Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
@@ -296,13 +296,18 @@ impl Connection {
                 }
                 hub.sign_in(&app, outbox, &signed_in.member.id, &watched, &signed_in.watchlist);
             }
-            Action::OverRate { message } => {
-                hub.refused(Limit::ClientEvents, Some(&app));
-                if let Some(message) = message {
-                    outbox.say(&ServerMessage::Error { code: Some(CLIENT_EVENT_RATE), message: &message });
+            Action::Reject { limit, told } => {
+                if let Some(limit) = limit {
+                    hub.refused(limit, Some(&app));
+                }
+                if let Some((code, message)) = told {
+                    outbox.say(&ServerMessage::Error { code, message: &message });
                 }
             }
-            Action::Error { code, message } => {
+            Action::Error { code, message, limit } => {
+                if let Some(limit) = limit {
+                    hub.refused(limit, Some(&app));
+                }
                 if hub.debugs() {
                     debug!(socket = %outbox.socket(), message, "message refused");
                 }

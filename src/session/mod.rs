@@ -18,8 +18,11 @@ use std::time::Duration;
 use crate::apps::App;
 use crate::limits::{Limit, Rate, TokenBucket};
 use crate::protocol::json;
-use crate::protocol::message::{ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe};
-use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId};
+use crate::protocol::message::{
+    CLIENT_EVENT_RATE, ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe,
+};
+use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId, UserIdError};
+use refusal::Refused;
 
 /// Error frames that answer malformed messages.
 const ERRORS: Rate = Rate { per_second: 10, burst: 100 };
@@ -107,10 +110,12 @@ pub enum Action<'m> {
         /// On presence channels, who sends it.
         user: Option<UserId>,
     },
-    /// Drop a client event, which is one too many.
-    OverRate {
-        /// What to tell the client, unless it was told just now.
-        message: Option<String>,
+    /// Drop a client event.
+    Reject {
+        /// The limit that was reached, if that is why.
+        limit: Option<Limit>,
+        /// The code and what is wrong, to tell the client, unless it was told just now.
+        told: Option<(Option<u16>, String)>,
     },
     /// Count the connection as the user's and tell the client so.
     SignIn {
@@ -129,6 +134,8 @@ pub enum Action<'m> {
         code: Option<u16>,
         /// What is wrong.
         message: String,
+        /// The limit that was reached, if that is what is wrong.
+        limit: Option<Limit>,
     },
     /// End the connection.
     Close {
@@ -139,21 +146,9 @@ pub enum Action<'m> {
     },
 }
 
-/// Why a subscription is refused.
-struct Refused {
-    refusal: Refusal,
-    limit: Option<Limit>,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal, limit: None }
-    }
-}
-
 /// An error frame without a number.
 fn error<'m>(message: impl Into<String>) -> Action<'m> {
-    Action::Error { code: None, message: message.into() }
+    Action::Error { code: None, message: message.into(), limit: None }
 }
 
 impl Session {
@@ -266,7 +261,7 @@ impl Session {
             Access::Private | Access::Encrypted => {
                 self.verify(&channel, request)?;
                 if let ChannelData::Text(data) = &request.channel_data {
-                    self.check_channel_data(data)?;
+                    self.check_channel_data(&channel, data)?;
                 }
                 None
             }
@@ -279,10 +274,9 @@ impl Session {
             Some(there) if there.user.as_ref() != member.as_ref().map(|member| &member.id) => {
                 Err(refusal::other_user(&channel).into())
             }
-            None if self.subscriptions.len() >= self.app.limits.channels_per_connection_max => Err(Refused {
-                refusal: refusal::too_many_channels(self.app.limits.channels_per_connection_max),
-                limit: Some(Limit::ConnectionChannels),
-            }),
+            None if self.subscriptions.len() >= self.app.limits.channels_per_connection_max => {
+                Err(refusal::too_many_channels(&channel, self.app.limits.channels_per_connection_max))
+            }
             Some(_) | None => Ok((channel, member)),
         }
     }
@@ -308,25 +302,30 @@ impl Session {
         Err(Refusal { string_to_sign, ..refusal::not_authorised(channel, "invalid signature") })
     }
 
-    fn check_channel_data(&self, data: &str) -> Result<(), Refusal> {
+    fn check_channel_data(&self, channel: &ChannelName, data: &str) -> Result<(), Refused> {
         let bytes_max = self.app.limits.channel_data_bytes_max;
-        if data.len() > bytes_max { Err(refusal::channel_data_too_large(bytes_max)) } else { Ok(()) }
+        if data.len() > bytes_max {
+            return Err(refusal::channel_data_too_large(channel, data.len(), bytes_max));
+        }
+        if json::is_too_deep(data.as_bytes()) {
+            return Err(refusal::channel_data_too_deep(channel).into());
+        }
+        Ok(())
     }
 
     /// Who the subscriber of a presence channel is: what the signed `channel_data` says, else the signed-in user.
-    fn member(&self, channel: &ChannelName, channel_data: &ChannelData<'_>) -> Result<Member, Refusal> {
+    fn member(&self, channel: &ChannelName, channel_data: &ChannelData<'_>) -> Result<Member, Refused> {
         let data = match channel_data {
             ChannelData::Text(data) => data,
             ChannelData::Absent | ChannelData::NotText => {
                 let user = self.signed_in().map(|signed_in| signed_in.member.clone());
-                return user.ok_or_else(|| {
-                    refusal::not_authorised(channel, "channel_data is missing and nobody is signed in")
-                });
+                let nobody = "channel_data is missing and nobody is signed in";
+                return user.ok_or_else(|| refusal::not_authorised(channel, nobody).into());
             }
         };
-        self.check_channel_data(data)?;
+        self.check_channel_data(channel, data)?;
         let limits = &self.app.limits;
-        let unusable = |reason| refusal::not_authorised(channel, reason);
+        let unusable = |reason| Refused::from(refusal::not_authorised(channel, reason));
         let Ok([id, info]) = json::pick(data, ["user_id", "user_info"]) else {
             return Err(unusable("channel_data is not a JSON object"));
         };
@@ -334,8 +333,9 @@ impl Session {
         let id =
             UserId::from_json(id, limits.user_id_chars_max).map_err(|why| refusal::user_id(channel, why))?;
         let info = info.map_or("null", |info| info.get());
-        if info.len() > limits.presence_user_info_bytes_max {
-            return Err(refusal::user_info_too_large(limits.presence_user_info_bytes_max));
+        let info_bytes_max = limits.presence_user_info_bytes_max;
+        if info.len() > info_bytes_max {
+            return Err(refusal::user_info_too_large(channel, info.len(), info_bytes_max));
         }
         Ok(Member { id, info: info.into() })
     }
@@ -350,10 +350,12 @@ impl Session {
 
     /// Source: protocol.md §6.1.
     fn sign_in<'m>(&mut self, request: SignIn<'m>, now: Duration) -> Action<'m> {
-        let refused = |reason: &str| Action::Error {
-            code: Some(CloseCode::Unauthorized.number()),
-            message: format!("Sign-in refused: {reason}"),
+        let refused_by = |limit: Option<Limit>, reason: String| {
+            let setting = limit.map(|limit| format!(" ({} of the app)", limit.setting()));
+            let message = format!("Sign-in refused: {reason}{}", setting.unwrap_or_default());
+            Action::Error { code: Some(CloseCode::Unauthorized.number()), message, limit }
         };
+        let refused = |reason: &str| refused_by(None, reason.to_owned());
         let Some(user_data) = request.user_data else {
             return self.malformed("Missing parameter: data.user_data", now);
         };
@@ -365,6 +367,9 @@ impl Session {
         if !verified {
             return refused("invalid signature");
         }
+        if json::is_too_deep(user_data.as_bytes()) {
+            return refused(&format!("user_data is nested more than {} levels deep", json::DEPTH_MAX));
+        }
         let limits = &self.app.limits;
         let Ok([id, info, watchlist]) = json::pick(&user_data, ["id", "user_info", "watchlist"]) else {
             return refused("user_data is not a JSON object");
@@ -372,14 +377,16 @@ impl Session {
         let Some(id) = id else { return refused("user_data has no id") };
         let id = match UserId::from_json(id, limits.user_id_chars_max).and_then(UserId::with_channel) {
             Ok(id) => id,
-            Err(why) => return refused(&why.to_string()),
+            Err(why @ UserIdError::TooLong { .. }) => {
+                return refused_by(Some(Limit::UserIdChars), why.to_string());
+            }
+            Err(why @ (UserIdError::Type | UserIdError::Alphabet)) => return refused(&why.to_string()),
         };
         let info = info.map_or("null", |info| info.get());
-        if info.len() > limits.presence_user_info_bytes_max {
-            return refused(&format!(
-                "user_info is longer than {} bytes",
-                limits.presence_user_info_bytes_max
-            ));
+        let (bytes, bytes_max) = (info.len(), limits.presence_user_info_bytes_max);
+        if bytes > bytes_max {
+            let why = format!("user_info has {bytes} bytes, more than the {bytes_max} allowed");
+            return refused_by(Some(Limit::UserInfoBytes), why);
         }
         if self.signed_in().is_some_and(|before| before.member.id != id) {
             return refused("the connection is signed in as another user");
@@ -404,47 +411,74 @@ impl Session {
                 user,
             },
             Ok(_) => {
-                let rate = self.app.limits.client_events.per_second;
-                let may_tell = self.event_errors.take(EVENT_ERRORS, now);
-                let message = || format!("Client event rejected: over {rate} per second");
-                Action::OverRate { message: may_tell.then(message) }
+                let why = format!("over {} per second", self.app.limits.client_events.per_second);
+                self.reject(Some(CLIENT_EVENT_RATE), Rejected::by(Limit::ClientEvents, &why), now)
             }
-            Err(_) if !self.event_errors.take(EVENT_ERRORS, now) => Action::Nothing,
-            Err(why) => error(format!("Client event rejected: {why}")),
+            Err(rejected) => self.reject(None, rejected, now),
         }
     }
 
-    fn may_publish(&self, event: &ClientEvent<'_>) -> Result<(ChannelName, Option<UserId>), String> {
+    /// Every limit that was reached is counted, also when the client is not told.
+    fn reject<'m>(&mut self, code: Option<u16>, rejected: Rejected, now: Duration) -> Action<'m> {
+        let Rejected { why, limit } = rejected;
+        let may_tell = self.event_errors.take(EVENT_ERRORS, now);
+        Action::Reject { limit, told: may_tell.then(|| (code, format!("Client event rejected: {why}"))) }
+    }
+
+    fn may_publish(&self, event: &ClientEvent<'_>) -> Result<(ChannelName, Option<UserId>), Rejected> {
         if !self.app.client_events {
-            return Err("client events are switched off for this app".into());
+            return Err(Rejected::because("client events are switched off for this app"));
         }
-        let Some(channel) = &event.channel else { return Err("the channel is missing".into()) };
+        let Some(channel) = &event.channel else { return Err(Rejected::because("the channel is missing")) };
         // The name of a subscription has been checked; another one is, to say what is wrong with it.
         let Some(subscription) = self.subscription(channel) else {
-            let channel = ChannelName::parse(channel, &self.app.names).map_err(|why| why.to_string())?;
+            let channel = ChannelName::parse(channel, &self.app.names)
+                .map_err(|why| Rejected::because(why.to_string()))?;
             return Err(match channel.takes_client_events() {
-                true => format!("not subscribed to {channel}"),
-                false => WRONG_KIND.into(),
+                true => Rejected::because(format!("not subscribed to {channel}")),
+                false => Rejected::because(WRONG_KIND),
             });
         };
         if !subscription.channel.takes_client_events() {
-            return Err(WRONG_KIND.into());
+            return Err(Rejected::because(WRONG_KIND));
         }
         let chars_max = self.app.limits.event_name_chars_max;
         if event.event.len() == "client-".len() {
-            return Err("the name is only a prefix".into());
+            return Err(Rejected::because("the name is only a prefix"));
         }
         if event.event.chars().count() > chars_max {
-            return Err(format!("the name has more than {chars_max} characters"));
+            let why = format!("the name has more than {chars_max} characters");
+            return Err(Rejected::by(Limit::EventNameChars, &why));
         }
         let bytes = event.data.map_or(0, |data| {
             if json::is_string(data) { json::decoded_len(data.get()) } else { data.get().len() }
         });
         let bytes_max = self.app.limits.client_event_data_bytes_max;
         if bytes > bytes_max {
-            return Err(format!("the data has {bytes} bytes, more than {bytes_max}"));
+            let why = format!("the data has {bytes} bytes, more than the {bytes_max} allowed");
+            return Err(Rejected::by(Limit::ClientEventBytes, &why));
+        }
+        if event.data.is_some_and(json::is_value_too_deep) {
+            let depth_max = json::DEPTH_MAX;
+            return Err(Rejected::because(format!("the data is nested more than {depth_max} levels deep")));
         }
         Ok((subscription.channel.clone(), subscription.user.clone()))
+    }
+}
+
+/// Why a client event is not published.
+struct Rejected {
+    why: String,
+    limit: Option<Limit>,
+}
+
+impl Rejected {
+    fn because(why: impl Into<String>) -> Self {
+        Self { why: why.into(), limit: None }
+    }
+
+    fn by(limit: Limit, why: &str) -> Self {
+        Self { why: format!("{why} ({} of the app)", limit.setting()), limit: Some(limit) }
     }
 }
 

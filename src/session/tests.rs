@@ -7,7 +7,6 @@
 //! ```
 
 use super::*;
-use crate::protocol::message::CLIENT_EVENT_RATE;
 use crate::protocol::wire::pusher;
 
 const SOCKET: SocketId = SocketId::new(123_456, 7890);
@@ -90,8 +89,11 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
             let (id, watchlist) = (&signed_in.member.id, ids(&signed_in.watchlist));
             format!("sign in {id} watching [{watchlist}] instead of [{}]{cut}", ids(&watched))
         }
-        Action::OverRate { message } => format!("error {CLIENT_EVENT_RATE} {}", message?),
-        Action::Error { code, message } => format!("error {} {message}", code.unwrap_or(0)),
+        Action::Reject { told, .. } => {
+            let (code, message) = told?;
+            format!("error {} {message}", code.unwrap_or(0))
+        }
+        Action::Error { code, message, .. } => format!("error {} {message}", code.unwrap_or(0)),
         Action::Close { code, .. } => format!("close {}", code.number()),
     })
 }
@@ -210,9 +212,9 @@ fn a_second_subscription_is_verified_again_and_may_not_change_the_user() {
 #[test]
 fn names_and_sizes_have_limits_that_are_checked_after_the_signature() {
     let long = "x".repeat(201);
-    let info = "x".repeat(2048);
+    let info = "x".repeat(8192);
     let user = "x".repeat(129);
-    let data = "x".repeat(4096);
+    let data = "x".repeat(10_752);
     transcript(&format!(
         r#"
         > {{"event":"pusher:subscribe","data":{{"channel":"{long}"}}}}
@@ -312,7 +314,7 @@ fn client_events_have_a_size_and_a_rate() {
         > {{"event":"pusher:subscribe","data":{{"auth":"?","channel":"private-a"}}}}
         = join private-a
         > {{"event":"client-x","channel":"private-a","data":"{large}"}}
-        = error 0 Client event rejected: the data has 10241 bytes, more than 10240
+        = error 0 Client event rejected: the data has 10241 bytes, more than the 10240 allowed (limits.client_event_data_bytes of the app)
         > {{"event":"client-x","channel":"private-a","data":"{fits}"}}
         = publish private-a client-x "{fits}"
         + 1000ms
@@ -323,7 +325,7 @@ fn client_events_have_a_size_and_a_rate() {
     }
     script += r#"
         > {"event":"client-x","channel":"private-a","data":1}
-        = error 4301 Client event rejected: over 10 per second
+        = error 4301 Client event rejected: over 10 per second (limits.client_events_per_second of the app)
         > {"event":"client-x","channel":"private-a","data":1}
         + 100ms
         > {"event":"client-x","channel":"private-a","data":1}

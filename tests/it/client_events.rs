@@ -306,3 +306,50 @@ async fn the_same_channel_of_another_app_is_another_channel() {
     other.expect(json!({ "event": "client-x", "channel": ROOM, "data": 1 })).await;
     theirs.fence().await;
 }
+
+/// JSON as deep as this, as an array and as objects.
+fn nested(depth: usize) -> [String; 2] {
+    let array = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let object = format!(r#"{}1{}"#, r#"{"a":"#.repeat(depth), "}".repeat(depth));
+    [array, object]
+}
+
+#[tokio::test]
+async fn data_nested_more_than_128_levels_deep_is_refused_in_words() {
+    let many = Rate { per_second: 1000, burst: 1000 };
+    let server = Server::with_app(|app: &mut App| app.limits.client_events = many).await;
+    let [mut sender, mut other] = pair(&server).await;
+    let event = |data: &str| format!(r#"{{"event":"client-x","channel":"{ROOM}","data":{data}}}"#);
+    for data in nested(128) {
+        // Clients parse the JSON in a string as well.
+        for data in [data.clone(), Value::from(data).to_string()] {
+            sender.send_text(&event(&data)).await;
+            assert!(other.next_text().await.contains(&data));
+        }
+    }
+    for data in nested(129).into_iter().chain(nested(700)) {
+        for data in [data.clone(), Value::from(data).to_string()] {
+            // Refusals are told once a second.
+            let mut sender = server.connect().await;
+            sender.subscribe(ROOM).await;
+            sender.send_text(&event(&data)).await;
+            let message = sender.expect_error(Value::Null).await;
+            assert!(message.contains("nested more than 128 levels deep"), "{message}");
+            sender.fence().await;
+        }
+    }
+    marker(&server, &mut [&mut sender, &mut other]).await;
+}
+
+/// They are JSON by its grammar, and what is sent is what arrives: JavaScript cuts texts in the midst of a character, and
+/// a number has the range that its reader has.
+#[tokio::test]
+async fn lone_surrogates_and_numbers_of_any_size_are_handed_on_as_they_are() {
+    let server = Server::start().await;
+    let [mut sender, mut other] = pair(&server).await;
+    for data in [r#""\ud800""#, r#"{"\udc00":["\ud800x"]}"#, "1e999", r#"[-1e999,1e-999]"#] {
+        let frame = format!(r#"{{"event":"client-x","channel":"{ROOM}","data":{data}}}"#);
+        sender.send_text(&frame).await;
+        assert_eq!(other.next_text().await, frame);
+    }
+}

@@ -1,10 +1,10 @@
 //! Every limit of protocol.md §12.1 at its default: reached without harm, and crossed once.
 
 use pusherd::apps::AppLimits;
-use pusherd::limits::Rate;
+use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 
-use crate::harness::{Client, DEMO, NEWS, Request, Server, unix_now};
+use crate::harness::{Client, DEMO, NEWS, Request, Server, channel_auth, unix_now};
 
 const ROOM: &str = "presence-room";
 
@@ -20,7 +20,8 @@ async fn a_channel_name_has_200_bytes() {
     let (longest, too_long) = ("x".repeat(200), "x".repeat(201));
     client.subscribe(&longest).await;
     client.ask(&too_long).await;
-    client.expect_refusal(&too_long, "LimitReached", 413, Value::Null).await;
+    let [message, _] = client.expect_refusal(&too_long, "LimitReached", 413, Value::Null).await;
+    assert!(message.contains("201") && message.contains("limits.channel_name_bytes"), "{message}");
     // The length is looked at before the pattern.
     let and_wrong = "é".repeat(5000);
     client.ask(&and_wrong).await;
@@ -73,9 +74,11 @@ async fn the_data_of_a_published_event_has_102_400_bytes() {
         let body = json!({ "name": "e", "channel": NEWS, "data": too_long });
         let answer = server.post_json("/apps/1001/events", body.clone()).await;
         let text = answer.refused(413);
+        assert!(text.contains("content of this event"), "{text}");
         assert!(text.contains("102400") && text.contains("event_data_bytes"), "{text}");
         let batch = json!({ "batch": [{ "name": "e", "channel": NEWS, "data": "" }, body] });
-        server.post_json("/apps/1001/batch_events", batch).await.refused(413);
+        let answer = server.post_json("/apps/1001/batch_events", batch).await;
+        assert!(answer.refused(413).contains("content of this event"), "{}", answer.text());
     }
     let answer = server.post("/apps/1001/events", body("e", NEWS, &"x".repeat(102_401))).await;
     assert!(answer.refused(413).contains("102401"), "the size is named: {}", answer.text());
@@ -115,7 +118,8 @@ async fn the_data_of_a_client_event_has_10_240_bytes() {
         let mut sender = server.connect().await;
         sender.subscribe("private-room").await;
         sender.send_text(&event(&data)).await;
-        sender.expect_error(Value::Null).await;
+        let message = sender.expect_error(Value::Null).await;
+        assert!(message.contains("limits.client_event_data_bytes"), "{message}");
         sender.fence().await;
     }
     other.fence().await;
@@ -170,7 +174,9 @@ async fn a_batch_has_10_events() {
             (0..count).map(|at| json!({ "name": at.to_string(), "channel": NEWS, "data": "" })).collect();
         json!({ "batch": events })
     };
-    server.post_json("/apps/1001/batch_events", batch(11)).await.refused(400);
+    let answer = server.post_json("/apps/1001/batch_events", batch(11)).await;
+    let text = answer.refused(400);
+    assert!(text.contains("Batch too large") && text.contains("limits.events_per_batch"), "{text}");
     client.fence().await;
     server.post_json("/apps/1001/batch_events", batch(10)).await.ok();
     for at in 0..10 {
@@ -184,26 +190,56 @@ fn a_presence_channel_has_1000_users() {
     assert_eq!(AppLimits::default().presence_members_max, 1000);
 }
 
-async fn join_refused(client: &mut Client, channel_data: &Value) {
+/// The refusal names the channel, what was given, what is allowed and the setting.
+async fn join_refused(client: &mut Client, channel_data: &Value, named: &[&str]) {
     client.ask_as(ROOM, &channel_data.to_string()).await;
-    client.expect_refusal(ROOM, "LimitReached", 4301, Value::Null).await;
+    for message in client.expect_refusal(ROOM, "LimitReached", 4301, Value::Null).await {
+        assert!([&[ROOM], named].concat().iter().all(|named| message.contains(named)), "{message}");
+    }
 }
 
 #[tokio::test]
-async fn user_info_has_2048_bytes_of_json() {
+async fn user_info_has_8192_bytes_of_json() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let user_info = |bytes: usize| json!({ "user_id": "7", "user_info": "x".repeat(bytes - 2) });
-    join_refused(&mut client, &user_info(2049)).await;
-    client.join(ROOM, user_info(2048)).await;
+    let named = ["8193", "8192", "limits.presence_user_info_bytes"];
+    join_refused(&mut client, &user_info(8193), &named).await;
+    client.join(ROOM, user_info(8192)).await;
+
+    let mut client = server.connect().await;
+    let user_data = |bytes: usize| json!({ "id": "7", "user_info": "x".repeat(bytes - 2) });
+    client.send(client.signed_sign_in(&user_data(8193).to_string())).await;
+    let message = client.expect_error(4009).await;
+    assert!(named.iter().all(|named| message.contains(named)), "{message}");
+    client.sign_in(user_data(8192)).await;
+    assert_eq!(server.metrics.rejected(Limit::UserInfoBytes).get(), 2);
+}
+
+/// The longest id and info, escaped in the ways that take most room, by the application and again by the client.
+#[tokio::test]
+async fn the_longest_member_fits_into_channel_data_and_into_a_message() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let (id, info) = (r"\ud83d\ude00".repeat(128), "é".repeat(8190 / 2));
+    let channel_data = format!(r#"{{"user_id":"{id}","user_info":"{info}"}}"#);
+    let auth = channel_auth(&client.id, ROOM, Some(&channel_data));
+    let escaped = Value::from(channel_data).to_string().replace('é', r"\u00e9");
+    client
+        .send_text(&format!(
+            r#"{{"event":"pusher:subscribe","data":{{"channel":"{ROOM}","auth":"{auth}","channel_data":{escaped}}}}}"#
+        ))
+        .await;
+    client.expect_event("pusher_internal:subscription_succeeded", ROOM).await;
 }
 
 #[tokio::test]
 async fn a_user_id_has_128_characters() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    join_refused(&mut client, &json!({ "user_id": "x".repeat(129) })).await;
-    join_refused(&mut client, &json!({ "user_id": "é".repeat(129) })).await;
+    let named = ["128", "limits.user_id_chars"];
+    join_refused(&mut client, &json!({ "user_id": "x".repeat(129) }), &named).await;
+    join_refused(&mut client, &json!({ "user_id": "é".repeat(129) }), &named).await;
     client.join(ROOM, json!({ "user_id": "x".repeat(128) })).await;
     server.connect().await.join(ROOM, json!({ "user_id": "é".repeat(128) })).await;
 
@@ -215,16 +251,16 @@ async fn a_user_id_has_128_characters() {
 }
 
 #[tokio::test]
-async fn channel_data_has_4096_bytes() {
+async fn channel_data_has_10_752_bytes() {
     let server = Server::start().await;
     let channel_data = |bytes: usize| {
         let rest = json!({ "user_id": "7", "x": "" }).to_string().len();
         json!({ "user_id": "7", "x": "x".repeat(bytes - rest) })
     };
-    assert_eq!(channel_data(4096).to_string().len(), 4096);
+    assert_eq!(channel_data(10_752).to_string().len(), 10_752);
     let mut client = server.connect().await;
-    join_refused(&mut client, &channel_data(4097)).await;
-    client.join(ROOM, channel_data(4096)).await;
+    join_refused(&mut client, &channel_data(10_753), &["10753", "10752", "limits.channel_data_bytes"]).await;
+    client.join(ROOM, channel_data(10_752)).await;
 }
 
 #[tokio::test]

@@ -191,6 +191,25 @@ async fn user_info_is_handed_on_as_the_text_that_it_was() {
 }
 
 #[tokio::test]
+async fn channel_data_nested_more_than_128_levels_deep_is_refused_in_words() {
+    let server = Server::start().await;
+    let [mut client, mut other] = server.connect_many().await;
+    let info = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for (room, channel_data) in
+        [(ROOM, format!(r#"{{"user_id":"7","user_info":{}}}"#, info(128))), ("private-room", info(129))]
+    {
+        client.send(client.signed_subscribe(room, Some(&channel_data))).await;
+        let [message, _] = client.expect_refusal(room, "LimitReached", 4301, Value::Null).await;
+        assert!(message.contains("nested more than 128 levels deep"), "{message}");
+    }
+    let user_data = format!(r#"{{"id":"7","user_info":{}}}"#, info(128));
+    client.send(client.signed_sign_in(&user_data)).await;
+    assert!(client.expect_error(4009).await.contains("nested more than 128 levels deep"));
+    other.ask_as(ROOM, &format!(r#"{{"user_id":"7","user_info":{}}}"#, info(127))).await;
+    assert!(other.next_text().await.contains(&info(127)));
+}
+
+#[tokio::test]
 async fn other_keys_of_channel_data_are_ignored() {
     let server = Server::start().await;
     let [mut watching, mut client] = server.connect_many().await;
@@ -294,8 +313,8 @@ async fn limits_are_no_use_to_those_without_a_signature() {
     for channel_data in [
         user("8"),
         user(&"8".repeat(129)),
-        json!({ "user_id": "7", "user_info": "x".repeat(2048) }),
-        json!({ "user_id": "7", "user_info": "x".repeat(5000) }),
+        json!({ "user_id": "7", "user_info": "x".repeat(8192) }),
+        json!({ "user_id": "7", "user_info": "x".repeat(12_000) }),
     ] {
         let channel_data = channel_data.to_string();
         let auth = channel_auth(&member.id, ROOM, Some(&channel_data));

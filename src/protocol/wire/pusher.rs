@@ -141,6 +141,8 @@ fn write(message: &ServerMessage<'_>, out: &mut Vec<u8>) {
             });
             frame(out, "pusher_internal:member_removed", Some(channel.as_str()), &inner);
         }
+        // With data, as Pusher's own has it (compared in sockudo#78). Soketi and Reverb leave it out; pusher-js, Java and
+        // Swift take both, and the decoders of others want `data` in every frame.
         ServerMessage::CacheMiss { channel } => frame(out, "pusher:cache_miss", Some(channel.as_str()), "{}"),
         ServerMessage::SubscriptionCount { channel, count } => {
             let inner = format!(r#"{{"subscription_count":{count}}}"#);

@@ -201,11 +201,11 @@ test('a signed-in user joins without channel data', async (t) => {
   assert.deepEqual(room.members.me, { id: 'ada', info: { name: 'Ada' } });
 });
 
-test('user info of 2048 bytes is accepted, one byte more is refused', async (t) => {
+test('user info of 8192 bytes is accepted, one byte more is refused', async (t) => {
   const infoOf = (bytes) => JSON.stringify('x'.repeat(bytes - 2));
   const channel = stage.unique('presence-room');
-  await subscribe(await stage.connect(t, { user: 'ada', params: { info: infoOf(2048) } }), channel);
-  const bob = await stage.connect(t, { user: 'bob', params: { info: infoOf(2049) } });
+  await subscribe(await stage.connect(t, { user: 'ada', params: { info: infoOf(8192) } }), channel);
+  const bob = await stage.connect(t, { user: 'bob', params: { info: infoOf(8193) } });
   const { type, status } = await refused(bob, channel);
   assert.deepEqual({ type, status }, { type: 'LimitReached', status: 4301 });
 });

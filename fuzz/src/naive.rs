@@ -46,6 +46,24 @@ pub fn array(text: &str) -> Option<Vec<Box<RawValue>>> {
     serde_json::from_str(text).ok()
 }
 
+/// How deep JSON is nested.
+pub fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0, 0);
+    let (mut in_string, mut is_escaped) = (false, false);
+    for char in text.chars() {
+        match char {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            '"' => in_string = !in_string,
+            '[' | '{' if !in_string => depth += 1,
+            ']' | '}' if !in_string => depth -= 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
 /// The text of a JSON string.
 pub fn string(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()

@@ -307,7 +307,9 @@ impl World {
                 Done::Publish(channel, name.into_owned(), data.to_owned(), user)
             }
             Action::SignIn { signed_in, watched, .. } => Done::SignIn(signed_in, watched),
-            Action::Refuse { .. } | Action::Error { .. } | Action::Nothing => Done::Refused,
+            Action::Refuse { .. } | Action::Reject { .. } | Action::Error { .. } | Action::Nothing => {
+                Done::Refused
+            }
             other => panic!("{other:?}"),
         }
     }

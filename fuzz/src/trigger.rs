@@ -213,6 +213,7 @@ pub(crate) fn trigger(fields: &Object, query: &[(String, String)]) -> Result<Tri
     let literal = |text: &str| serde_json::to_string(text).unwrap();
     let data = match fields.get("data") {
         Some(value) if value.get().starts_with('"') => value.get().to_owned(),
+        Some(value) if naive::depth(value.get()) > 128 => return Err(400),
         Some(value) => literal(value.get()),
         None => literal(&naive::parameter(query, "data").ok_or(400u16)?),
     };
@@ -234,7 +235,7 @@ pub(crate) fn trigger(fields: &Object, query: &[(String, String)]) -> Result<Tri
     if channels.is_empty() || (channels.len() > 1 && encrypted) {
         return Err(400);
     }
-    let except = text("socket_id")?;
+    let except = text("socket_id")?.filter(|id| !id.is_empty());
     let is_id = |id: &String| {
         let digits = |part: &str| !part.is_empty() && part.chars().all(|char| char.is_ascii_digit());
         id.split_once('.').is_some_and(|(high, low)| digits(high) && digits(low))

@@ -94,6 +94,9 @@ fn expected_member(text: &str) -> Result<Known, u16> {
 /// The user, the watchlist, and whether it was cut. Source: protocol.md §6.
 fn expected_user(text: &str) -> Option<(Known, Vec<String>, bool)> {
     let data = naive::object(text)?;
+    if naive::depth(text) > 128 {
+        return None;
+    }
     let user = id(data.get("id")?).ok()?;
     if !naive::is_channel_name(&user, ID_CHARS) {
         return None;

@@ -663,6 +663,15 @@ fn the_readme_has_the_reference_of_this_version() {
 }
 
 #[test]
+fn the_readme_has_every_variable_of_other_servers() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    assert!(
+        readme.contains(pusherd::config::foreign_reference().trim()),
+        "put the last table of `pusherd config reference` into README.md"
+    );
+}
+
+#[test]
 fn the_reference_has_every_setting_that_is_shown() {
     let reference = Place::new().run("config reference").out;
     let mut group = "";

@@ -44,17 +44,20 @@ pub fn banner(settings: &Settings, listening: &Listening) -> String {
     }
     match (&settings.credentials, &settings.clients) {
         (Credentials::Dotenv(file), Some(clients)) => {
-            let scheme = clients.scheme.as_deref().unwrap_or("https");
-            let port = clients.port.as_ref().map(|port| format!(":{port}")).unwrap_or_default();
-            let url = format!("{scheme}://{}{port}", clients.host);
-            row("clients", &format!("connect to {} as {file} says", url.escape_debug()));
+            let url = clients.url();
+            row("clients", &format!("connect to {} as {file} says", url));
         }
         (Credentials::Dotenv(file), None) => {
             let Way { host, port, scheme } = Way::of_application(settings, listening);
+            let (front, why) = if settings.of_reverb {
+                ("REVERB", "so that the application knows where to publish")
+            } else {
+                ("PUSHER", "for the application publishes to pusher.com without")
+            };
             let _ = write!(
                 text,
-                "\n  {}\n\nPUSHER_HOST={host}\nPUSHER_PORT={port}\nPUSHER_SCHEME={scheme}\n",
-                style.dim(&format!("Add to {file}, for the application publishes to pusher.com without:"))
+                "\n  {}\n\n{front}_HOST={host}\n{front}_PORT={port}\n{front}_SCHEME={scheme}\n",
+                style.dim(&format!("Add to {file}, {why}:"))
             );
         }
         (Credentials::Default | Credentials::File | Credentials::Environment, _) => {

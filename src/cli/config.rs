@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Config, ConfigCommand, EXIT_CONFIG, complain, print};
-use crate::config::{Settings, load, reference};
+use crate::config::{Settings, foreign_reference, load, reference};
 
 impl Config {
     /// Does what it says.
@@ -14,7 +14,11 @@ impl Config {
             ConfigCommand::Check => settings().map(|settings| check(&settings)),
             ConfigCommand::Show => settings().map(|settings| print(settings.show())),
             ConfigCommand::Reference => {
-                print(reference());
+                print(format_args!(
+                    "{}\n### Variables of other servers\n\n{}",
+                    reference(),
+                    foreign_reference()
+                ));
                 Ok(())
             }
         };

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::apps::Draft;
-use super::families::{Choice, Driver};
+use super::clients::Clients;
+use super::families::{Choice, Driver, Owner};
 use super::problem::Source;
 use super::redis::{self, Redis};
 use super::section::Section;
@@ -18,6 +19,13 @@ pub struct Advice {
     pub loud: bool,
     /// What is remarkable and what to do.
     pub text: String,
+}
+
+impl Advice {
+    /// What is not dangerous.
+    pub(super) const fn quiet(text: String) -> Self {
+        Self { loud: false, text }
+    }
 }
 
 impl fmt::Display for Advice {
@@ -42,7 +50,7 @@ pub(super) fn advise(
     apps: &[Draft],
 ) -> Vec<Advice> {
     let mut advice = Vec::new();
-    let mut say = |text: String| advice.push(Advice { loud: false, text });
+    let mut say = |text: String| advice.push(Advice::quiet(text));
     let Server { host, options, tls, .. } = &server.value;
     let patience = options.pusher.ping_interval + options.pusher.pong_timeout;
     if options.pusher.activity_timeout > patience {
@@ -112,7 +120,9 @@ pub(super) fn advise(
             ),
         ];
         for (value, key, bound, bound_key) in unreachable {
-            if value > bound {
+            // Another server's bound with our default under it is what was asked for.
+            let is_of_others = section.source(&format!("limits.{bound_key}")).is_of_others();
+            if value > bound && (section.is_set(&format!("limits.{key}")) || !is_of_others) {
                 let key = at(&format!("limits.{key}"));
                 say(format!("{key}: {value} is never reached, as limits.{bound_key} is {bound}"));
             }
@@ -149,17 +159,31 @@ pub(super) fn advise(
 pub(super) fn of_families(choice: &Choice) -> Vec<Advice> {
     let driver = choice.driver.as_ref().and_then(Driver::remark);
     let texts = choice.remarks.iter().cloned().chain(driver);
-    texts.map(|text| Advice { loud: false, text }).collect()
+    texts.map(Advice::quiet).collect()
 }
 
-/// What to say of an application whose `.env` has Pusher's credentials and not where to use them.
-pub(super) fn publishes_elsewhere(key_source: &Source) -> Option<Advice> {
-    let Source::Variable { dotenv: Some(file), name } = key_source else { return None };
-    name.starts_with("PUSHER_").then(|| Advice {
-        loud: false,
-        text: format!(
-            "{file}: PUSHER_HOST is not set, so the application publishes to pusher.com and not here; set \
-             PUSHER_HOST, PUSHER_PORT and PUSHER_SCHEME"
-        ),
-    })
+/// What to say of an application whose `.env` has credentials and not where to use them.
+pub(super) fn publishes_elsewhere(
+    key_source: &Source,
+    choice: &Choice,
+    clients: Option<&Clients>,
+) -> Option<Advice> {
+    let Source::Variable { dotenv: Some(file), .. } = key_source else { return None };
+    match clients {
+        Some(clients) => {
+            let is_vendor = ["pusher.com", "pusherapp.com"].iter().any(|name| clients.host.ends_with(name));
+            is_vendor.then(|| {
+                Advice::quiet(format!("{file}: the application publishes to {}, and not here", clients.host))
+            })
+        }
+        None if choice.is_of_reverb() => Some(Advice::quiet(format!(
+            "{file}: REVERB_HOST is not set, so the application does not know where to publish; set REVERB_HOST, \
+             REVERB_PORT and REVERB_SCHEME"
+        ))),
+        None if choice.owner() == Some(Owner::Pusher) => Some(Advice::quiet(format!(
+            "{file}: PUSHER_HOST is not set, so the application publishes to pusher.com and not here; set PUSHER_HOST, \
+             PUSHER_PORT and PUSHER_SCHEME"
+        ))),
+        None => None,
+    }
 }

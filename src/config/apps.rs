@@ -6,6 +6,7 @@ use config::{Map, Value, ValueKind};
 
 use super::families::{Choice, Credentials};
 use super::file::{self, ConfigFile};
+use super::foreign;
 use super::kind::{Given, quoted};
 use super::problem::{Problems, Source};
 use super::schema::{APP, CREDENTIALS};
@@ -54,6 +55,8 @@ pub(super) struct Drafts {
     pub(super) apps: Vec<Draft>,
     /// The app to show how to use, and where its key came from.
     pub(super) main: (usize, Source),
+    /// Whether it is clear which app variables are for.
+    pub(super) is_clear: bool,
 }
 
 impl Drafts {
@@ -84,12 +87,16 @@ impl Drafts {
             (main, target) = ((0, Source::Default), Some(0));
         }
         match target {
-            Some(target) => apps[target].section.fill_from_variables(APP_PREFIX, variables, problems),
+            Some(target) => {
+                let section = &mut apps[target].section;
+                section.fill_from_foreign(APP_PREFIX, &foreign::Reader { variables, choice }, problems);
+                section.fill_from_variables(APP_PREFIX, variables, problems);
+            }
             None if choice.refused => {}
             None => refuse_homeless(variables, problems),
         }
         refuse_contradictions(&apps, problems);
-        Self { apps, main }
+        Self { apps, main, is_clear: target.is_some() }
     }
 }
 

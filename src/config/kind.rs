@@ -22,9 +22,8 @@ pub(super) struct Setting<T: 'static> {
     pub(super) kind: Kind<T>,
     /// What it is for, as Markdown.
     pub(super) doc: &'static str,
-    /// Variables of other servers that mean the same, the first that is set counts. Below pusherd's own.
-    pub(super) aliases: &'static [&'static str],
-    /// The same, below the file: they say how the application does it, and may be there without a thought of pusherd.
+    /// Variables of others that mean the same, below the file: they say how the application does it, and may be there
+    /// without a thought of pusherd. Those above the file are in `foreign`.
     pub(super) fallbacks: &'static [&'static str],
     /// Words of other servers, and which of the setting's own each stands for.
     pub(super) synonyms: &'static [(&'static str, &'static str)],
@@ -152,12 +151,7 @@ pub(super) const fn list<T>(what: &'static str, field: fn(&mut T) -> &mut dyn Li
 
 impl<T> Setting<T> {
     pub(super) const fn new(key: &'static str, kind: Kind<T>, doc: &'static str) -> Self {
-        Self { key, kind, doc, aliases: &[], fallbacks: &[], synonyms: &[], flag: None, default: None }
-    }
-
-    pub(super) const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
-        self.aliases = aliases;
-        self
+        Self { key, kind, doc, fallbacks: &[], synonyms: &[], flag: None, default: None }
     }
 
     pub(super) const fn fallbacks(mut self, fallbacks: &'static [&'static str]) -> Self {

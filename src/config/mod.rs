@@ -4,16 +4,20 @@
 //! the words for what is wrong with them ([`Problems`]). It alone reads the environment. It fills in the
 //! `Options` that the rooms define and knows nothing of what they do with them.
 //!
-//! The way of a value: `file`, `variables` and the flags hold it as it was written; `section` takes the
-//! sources from the lowest to the highest and has each value checked by its row (`kind`), so that all
-//! problems are found at once; `apps` puts apps together, and `redis` what says where Redis is; `advice` looks at
-//! the whole. To add a setting, add a row to `schema`.
+//! The way of a value: `file`, `variables` and the flags hold it as it was written; `families` chooses the credentials
+//! that count among those of several servers, and `foreign` says what becomes of other servers' variables; `section`
+//! takes the sources from the lowest to the highest and has each value checked by its row (`kind`), so that all problems
+//! are found at once; `apps` puts apps together, `redis` what says where Redis is, and `clients` what says where clients
+//! connect to; `advice` looks at the whole. To add a setting, add a row to `schema`; to read another server's variable, a
+//! row to `foreign`.
 
 mod advice;
 mod apps;
+mod clients;
 mod dotenv;
 mod families;
 mod file;
+mod foreign;
 mod kind;
 mod problem;
 mod pusher_url;
@@ -32,6 +36,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use advice::Advice;
+pub use clients::Clients;
+pub use foreign::foreign_reference;
 pub use problem::{Problems, Source};
 pub use show::reference;
 
@@ -77,6 +83,8 @@ pub struct Settings {
     pub default_secret: bool,
     /// Where clients connect to, if the application has been told.
     pub clients: Option<Clients>,
+    /// Whether the application uses the variables of Reverb, and not those of Pusher.
+    pub of_reverb: bool,
     /// What works, but hardly as meant.
     pub advice: Vec<Advice>,
     /// The files that were read.
@@ -222,17 +230,6 @@ impl From<&Source> for Credentials {
     }
 }
 
-/// Where clients connect to, as `PUSHER_HOST`, `PUSHER_PORT` and `PUSHER_SCHEME` (or `REVERB_…`) say.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Clients {
-    /// The host.
-    pub host: String,
-    /// The port, where it is given.
-    pub port: Option<String>,
-    /// `http` or `https`, where it is given.
-    pub scheme: Option<String>,
-}
-
 /// Where settings are looked for. No `Debug`: variables hold secrets.
 pub struct Sources {
     /// Values of flags, by flag (`--port`).
@@ -337,6 +334,10 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     }
     let has_apps = apps.as_ref().is_some_and(|apps| !apps::is_empty(apps));
     let mut choice = Choice::make(&variables, directory, has_apps, &mut problems);
+    foreign::refuse(&variables, &mut problems);
+    let reader = foreign::Reader { variables: &variables, choice: &choice };
+    server.fill_from_foreign(SERVER_PREFIX, &reader, &mut problems);
+    log.fill_from_foreign(LOG_PREFIX, &reader, &mut problems);
     server.fill_from_variables(SERVER_PREFIX, &variables, &mut problems);
     let has_port = variables.has_platform_port();
     server.fill_from_fallbacks(|_, name| name != PLATFORM_PORT || has_port, &variables, &mut problems);
@@ -345,7 +346,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     webhooks.fill_from_variables(WEBHOOKS_PREFIX, &variables, &mut problems);
     server.fill_from_flags(&sources.flags, &mut problems);
     log.fill_from_flags(&sources.flags, &mut problems);
-    let Drafts { apps, main } =
+    let Drafts { apps, main, is_clear } =
         Drafts::gather(file.as_ref().zip(apps), &variables, &mut choice, &mut problems);
     settle(&mut server, &apps, &choice, &mut problems);
     let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
@@ -353,17 +354,18 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     webhooks::refuse_targets(&apps, &webhooks.value.options.allowed_addresses, &mut problems);
     settle_webhooks(&mut server, &webhooks, (directory, folder));
     settle_cluster(&mut server, &mut redis, (directory, folder), sources.reads_certificate, &mut problems);
+    let clients = Clients::find(&variables, &choice, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
 
     let (main_app, key_source) = main;
-    let clients = clients(&variables, &key_source);
     let mut advice = advice::of_families(&choice);
     advice.extend(advice::advise(&server, &redis, &webhooks, &apps));
-    if clients.is_none() {
-        advice.extend(advice::publishes_elsewhere(&key_source));
-    }
+    advice.extend(foreign::remark(&variables, is_clear).map(Advice::quiet));
+    advice.extend(clients.as_ref().and_then(|clients| clients.advise(&server.value)));
+    advice.extend(advice::publishes_elsewhere(&key_source, &choice, clients.as_ref()));
+    let of_reverb = choice.is_of_reverb();
     let default_secret = apps.iter().any(Draft::has_default_secret);
     let mut shown = vec![
         ("[server]", server.lines()),
@@ -386,6 +388,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
         credentials: Credentials::from(&key_source),
         default_secret,
         clients,
+        of_reverb,
         advice,
         files,
         colour: !is_set("NO_COLOR"),
@@ -495,16 +498,6 @@ fn placed(source: &Source, path: &str, (directory, folder): (&Path, &Path)) -> P
         Source::File(_) => folder.join(path),
         Source::Default | Source::Variable { .. } | Source::Flag(_) => directory.join(path),
     }
-}
-
-/// Where the application tells clients to connect to: the family of its credentials first.
-fn clients(variables: &Variables, key_source: &Source) -> Option<Clients> {
-    let [pusher, reverb] = CLIENT_FAMILIES;
-    let families = if key_source.is_variable_of(reverb) { [reverb, pusher] } else { [pusher, reverb] };
-    families.iter().find_map(|family| {
-        let value = |name: &str| variables.get_filled(&format!("{family}{name}")).map(|(value, _)| value);
-        Some(Clients { host: value("HOST")?, port: value("PORT"), scheme: value("SCHEME") })
-    })
 }
 
 impl Settings {

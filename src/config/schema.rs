@@ -45,7 +45,6 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         text("an address or a host name", host, |server| &mut server.host),
         "The address to listen on.",
     )
-    .aliases(&["REVERB_SERVER_HOST", "SOKETI_HOST"])
     .flag("--host")
     .default("`\"0.0.0.0\"`; `\"127.0.0.1\"` with the default credentials"),
     server(
@@ -53,7 +52,6 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         number(0, 65_535, |server| &mut server.port),
         "The port to listen on, for WebSocket and HTTP alike; 0 is any free one.",
     )
-    .aliases(&["REVERB_SERVER_PORT", "SOKETI_PORT", "LARAVEL_WEBSOCKETS_PORT"])
     .fallbacks(&[PLATFORM_PORT])
     .flag("--port")
     .default("`6001`; `8080`, as Reverb, where its variables are in use"),
@@ -62,14 +60,12 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         text("a file", path, |server| &mut server.tls_cert),
         "A PEM file with the certificate and its chain: with it, `port` speaks TLS. A relative path starts from the \
          folder of the configuration file, or from the working directory for a variable.",
-    )
-    .aliases(&["SOKETI_SSL_CERT", "LARAVEL_WEBSOCKETS_SSL_LOCAL_CERT"]),
+    ),
     server(
         "tls_key",
         text("a file", path, |server| &mut server.tls_key),
         "The PEM file of the private key that belongs to `tls_cert`.",
-    )
-    .aliases(&["SOKETI_SSL_KEY", "LARAVEL_WEBSOCKETS_SSL_LOCAL_PK"]),
+    ),
     server(
         "tls_port",
         number_or_zero("none", 1, 65_535, |server| &mut server.tls_port),
@@ -174,7 +170,7 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         choice(&["none", "redis"], |server| &mut server.cluster),
         "What is between this node and others, so that they are as one; `none`: it is alone. See *Several nodes* below.",
     )
-    .fallbacks(&["REVERB_SCALING_ENABLED", "SOKETI_ADAPTER_DRIVER"])
+    .fallbacks(&["REVERB_SCALING_ENABLED", "SOKETI_ADAPTER_DRIVER", "WEBSOCKETS_REPLICATION_MODE"])
     .synonyms(&[("local", "none")]),
     server(
         "local_when_broker_lost",
@@ -339,8 +335,7 @@ pub(super) const APP: &[Setting<App>] = &[
         choice(&["off", "members"], |app| &mut app.client_events),
         "Whether clients may send events to each other: not at all, or on private and presence channels they are \
          subscribed to.",
-    )
-    .aliases(&["SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES"]),
+    ),
     app(
         "subscription_counts",
         switch(|app| &mut app.subscription_counts),
@@ -370,8 +365,7 @@ pub(super) const APP: &[Setting<App>] = &[
         "path_prefix",
         text("a path such as \"/rt\"", path_prefix, |app| &mut app.path_prefix),
         "A path in front of `/app/…` and `/apps/…` that is served beside the bare one.",
-    )
-    .aliases(&["REVERB_SERVER_PATH", "SOKETI_PATH_PREFIX"]),
+    ),
     app(
         "tls_only",
         switch(|app| &mut app.tls_only),
@@ -403,20 +397,17 @@ pub(super) const APP: &[Setting<App>] = &[
         "webhooks",
         tables("tables with `url`, `headers`, `event_types` and `filter`", |app| &mut app.webhooks),
         "Who is told by HTTP of what happens on channels. In a variable, the same as JSON. See *Webhooks* below.",
-    )
-    .aliases(&["SOKETI_DEFAULT_APP_WEBHOOKS"]),
+    ),
     app(
         "webhook_batching",
         switch(|app| &mut app.webhook_batching),
         "Whether one request may tell of several events. Some receivers read the first only.",
-    )
-    .aliases(&["SOKETI_WEBHOOKS_BATCHING"]),
+    ),
     app(
         "webhook_batching_ms",
         number(1, 10_000, |app| &mut app.webhook_batching_ms),
         "How long such a request waits for more, in milliseconds; it has 100 events at most.",
-    )
-    .aliases(&["SOKETI_WEBHOOKS_BATCHING_DURATION"]),
+    ),
     app(
         "channel_name_extra_chars",
         text("ASCII punctuation other than : # \" \\", extra_chars, |app| &mut app.names.extra_chars),
@@ -494,11 +485,7 @@ pub(super) const APP: &[Setting<App>] = &[
         number(1, MIB, |app| &mut app.limits.presence_user_info_bytes_max),
         "Longest `user_info` of a member, as JSON.",
     ),
-    app(
-        "limits.user_id_chars",
-        number(1, KIB, |app| &mut app.limits.user_id_chars_max),
-        "Longest user id.",
-    ),
+    app("limits.user_id_chars", number(1, KIB, |app| &mut app.limits.user_id_chars_max), "Longest user id."),
     app(
         "limits.channel_data_bytes",
         number_or_zero("derived", 1, MIB, |app| &mut app.limits.channel_data_bytes_max),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use config::{Map, Value, ValueKind};
 
+use super::foreign;
 use super::kind::{Given, Setting};
 use super::problem::{Problems, Source, closest};
 use super::variables::Variables;
@@ -108,7 +109,7 @@ impl<T> Section<T> {
         }
     }
 
-    /// Fills from pusherd's own variables and, where those are not set, from other servers'.
+    /// Fills from pusherd's own variables.
     pub(super) fn fill_from_variables(
         &mut self,
         prefix: &str,
@@ -116,9 +117,30 @@ impl<T> Section<T> {
         problems: &mut Problems,
     ) {
         for setting in self.settings {
+            self.put_first(setting, std::iter::once(&*setting.variable(prefix)), variables, problems);
+        }
+    }
+
+    /// Fills from other servers' variables what pusherd's own will not.
+    pub(super) fn fill_from_foreign(
+        &mut self,
+        prefix: &str,
+        reader: &foreign::Reader<'_>,
+        problems: &mut Problems,
+    ) {
+        for setting in self.settings {
             let own = setting.variable(prefix);
-            let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
-            self.put_first(setting, names, variables, problems);
+            if set_variable(setting, &own, reader.variables).is_some() {
+                continue;
+            }
+            let Some((value, source)) = reader.twin(&own, setting.may_be_empty()) else { continue };
+            let put = value.and_then(|value| setting.put(&mut self.value, &Given::Text(&value)));
+            match put {
+                Ok(()) => {
+                    self.sources.insert(setting.key, source);
+                }
+                Err(what) => problems.add(&source, "", format_args!("{what}; {own} goes above it")),
+            }
         }
     }
 
@@ -159,9 +181,7 @@ impl<T> Section<T> {
         variables: &Variables,
         problems: &mut Problems,
     ) {
-        let set =
-            |name: &str| variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty());
-        if let Some((value, source)) = names.find_map(set) {
+        if let Some((value, source)) = names.find_map(|name| set_variable(setting, name, variables)) {
             self.put(setting, &Given::Text(&value), source, problems);
         }
     }
@@ -185,6 +205,11 @@ impl<T> Section<T> {
         };
         self.settings.iter().map(line).collect()
     }
+}
+
+/// The value of a variable that is set for `setting`, and where.
+fn set_variable<T>(setting: &Setting<T>, name: &str, variables: &Variables) -> Option<(String, Source)> {
+    variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty())
 }
 
 /// What to say of a key that is none, given those that are.

@@ -4,6 +4,7 @@
 use std::fmt::{self, Write as _};
 
 use super::apps::Draft;
+use super::foreign;
 use super::kind::Setting;
 use super::redis::Redis;
 use super::schema::{APP, CREDENTIALS, LOG, REDIS, SERVER, WEBHOOKS};
@@ -78,18 +79,19 @@ fn heading(text: &mut String, title: &str) {
 
 fn rows<T>(text: &mut String, settings: &[Setting<T>], prefix: &str, defaults: &mut T) {
     for row in settings {
+        let own = row.variable(prefix);
+        let foreign: Vec<_> = foreign::twins(&own).collect();
         let default = row.default.map_or_else(|| format!("`{}`", row.show(defaults)), str::to_owned);
         let flag = row.flag.map(|flag| format!(" Flag: `{flag}`.")).unwrap_or_default();
         let also = |words: &str, names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
             if names.is_empty() { String::new() } else { format!(" {words}: {}.", names.join(", ")) }
         };
-        let aliases = also("Also read", row.aliases) + &also("Also read, below the file", row.fallbacks);
+        let aliases = also("Also read", &foreign) + &also("Also read, below the file", row.fallbacks);
         let _ = writeln!(
             text,
-            "| `{}` | `{}` | {default} | {} | {}{flag}{aliases} |",
+            "| `{}` | `{own}` | {default} | {} | {}{flag}{aliases} |",
             row.key,
-            row.variable(prefix),
             row.may_be(),
             row.doc,
         );

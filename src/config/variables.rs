@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::dotenv;
-use super::families;
 use super::kind::Setting;
 use super::problem::{Problems, Source, closest};
 use super::schema::{APP, LOG, REDIS, SERVER, WEBHOOKS};
+use super::{families, foreign};
 
 /// What the variables of `[server]`, `[log]`, `[redis]`, `[webhooks]` and `[[apps]]` begin with.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
@@ -86,6 +86,11 @@ impl Variables {
     /// The value of a variable that is set and not empty, and where.
     pub(super) fn get_filled(&self, name: &str) -> Option<(String, Source)> {
         self.get(name).filter(|(value, _)| !value.is_empty())
+    }
+
+    /// The names of those that are set, but for the links of services.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str).filter(|name| self.get_filled(name).is_some())
     }
 
     /// Whether the platform has assigned a port. In a `.env` the variable is some other program's, and so is what is no
@@ -169,7 +174,7 @@ fn is_ours(name: &str) -> bool {
     is_own(name) || is_known(name)
 }
 
-fn is_known(name: &str) -> bool {
+pub(super) fn is_known(name: &str) -> bool {
     known().any(|known| known == name)
 }
 
@@ -183,6 +188,7 @@ pub(super) fn known() -> impl Iterator<Item = String> {
         .chain(names(APP, APP_PREFIX));
     let client = |family: &str| ["HOST", "PORT", "SCHEME"].map(|name| format!("{family}{name}"));
     rows.chain(families::names())
+        .chain(foreign::names())
         .chain(CLIENT_FAMILIES.into_iter().flat_map(client))
         .chain([CONFIG, ENV_FILE, SCALING_CHANNEL].map(own))
 }
@@ -190,7 +196,7 @@ pub(super) fn known() -> impl Iterator<Item = String> {
 /// The names of the variables that are read for the settings of a section.
 fn names<T>(settings: &'static [Setting<T>], prefix: &'static str) -> impl Iterator<Item = String> {
     settings.iter().flat_map(move |row| {
-        let others = row.aliases.iter().chain(row.fallbacks).map(|&name| name.to_owned());
+        let others = row.fallbacks.iter().map(|&name| name.to_owned());
         std::iter::once(row.variable(prefix)).chain(others)
     })
 }

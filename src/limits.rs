@@ -11,6 +11,8 @@ pub enum Limit {
     AppConnections,
     /// Connections of the node (4100).
     NodeConnections,
+    /// Connections for which this process may have files open (4100).
+    OpenFiles,
     /// Connections from one address at once (4100, or not taken).
     AddressConnections,
     /// New connections from one address a second (4100, or not taken).
@@ -61,9 +63,10 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AppConnections,
         Self::NodeConnections,
+        Self::OpenFiles,
         Self::AddressConnections,
         Self::AddressRate,
         Self::Unauthenticated,
@@ -95,6 +98,7 @@ impl Limit {
         match self {
             Self::AppConnections => "limits.connections",
             Self::NodeConnections => "server.connections",
+            Self::OpenFiles => "ulimit -n",
             Self::AddressConnections => "server.connections_per_address",
             Self::AddressRate => "server.new_connections_per_address",
             Self::Unauthenticated => "server.unauthenticated_connections",
@@ -127,10 +131,11 @@ impl Limit {
         match self {
             Self::AppConnections => "an app has as many connections as it may have",
             Self::NodeConnections => "this node has as many connections as it may have",
+            Self::OpenFiles => "this process has as many connections as its open files allow",
             Self::AddressConnections => "an address has as many connections as it may have",
             Self::AddressRate => "an address opens too many connections a second",
             Self::Unauthenticated => {
-                "too many unauthenticated connections: the one that waited longest was closed"
+                "too many unauthenticated connections: one that said nothing, or too little, was closed"
             }
             Self::Handshake => "a connection became no WebSocket and sent no signed request in time",
             Self::ProxyProtocol => "a connection does not begin with a PROXY header of a trusted proxy",
@@ -161,6 +166,7 @@ impl Limit {
         match self {
             Self::AppConnections
             | Self::NodeConnections
+            | Self::OpenFiles
             | Self::AddressConnections
             | Self::Unauthenticated => "connections",
             Self::AddressRate => "connections a second",
@@ -191,6 +197,7 @@ impl Limit {
         match self {
             Self::AppConnections
             | Self::NodeConnections
+            | Self::OpenFiles
             | Self::Unauthenticated
             | Self::AppChannels
             | Self::PresenceMembers

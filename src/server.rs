@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod connection;
+mod descriptors;
 mod proxy_protocol;
 mod repoll;
 mod stream;
@@ -37,8 +38,10 @@ use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::protocol::CloseCode;
 use crate::pusher::{self, Door};
+use crate::rejections::Example;
 use crate::webhooks::{self, Webhooks};
 use arrivals::Arrivals;
+use descriptors::Shares;
 pub use tls::{Tls, TlsError};
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
@@ -48,7 +51,9 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// After an accept that failed for want of descriptors, the next try waits for some to come back.
+/// After an accept that failed for want of descriptors, the next try waits for some to come back: for those of evicted
+/// connections a moment, else for longer.
+const EVICTED_PAUSE: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Strangers that go each time for the sake of those who wait.
@@ -74,8 +79,8 @@ pub struct Options {
     pub addresses: addresses::Options,
     /// Whether every connection begins with a header of the PROXY protocol, and comes from a trusted proxy.
     pub proxy_protocol: bool,
-    /// Connections at once that are neither a WebSocket nor one whose requests are signed. Default 2000: with the
-    /// largest head each, 40 MB.
+    /// Connections at once that are neither a WebSocket nor one whose requests are signed; fewer, where few files may be
+    /// open. Default 4000.
     pub unauthenticated_max: u32,
     /// A new connection that has neither become a WebSocket nor sent a signed request by then is ended. Default 10 s.
     pub handshake_timeout: Duration,
@@ -101,7 +106,7 @@ impl Default for Options {
             cluster: cluster::Options::default(),
             addresses: addresses::Options::default(),
             proxy_protocol: false,
-            unauthenticated_max: 2000,
+            unauthenticated_max: 4000,
             metrics: Arc::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
@@ -218,12 +223,15 @@ pub async fn run(
     });
     let tasks = TaskTracker::new();
     let addresses = Arc::new(Addresses::new(options.addresses.clone()));
-    let (pusher, for_door) = (options.pusher.clone(), Arc::clone(&addresses));
+    let shares = Shares::of_this_process(options.unauthenticated_max);
+    let files_max = options.pusher.files_max.or(shares.websockets);
+    let (pusher, for_door) =
+        (pusher::Options { files_max, ..options.pusher.clone() }, Arc::clone(&addresses));
     let server = Arc::new(Server {
         door: Door::new(hub.clone(), Arc::clone(&apps), for_door, pusher, tasks.clone()),
         hub: hub.clone(),
         addresses,
-        arrivals: Arc::new(Arrivals::new(options.unauthenticated_max)),
+        arrivals: Arc::new(Arrivals::new(shares.pending)),
         proxy_protocol: options.proxy_protocol,
         http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone(), tasks.clone())),
         handshake_timeout: options.handshake_timeout,
@@ -363,7 +371,7 @@ impl Server {
                     // Those who say nothing make room for those who wait.
                     let evicted = self.arrivals.evict(EVICTED_AT_ONCE);
                     self.made_room(evicted);
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(if evicted > 0 { EVICTED_PAUSE } else { ACCEPT_PAUSE }).await;
                 }
             }
         }
@@ -391,7 +399,8 @@ impl Server {
 
     /// Counts strangers that had to go.
     fn made_room(&self, evicted: u64) {
-        (0..evicted).for_each(|_| self.hub.refused(Limit::Unauthenticated, None));
+        let example = || Example::default().value(self.arrivals.places() as u64);
+        (0..evicted).for_each(|_| self.hub.reject(Limit::Unauthenticated, None, example()));
     }
 
     /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.

@@ -347,6 +347,7 @@ impl App {
             Limit::OutboxBytes => Some(limits.outbox_bytes_max as u64),
             Limit::IdempotencyKeys => Some(limits.idempotency_keys_max as u64),
             Limit::NodeConnections
+            | Limit::OpenFiles
             | Limit::AddressConnections
             | Limit::AddressRate
             | Limit::Unauthenticated

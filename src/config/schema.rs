@@ -110,7 +110,8 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         "unauthenticated_connections",
         number(1, 1_000_000, |server| &mut server.options.unauthenticated_max),
         "Connections at once that are neither a WebSocket nor one whose requests are signed. The next takes the place \
-         of the one that has waited longest, a second at least, and waits until then.",
+         of one that has sent nothing for 50 ms, else of one that has not sent all of a head or a handshake for half a \
+         second, the oldest first, and waits until then. A low limit of open files lowers it.",
     ),
     server(
         "connections_per_address",

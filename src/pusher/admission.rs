@@ -12,6 +12,7 @@ use crate::apps::{App, ConnectionPlace};
 use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
+use crate::rejections::Example;
 
 /// A connection that is let in, with its places.
 #[derive(Debug)]
@@ -99,12 +100,13 @@ impl Door {
         if hub.is_draining() && !app.is_full() {
             return refused(CloseCode::Reconnect, "Server is shutting down");
         }
-        let Some(node_place) = self.take_place() else {
-            if app.is_full() {
-                return over_quota();
+        let node_place = match self.take_place() {
+            Ok(place) => place,
+            Err(_) if app.is_full() => return over_quota(),
+            Err((limit, places)) => {
+                hub.reject(limit, None, Example::from(client).value(places.map(u64::from)));
+                return refused(CloseCode::OverCapacity, "Server is over capacity");
             }
-            hub.refused(Limit::NodeConnections, None);
-            return refused(CloseCode::OverCapacity, "Server is over capacity");
         };
         let Some(app_place) = hub.take_place(app).await else { return over_quota() };
         let on_node = NodePlaces { _node: node_place, _address: address_place.map(Box::new) };
@@ -239,6 +241,10 @@ mod tests {
         assert_eq!(code(&quota, "/app/k", &[]).await, Some(4004));
         let full = door(|_, options| options.connections_max = Some(0));
         assert_eq!(code(&full, "/app/k", &[]).await, Some(4100));
+        let out_of_files = door(|_, options| options.files_max = Some(0));
+        assert_eq!(code(&out_of_files, "/app/k", &[]).await, Some(4100));
+        let metrics = out_of_files.0.hub.metrics();
+        assert_eq!(metrics.rejected(Limit::OpenFiles).get(), 1, "and the operator is told what to raise");
         let prefixed = door(|app, _| app.path_prefix = "/rt".into());
         assert_eq!(code(&prefixed, "/rt/app/k", &[]).await, None);
         assert_eq!(code(&prefixed, "/app/k", &[]).await, None);

@@ -44,6 +44,8 @@ pub struct Options {
     pub message_timeout: Duration,
     /// Connections this node takes; `None`: as many as the system lets it. Above it: 4100.
     pub connections_max: Option<u32>,
+    /// Connections for which this process has files; above it: 4100. `None`: what the server finds out when it starts.
+    pub files_max: Option<u32>,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             pong_timeout: Duration::from_secs(30),
             message_timeout: Duration::from_secs(60),
             connections_max: None,
+            files_max: None,
         }
     }
 }
@@ -139,9 +142,18 @@ impl Door {
         }
     }
 
-    /// Takes a place on this node, or answers `None` when it is full.
-    fn take_place(&self) -> Option<Place> {
-        self.0.places_taken.take(self.0.options.connections_max).then(|| Place(self.clone()))
+    /// Takes a place on this node, unless it is full.
+    ///
+    /// # Errors
+    /// The limit that is reached, and its value.
+    fn take_place(&self) -> Result<Place, (Limit, Option<u32>)> {
+        let Options { connections_max, files_max, .. } = self.0.options;
+        let (places, limit) = match (connections_max, files_max) {
+            (Some(connections), Some(files)) if files < connections => (Some(files), Limit::OpenFiles),
+            (None, Some(files)) => (Some(files), Limit::OpenFiles),
+            (connections, Some(_) | None) => (connections, Limit::NodeConnections),
+        };
+        if self.0.places_taken.take(places) { Ok(Place(self.clone())) } else { Err((limit, places)) }
     }
 }
 

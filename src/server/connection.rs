@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
 use tracing::debug;
 
-use super::arrivals::Arrival;
+use super::arrivals::{Arrival, Stage};
 use super::repoll::Repoll;
 use super::stream::{self, LINGER, PatientStream, Progress, Stream};
 use super::{Server, Tls, proxy_protocol};
@@ -88,13 +88,18 @@ impl Server {
                 }
             }
         }
-        let opened = match tls {
-            // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
-            None => match stream.peek(&mut [0]).await {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                seen => seen.map(|_| Either::Left(stream)),
-            },
-            Some(tls) => Box::pin(tls.accept(stream)).await,
+        // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
+        let mut first = [0];
+        let opened = match stream.peek(&mut first).await {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => Err(error),
+            Ok(_) => {
+                arrival.reached(Stage::Begun);
+                match tls {
+                    None => Ok(Either::Left(stream)),
+                    Some(tls) => Box::pin(tls.accept(stream, first[0])).await,
+                }
+            }
         };
         match opened {
             Ok(stream) => Some((stream, address)),
@@ -191,6 +196,10 @@ impl Server {
         stranger: &Weak<Arrival>,
         _begun: Begun<'_>,
     ) -> Result<Response<http::AnswerBody>, Infallible> {
+        let pending = stranger.upgrade();
+        if let Some(pending) = &pending {
+            pending.reached(Stage::Answering);
+        }
         if misses_tls {
             return Ok(hung_up_on("This port speaks TLS: use https:// or wss://"));
         }
@@ -198,14 +207,18 @@ impl Server {
             return Ok(hung_up_on("The request must have one header Host, with a host in it"));
         }
         if pusher::is_upgrade(request.headers()) {
-            let stranger = stranger.upgrade();
-            let (response, task) = self.door.upgrade(request, peer, stranger.clone(), stream::take_apart);
-            if let (Some(stranger), Some(task)) = (stranger, task) {
-                stranger.belongs_to(task);
+            let (response, task) = self.door.upgrade(request, peer, pending.clone(), stream::take_apart);
+            if let (Some(pending), Some(task)) = (pending, task) {
+                pending.belongs_to(task);
             }
             return Ok(response.map(http::AnswerBody::Right));
         }
+        // Whoever signs the request gives its place back while it is answered.
+        drop(pending);
         let mut response = self.http.answer(request, caller).await;
+        if let Some(pending) = stranger.upgrade() {
+            pending.reached(Stage::Begun);
+        }
         if response.status() == StatusCode::UNAUTHORIZED && !caller.is_known() {
             // Whoever guesses opens a connection for each guess, and those are counted.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -144,17 +144,14 @@ impl Tls {
         }
     }
 
-    /// Shakes hands. A client that does not begin with TLS is answered as it speaks, so that it can be told.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        let mut first = [0];
-        match stream.peek(&mut first).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ if first[0] != HANDSHAKE => Ok(Either::Left(stream)),
-            _ => {
-                let stream = TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?;
-                Ok(Either::Right(Box::new(stream)))
-            }
+    /// Shakes hands. A client that does not begin with TLS, as its `first` byte tells, is answered as it speaks, so
+    /// that it can be told.
+    pub(super) async fn accept(&self, stream: TcpStream, first: u8) -> io::Result<Stream> {
+        if first != HANDSHAKE {
+            return Ok(Either::Left(stream));
         }
+        let stream = TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?;
+        Ok(Either::Right(Box::new(stream)))
     }
 }
 

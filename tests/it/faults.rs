@@ -17,8 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    Client, DEMO, Http, NEWS, PATIENCE, RawSocket, Request, Server, eventually, frame, frame_head, in_time,
-    text_frame, unix_now,
+    Client, DEMO, Http, NEWS, PATIENCE, RawSocket, Request, Server, Upgrade, eventually, frame, frame_head,
+    in_time, text_frame, unix_now,
 };
 use crate::liveness::with_short_timers;
 
@@ -339,12 +339,14 @@ impl Process {
 #[tokio::test]
 async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     let process = Process::with_files(&format!("ulimit -n {FILES}"));
+    process.line_with("allows few connections");
     let mut inside = RawSocket::over(process.tcp().await);
     inside.upgrade("/app/demo-key").await;
+    // An application that keeps as many connections as there are files: WebSockets would be sent away before.
     let mut crowd = Vec::new();
     while process.files() < FILES {
-        let mut one = RawSocket::over(process.tcp().await);
-        one.upgrade("/app/demo-key").await;
+        let mut one = Http::over(process.tcp().await);
+        one.send(Request::get("/apps/1001/connections").signed()).await.ok();
         crowd.push(one);
     }
     let mut last = Http::over(process.tcp().await);
@@ -387,6 +389,59 @@ async fn a_server_out_of_files_ends_those_who_say_nothing() {
     let mut said = Vec::new();
     let _ = in_time("the first has made room", silent[0].read_to_end(&mut said)).await;
     assert!(said.is_empty());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn websockets_leave_files_for_http_and_the_next_one_is_told_4100() {
+    let process = Process::with_files(&format!("ulimit -n {FILES}"));
+    let upgrade = async || Upgrade::of(process.tcp().await, "/app/demo-key", &[]).await;
+    let mut crowd = Vec::new();
+    let refused = loop {
+        let mut client = upgrade().await.client();
+        let first = client.next().await;
+        if first["event"] != "pusher:connection_established" {
+            break first;
+        }
+        crowd.push(client);
+        assert!(crowd.len() < FILES, "WebSockets have taken every file");
+    };
+    assert_eq!(refused["data"], json!({ "code": 4100, "message": "Server is over capacity" }));
+    assert!(crowd.len() >= FILES / 4, "{} WebSockets are few", crowd.len());
+    let warning = process.line_with("as its open files allow");
+    assert!(warning.contains("ulimit -n"), "it says what to raise: {warning}");
+
+    // Applications that come at once, with a new connection for each event, and health checks.
+    let event = json!({ "name": "e", "channel": NEWS, "data": "x" }).to_string();
+    for _ in 0..3 {
+        join_all((0..4).map(async |_| {
+            let publish = Request::post("/apps/1001/events", event.clone()).signed();
+            Http::over(process.tcp().await).send(publish).await.ok();
+            assert_eq!(Http::over(process.tcp().await).send(Request::get("/up")).await.status, 200);
+        }))
+        .await;
+        upgrade().await.refused(4100).await;
+    }
+    assert!(process.files() < FILES);
+    crowd.pop().unwrap().close().await;
+    eventually("its place is another's", async || {
+        upgrade().await.client().next().await["event"] == "pusher:connection_established"
+    })
+    .await;
+    for client in &mut crowd {
+        client.fence().await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_that_may_open_few_files_says_so_when_it_starts() {
+    let process = Process::with_files(&format!("ulimit -n {FILES}"));
+    // Only the line of its address comes before.
+    let warning = process.line_with("allows few connections");
+    for part in ["\"limit\":64", "\"websockets\":", "ulimit -n"] {
+        assert!(warning.contains(part), "{warning}");
+    }
 }
 
 #[cfg(target_os = "linux")]

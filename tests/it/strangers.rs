@@ -45,6 +45,37 @@ async fn a_flood_of_silent_connections_keeps_nobody_out() {
 }
 
 #[tokio::test]
+async fn of_a_silent_connection_and_half_a_head_the_silent_one_is_evicted() {
+    let server = Server::with(|setup| setup.options.unauthenticated_max = 2).await;
+    let mut half = server.http().await;
+    half.write(b"GET /up HTTP/1.1\r\n").await;
+    let silent = server.tcp().await;
+    server.connect().await.fence().await;
+    server.has_refused(Limit::Unauthenticated, 1);
+    hangs_up(silent).await;
+    half.write(b"Host: test\r\n\r\n").await;
+    half.answer().await.ok();
+}
+
+#[tokio::test]
+async fn a_publish_gets_through_a_flood_of_silent_connections_in_a_moment() {
+    let server = Server::with(|setup| setup.options.unauthenticated_max = 20).await;
+    let event = r#"{"name":"e","channel":"news","data":""}"#;
+    let mut silent = Vec::new();
+    // As many as there are places between any two publishes, and more.
+    for _ in 0..5 {
+        for _ in 0..25 {
+            silent.push(server.tcp().await);
+        }
+        let begin = tokio::time::Instant::now();
+        server.send(Request::post("/apps/1001/events", event).signed()).await.ok();
+        // It was a second for each round of places, before.
+        assert!(begin.elapsed() < Duration::from_millis(800), "{:?}", begin.elapsed());
+    }
+    assert!(server.metrics.rejected(Limit::Unauthenticated).get() >= 5 * 25 - 20);
+}
+
+#[tokio::test]
 async fn websockets_and_those_who_sign_are_no_strangers() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 1).await;
     let (mut clients, mut workers) = (Vec::new(), Vec::new());

@@ -9,6 +9,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use super::advice::Advice;
 use super::families::{Choice, Owner, PUSHER_URL};
+use super::kind::excerpt;
 use super::problem::{Problems, Source};
 use super::pusher_url::PusherUrl;
 use super::schema;
@@ -50,7 +51,7 @@ impl Clients {
             if check(value.trim()) {
                 return Some(value.trim().to_ascii_lowercase());
             }
-            problems.add(&source, "", must);
+            problems.add(&source, "", format_args!("{must}, not {}", excerpt(&value)));
             None
         };
         let port =
@@ -67,7 +68,7 @@ impl Clients {
                 family,
             }),
             Err(what) => {
-                problems.add(&source, "", what);
+                problems.add(&source, "", format_args!("{what}, not {}", excerpt(&host)));
                 None
             }
         }
@@ -87,7 +88,10 @@ impl Clients {
         let listening: Vec<(u16, bool)> =
             std::iter::once(plain).chain(server.tls_port.map(|port| (port, true))).collect();
         let told = (self.port.unwrap_or(443), self.tls.unwrap_or(true));
-        if server.port == 0 || listening.contains(&told) || !is_here(&self.host, &server.host) {
+        let is_here = is_here(&self.host, &server.host);
+        // Elsewhere there may be a proxy, but hardly one that has the same port and only speaks otherwise.
+        let is_likely_here = listening.iter().any(|(port, _)| *port == told.0);
+        if server.port == 0 || listening.contains(&told) || !(is_here || is_likely_here) {
             return None;
         }
         // The way in that needs the fewest changes.
@@ -112,14 +116,14 @@ impl Clients {
             _ => String::new(),
         };
         let text = format!(
-            "{}: clients are told to connect to {}, and pusherd listens on {port} {} TLS: {}{or} (unless a proxy on this \
-             machine passes them on)",
+            "{}: clients are told to connect to {}, and pusherd listens on {port} {} TLS: {}{or} (unless a proxy is \
+             between)",
             self.source,
             Self { port: Some(told.0), ..self.clone() }.url(),
             if tls { "with" } else { "without" },
             lines.join(" and "),
         );
-        Some(Advice { loud: true, text })
+        Some(Advice { loud: is_here, text })
     }
 }
 
@@ -151,7 +155,7 @@ mod tests {
 
     #[test]
     fn clients_that_are_sent_to_this_machine_but_not_to_pusherd_are_warned_of() {
-        let unless = "(unless a proxy on this machine passes them on)";
+        let unless = "(unless a proxy is between)";
         let table = [
             (
                 format!("{PUSHER}PUSHER_HOST=127.0.0.1\nPUSHER_PORT=6001\n"),
@@ -200,24 +204,37 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_ours_that_is_told_with_another_scheme_is_remarked_upon_wherever_it_is() {
+        // Herd and Valet give a name and a certificate to an application on this machine, which Reverb finds by itself.
+        let dotenv = format!("{REVERB}REVERB_HOST=chat.test\nREVERB_PORT=8080\nREVERB_SCHEME=https\n");
+        let advice = settings("", &dotenv, &[]).unwrap().advice;
+        let text = ".env: REVERB_HOST: clients are told to connect to https://chat.test:8080, and pusherd listens on 8080 \
+                    without TLS: change REVERB_SCHEME to http (unless a proxy is between)";
+        assert!(advice.len() == 1 && !advice[0].loud && advice[0].text == text, "{advice:?}");
+    }
+
+    #[test]
     fn where_clients_connect_to_is_a_host_a_port_and_a_scheme() {
         for (lines, expected) in [
             (
                 "REVERB_HOST=https://ws.example.com",
-                "REVERB_HOST: must be an address or a host name, without scheme and port",
+                "REVERB_HOST: must be an address or a host name, without scheme and port, not \"https://ws.example.com\"",
             ),
             (
                 "REVERB_HOST=ws.example.com/",
-                "REVERB_HOST: must be an address or a host name, without scheme and port",
+                "REVERB_HOST: must be an address or a host name, without scheme and port, not \"ws.example.com/\"",
             ),
             (
                 "REVERB_HOST=localhost:8080",
-                "REVERB_HOST: must be an address or a host name, without scheme and port",
+                "REVERB_HOST: must be an address or a host name, without scheme and port, not \"localhost:8080\"",
             ),
-            ("REVERB_HOST=*", "REVERB_HOST: must be an address or a host name, without scheme and port"),
-            ("REVERB_HOST=ws.test\nREVERB_PORT=http", "REVERB_PORT: must be 1 to 65535"),
-            ("REVERB_HOST=ws.test\nREVERB_PORT=0", "REVERB_PORT: must be 1 to 65535"),
-            ("REVERB_HOST=ws.test\nREVERB_SCHEME=wss", "REVERB_SCHEME: must be http or https"),
+            (
+                "REVERB_HOST=*",
+                "REVERB_HOST: must be an address or a host name, without scheme and port, not \"*\"",
+            ),
+            ("REVERB_HOST=ws.test\nREVERB_PORT=http", "REVERB_PORT: must be 1 to 65535, not \"http\""),
+            ("REVERB_HOST=ws.test\nREVERB_PORT=0", "REVERB_PORT: must be 1 to 65535, not \"0\""),
+            ("REVERB_HOST=ws.test\nREVERB_SCHEME=wss", "REVERB_SCHEME: must be http or https, not \"wss\""),
         ] {
             let problems = settings("", &format!("{REVERB}{lines}\n"), &[]).unwrap_err();
             assert_eq!(problems, [format!(".env: {expected}")], "{lines}");

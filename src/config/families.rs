@@ -235,18 +235,14 @@ impl Choice {
             return;
         }
         self.left.push(family);
-        let driver = self.driver.as_ref();
-        let why = match driver.map(|driver| (driver, driver.owner())) {
-            _ if taken.owner == Owner::Pusherd => "goes above all others".to_owned(),
-            Some((driver, Some(owner))) if owner == taken.owner => {
-                format!("counts, as {} is {}", driver.name, driver.value)
-            }
-            Some((driver, Some(owner))) if owner == family.owner => {
-                format!("goes first, though {} is {}", driver.name, driver.value)
-            }
-            _ => "goes first; BROADCAST_CONNECTION=reverb or =pusher would choose".to_owned(),
+        let by_driver = self.driver.as_ref().filter(|driver| driver.owner() == Some(taken.owner.driver()));
+        let why = match by_driver {
+            _ if taken.owner == Owner::Pusherd => "it goes above all others".to_owned(),
+            _ if taken.owner == family.owner => "it goes first".to_owned(),
+            Some(driver) => format!("{} is {}", driver.name, driver.value),
+            None => "it goes first; BROADCAST_CONNECTION=reverb or =pusher would choose".to_owned(),
         };
-        self.remarks.push(format!("{}: {} is left, and {instead}, which {why}", whole.source, family.name));
+        self.remarks.push(format!("{}: {} is left: {instead}, as {why}", whole.source, family.name));
     }
 
     /// Whether the application uses Reverb's variables, or would use them.

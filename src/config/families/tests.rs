@@ -52,12 +52,12 @@ fn what_is_left_and_why_is_said() {
     let table = [
         (
             "BROADCAST_CONNECTION=reverb\n",
-            ".env: PUSHER_APP_KEY: PUSHER_APP_… is left, and the app of REVERB_APP_… is served, which counts, as \
+            ".env: PUSHER_APP_KEY: PUSHER_APP_… is left: the app of REVERB_APP_… is served, as \
              BROADCAST_CONNECTION is reverb\n",
         ),
         (
             "",
-            ".env: REVERB_APP_KEY: REVERB_APP_… is left, and the app of PUSHER_APP_… is served, which goes first; \
+            ".env: REVERB_APP_KEY: REVERB_APP_… is left: the app of PUSHER_APP_… is served, as it goes first; \
              BROADCAST_CONNECTION=reverb or =pusher would choose\n",
         ),
     ];
@@ -68,8 +68,7 @@ fn what_is_left_and_why_is_said() {
     }
     let own = of(&format!("BROADCAST_CONNECTION=reverb\n{}{both}", whole("PUSHERD_APP_", "o")));
     assert!(
-        remarks(&own)
-            .contains("REVERB_APP_… is left, and the app of PUSHERD_APP_… is served, which goes above")
+        remarks(&own).contains("REVERB_APP_… is left: the app of PUSHERD_APP_… is served, as it goes above")
     );
     // The same app under two names is no contradiction.
     let same = whole("PUSHER_APP_", "p") + &whole("SOKETI_DEFAULT_APP_", "p") + "PUSHER_HOST=ws.test\n";

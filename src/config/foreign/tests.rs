@@ -283,7 +283,7 @@ fn what_laravel_had_of_pusher_before_does_not_come_between() {
         .replace("ID=\n", "ID=7\n")
         .replace("KEY=\n", "KEY=old\n")
         .replace("SECRET=\n", "SECRET=old-secret\n");
-    for (left, said) in [(blank, ""), (&*old, "PUSHER_APP_… is left, and the app of REVERB_APP_… is served")]
+    for (left, said) in [(blank, ""), (&*old, "PUSHER_APP_… is left: the app of REVERB_APP_… is served")]
     {
         let settings = of(&format!("BROADCAST_CONNECTION=reverb\n{left}{REVERB_INSTALL}"));
         assert_eq!((settings.server.port, &*settings.apps[0].id.0), (8080, "123456"));

@@ -31,7 +31,8 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/dist/pusherd.stripped /usr/local/bin/pusherd
 # In a container "any address" is the container's own: what is published is decided outside.
 ENV PUSHERD_HOST=0.0.0.0
-EXPOSE 6001
+# The second is Reverb's, where its variables are in use.
+EXPOSE 6001 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=4s --start-period=2s --retries=3 \
     CMD ["/usr/local/bin/pusherd", "health"]

@@ -201,3 +201,45 @@ impl Style {
         if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    /// The banner for an application with this `.env`.
+    fn banner_for(dotenv: &str) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(".env"), dotenv).unwrap();
+        let settings = load(&Sources::of([], directory.path().to_owned())).unwrap();
+        let plain = Some(([127, 0, 0, 1], settings.server.port).into());
+        banner(&settings, &Listening { plain, tls: None })
+    }
+
+    #[test]
+    fn an_application_that_lacks_the_address_is_told_the_lines_of_its_own_driver() {
+        let credentials = "X_APP_ID=1\nX_APP_KEY=k\nX_APP_SECRET=hunter2-hunter2\n";
+        let reverb = banner_for(&credentials.replace('X', "REVERB"));
+        let lines = "Add to .env, so that the application knows where to publish:\n\nREVERB_HOST=127.0.0.1\n\
+                     REVERB_PORT=8080\nREVERB_SCHEME=http\n";
+        assert!(reverb.contains(lines) && !reverb.contains("pusher.com"), "{reverb}");
+        let pusher = banner_for(&credentials.replace('X', "PUSHER"));
+        let lines = "Add to .env, for the application publishes to pusher.com without:\n\nPUSHER_HOST=127.0.0.1\n\
+                     PUSHER_PORT=6001\nPUSHER_SCHEME=http\n";
+        assert!(pusher.contains(lines), "{pusher}");
+        assert!(!format!("{reverb}{pusher}").contains("hunter2"));
+    }
+
+    #[test]
+    fn where_clients_connect_to_is_told_as_a_url() {
+        let credentials = "REVERB_APP_ID=1\nREVERB_APP_KEY=k\nREVERB_APP_SECRET=long-enough\n";
+        for (lines, url) in [
+            ("REVERB_HOST=localhost\nREVERB_PORT=8080\nREVERB_SCHEME=http\n", "http://localhost:8080"),
+            ("REVERB_HOST=[::1]\nREVERB_PORT=8080\nREVERB_SCHEME=http\n", "http://[::1]:8080"),
+            ("REVERB_HOST=ws.test\n", "https://ws.test"),
+        ] {
+            let banner = banner_for(&format!("{credentials}{lines}"));
+            assert!(banner.contains(&format!("connect to {url} as .env says\n")), "{banner}");
+        }
+    }
+}

@@ -31,6 +31,7 @@ fn each_variable_that_is_read_comes_to_its_twin() {
     let table = [
         ("SOKETI_DEFAULT_APP_ENABLED=false", "enabled = false"),
         ("SOKETI_DEFAULT_APP_ENABLED=0", "enabled = false"),
+        ("DEFAULT_APP_ENABLED=false", "enabled = false"),
         ("REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=none", "client_events = \"off\""),
         ("REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=members", "client_events = \"members\""),
         ("REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=all", "client_events = \"members\""),

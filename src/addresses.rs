@@ -178,6 +178,38 @@ impl Addresses {
         client
     }
 
+    /// Whether the client at the other end of a connection from `peer` that sent `headers` came by TLS, as a trusted proxy
+    /// says: the right-most one, because what stands before it was written by others. Proxies write
+    /// `X-Forwarded-Proto` or `Forwarded`; of both, the one that also names the client is believed.
+    #[must_use]
+    pub fn came_by_tls(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        if !self.trusts(peer) {
+            return false;
+        }
+        let protocol = |header| {
+            let (name, protocol): (_, fn(&str) -> Option<&str>) = match header {
+                ForwardedHeader::XForwardedFor => ("x-forwarded-proto", |element| Some(element.trim())),
+                ForwardedHeader::Forwarded => ("forwarded", |element| forwarded(element, "proto")),
+            };
+            let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+            let protocol = protocol(parts_from_the_end(line, ',').next()?)?;
+            Some(["https", "wss"].iter().any(|tls| protocol.eq_ignore_ascii_case(tls)))
+        };
+        let other = match self.options.header {
+            ForwardedHeader::XForwardedFor => ForwardedHeader::Forwarded,
+            ForwardedHeader::Forwarded => ForwardedHeader::XForwardedFor,
+        };
+        protocol(self.options.header).or_else(|| protocol(other)).unwrap_or(false)
+    }
+
+    /// The value of one of its limits; `None`: it has none.
+    #[must_use]
+    pub fn value_of(&self, limit: Limit) -> Option<u64> {
+        let Options { connections_max, new_per_second, .. } = self.options;
+        let connections = connections_max.filter(|_| limit == Limit::AddressConnections);
+        connections.or(new_per_second.filter(|_| limit == Limit::AddressRate)).map(u64::from)
+    }
+
     /// Takes a place for a connection from `client`, and counts it as new if `is_new`. `None`: whoever comes from
     /// there is not counted.
     ///
@@ -284,20 +316,25 @@ fn parts_from_the_end(text: &str, separator: char) -> impl Iterator<Item = &str>
     })
 }
 
-/// The address in an element of `Forwarded`. `None` if it is no address, or if the element could be read in two ways:
-/// with two addresses, or with quotes that do not match.
+/// The address in an element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut address = None;
+    node(forwarded(element, "for")?)
+}
+
+/// The value of a parameter in an element of `Forwarded`. `None` if it is not there, or if the element could be read in
+/// two ways: with two of it, or with quotes that do not match.
+fn forwarded<'e>(element: &'e str, parameter: &str) -> Option<&'e str> {
+    let mut found = None;
     for pair in parts_from_the_end(element, ';').filter(|pair| !pair.trim().is_empty()) {
         let (name, value) = pair.split_once('=')?;
         let value = unquoted(value.trim())?;
         let is_name = !name.contains('"');
-        let is_second = name.trim().eq_ignore_ascii_case("for") && address.replace(value).is_some();
+        let is_second = name.trim().eq_ignore_ascii_case(parameter) && found.replace(value).is_some();
         if !is_name || is_second {
             return None;
         }
     }
-    node(address?)
+    found
 }
 
 /// What is in a quoted string, its escapes included; what is not quoted, if there is no quote in it.
@@ -405,6 +442,35 @@ mod tests {
         ] {
             let headers = headers(&[("forwarded", value), ("x-forwarded-for", "192.0.2.99")]);
             assert_eq!(addresses.client(ip("127.0.0.1"), &headers), ip(client), "{value}");
+        }
+    }
+
+    #[test]
+    fn tls_is_believed_of_the_right_most_proxy_only() {
+        let both = [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded];
+        for (lines, by_tls) in [
+            (&[][..], [false, false]),
+            (&[("x-forwarded-proto", "https")], [true, true]),
+            (&[("x-forwarded-proto", "WSS")], [true, true]),
+            (&[("x-forwarded-proto", "http")], [false, false]),
+            (&[("x-forwarded-proto", "https, http")], [false, false]),
+            (&[("x-forwarded-proto", "http,https")], [true, true]),
+            (&[("x-forwarded-proto", "https"), ("x-forwarded-proto", "http")], [false, false]),
+            (&[("forwarded", "for=192.0.2.1;proto=https")], [true, true]),
+            (&[("forwarded", "for=192.0.2.1;Proto=\"https\"")], [true, true]),
+            (&[("forwarded", "proto=https, for=192.0.2.1;proto=http")], [false, false]),
+            (&[("forwarded", "proto=https;proto=http")], [false, false]),
+            // One of them may be what a client made up: the other is the proxy's.
+            (&[("x-forwarded-proto", "https"), ("forwarded", "proto=http")], [true, false]),
+            (&[("x-forwarded-proto", "http"), ("forwarded", "proto=https")], [false, true]),
+            (&[("x-forwarded-proto", "https"), ("forwarded", "for=192.0.2.1")], [true, true]),
+        ] {
+            for (header, by_tls) in both.into_iter().zip(by_tls) {
+                let addresses = addresses(|options| options.header = header);
+                let headers = headers(lines);
+                assert_eq!(addresses.came_by_tls(ip("127.0.0.1"), &headers), by_tls, "{header:?} {lines:?}");
+                assert!(!addresses.came_by_tls(ip("192.0.2.1"), &headers), "no proxy of ours");
+            }
         }
     }
 

@@ -49,10 +49,10 @@
 //! | --- | --- | --- |
 //! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
 //! | [`limits`] | the token bucket, the count of places, the name of every limit. Pure. | nothing |
-//! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | limits |
+//! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | protocol, limits |
 //! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
-//! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, apps |
+//! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
 //! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |

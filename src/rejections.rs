@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tracing::{debug, info, warn};
 
 use crate::limits::Limit;
+use crate::protocol::SocketId;
 
 /// How often the operator is told of one kind.
 const REPORT_INTERVAL_SECS: u32 = 60;
@@ -249,6 +250,7 @@ impl Mistake {
 #[derive(Clone, Debug, Default)]
 pub struct Example<'e> {
     address: Option<IpAddr>,
+    socket: Option<SocketId>,
     value: Option<u64>,
     texts: [Option<Cow<'e, str>>; Text::COUNT],
 }
@@ -260,7 +262,7 @@ enum Text {
     Path,
     Channel,
     Origin,
-    Client,
+    Library,
     Reason,
 }
 
@@ -271,7 +273,7 @@ impl Text {
         match self {
             Self::Key => KEY_BYTES_MAX,
             Self::Reason => REASON_BYTES_MAX,
-            Self::App | Self::Path | Self::Channel | Self::Origin | Self::Client => TEXT_BYTES_MAX,
+            Self::App | Self::Path | Self::Channel | Self::Origin | Self::Library => TEXT_BYTES_MAX,
         }
     }
 }
@@ -281,6 +283,18 @@ impl<'e> Example<'e> {
     #[must_use]
     pub fn from(address: IpAddr) -> Self {
         Self { address: Some(address), ..Self::default() }
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn address(self, address: IpAddr) -> Self {
+        Self { address: Some(address), ..self }
+    }
+
+    /// The connection, by which it is found among the other lines of the log.
+    #[must_use]
+    pub fn socket(self, socket: SocketId) -> Self {
+        Self { socket: Some(socket), ..self }
     }
 
     /// The app, by its id: one that there is, or what was given as one.
@@ -315,8 +329,8 @@ impl<'e> Example<'e> {
 
     /// The library that the client uses, with its version.
     #[must_use]
-    pub fn client(self, library: impl Into<Cow<'e, str>>) -> Self {
-        self.text(Text::Client, library.into())
+    pub fn library(self, library: impl Into<Cow<'e, str>>) -> Self {
+        self.text(Text::Library, library.into())
     }
 
     /// What was wrong, as the peer was told.
@@ -349,7 +363,7 @@ impl<'e> Example<'e> {
 
     fn into_owned(self) -> Example<'static> {
         let texts = self.texts.map(|text| text.map(|text| Cow::Owned(text.into_owned())));
-        Example { address: self.address, value: self.value, texts }
+        Example { address: self.address, socket: self.socket, value: self.value, texts }
     }
 }
 
@@ -446,11 +460,12 @@ macro_rules! line {
             limit = value,
             setting,
             address = example.address.map(tracing::field::display),
+            socket = example.socket.map(tracing::field::display),
             channel = example.get(Text::Channel),
             path = example.get(Text::Path),
             key = example.get(Text::Key),
             origin = example.get(Text::Origin),
-            client = example.get(Text::Client),
+            library = example.get(Text::Library),
             reason = example.get(Text::Reason),
             remedy,
             "{}", rejection.what()

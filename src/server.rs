@@ -7,6 +7,7 @@
 mod arrivals;
 mod connection;
 mod descriptors;
+mod opening;
 mod proxy_protocol;
 mod repoll;
 mod stream;
@@ -379,15 +380,17 @@ impl Server {
 
     /// Takes a stranger in, when there is a place, and not at all if its address has too many.
     async fn receive(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, tls: Option<Tls>) {
-        let refused = match self.proxy_protocol {
+        let place = match self.proxy_protocol {
             // Who it is will be told.
-            true if self.addresses.trusts(address.ip()) => Ok(None),
-            true => Err(Limit::ProxyProtocol),
-            false => self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()),
-        };
-        let place = match refused {
-            Ok(place) => place,
-            Err(limit) => return self.hub.refused(limit, None),
+            true if self.addresses.trusts(address.ip()) => None,
+            true => {
+                let example = Example::from(address.ip()).reason("it is not one of server.trusted_proxies");
+                return self.hub.reject(Limit::ProxyProtocol, None, example);
+            }
+            false => match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
+                Ok(place) => place,
+                Err(limit) => return self.refuse_address(limit, address),
+            },
         };
         let (arrival, evicted) = self.arrivals.enter().await;
         self.made_room(evicted);
@@ -413,7 +416,7 @@ impl Server {
     ) -> Instant {
         let begun = Instant::now();
         let connections = hub.connections().len();
-        info!(connections, window = ?options.drain, "shutting down");
+        info!(connections, window = format!("{} s", options.drain.as_secs_f64()), "shutting down");
         hub.drain();
         self.stopping.cancel();
         self.tasks.close();

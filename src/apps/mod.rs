@@ -434,9 +434,11 @@ impl Apps {
         self.by_id.values()
     }
 
-    /// Splits the prefix of an app from a request's path. A bare path has the prefix `""`.
+    /// Splits the prefix of an app from a request's path. A bare path has the prefix `""`. Of several slashes that a path
+    /// begins with, as some proxies make them, the last one counts.
     #[must_use]
     pub fn split_prefix<'p>(&self, path: &'p str) -> (&'p str, &'p str) {
+        let path = collapse(path);
         // The longest first, so that `/a/b` is not taken for `/a`.
         let of_an_app = self.prefixes.iter().rev().filter(|prefix| !prefix.is_empty());
         for prefix in of_an_app {
@@ -448,6 +450,12 @@ impl Apps {
         }
         ("", path)
     }
+}
+
+/// A path with one slash at its beginning instead of several.
+fn collapse(path: &str) -> &str {
+    let slashes = path.bytes().take_while(|byte| *byte == b'/').count();
+    &path[slashes.saturating_sub(1)..]
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ pub(super) const SERVER: &[Setting<Server>] = &[
     server(
         "trusted_proxies",
         list("addresses and networks", |server| &mut server.options.addresses.trusted_proxies),
-        "Proxies that are believed when they say who the client is and, by `X-Forwarded-Proto`, whether it came by TLS.",
+        "Proxies that are believed when they say who the client is and, by `X-Forwarded-Proto` or `Forwarded`, whether \
+         it came by TLS.",
     ),
     server(
         "client_address_header",

@@ -6,7 +6,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::hub::Lost;
+use crate::limits::Limit;
 use crate::protocol::request::{QueryError, SignatureError};
+use crate::rejections::{Mistake, Rejection};
 
 /// Why a request is not granted. Source: protocol.md §8.10.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -20,9 +22,12 @@ pub enum ApiError {
     /// 403: the app is switched off.
     #[error("The app is disabled")]
     AppDisabled,
-    /// 404: no such app, no such path.
+    /// 404: no such path.
     #[error("{0}")]
     NotFound(String),
+    /// 404: no such app.
+    #[error("{0}")]
+    UnknownApp(String),
     /// 405: the path is there, the method is not.
     #[error("Method not allowed")]
     MethodNotAllowed,
@@ -32,6 +37,12 @@ pub enum ApiError {
     /// 413: more than the app allows.
     #[error("{0}")]
     TooLarge(String),
+    /// 413: a body that is longer than the app allows.
+    #[error("The request body is longer than {bytes_max} bytes (limits.request_body_bytes of the app)")]
+    BodyTooLarge {
+        /// What it allows.
+        bytes_max: usize,
+    },
     /// 409: the first request with this idempotency key has not been answered yet.
     #[error("A request with this idempotency key is being answered")]
     InProgress,
@@ -41,6 +52,8 @@ pub enum ApiError {
     /// 429: more than the app may.
     #[error("{sentence}")]
     TooMany {
+        /// The limit that is reached.
+        limit: Limit,
         /// What is too much.
         sentence: String,
         /// When to try again.
@@ -61,9 +74,31 @@ impl ApiError {
     }
 
     /// A 429 for too many of `what`, until `wait` has passed.
-    pub(super) fn too_many(what: impl std::fmt::Display, wait: Duration) -> Self {
+    pub(super) fn too_many(limit: Limit, what: impl std::fmt::Display, wait: Duration) -> Self {
         let retry_after_secs = wait.as_secs_f64().ceil().max(1.0) as u64;
-        Self::TooMany { sentence: format!("The app sends too many {what}"), retry_after_secs }
+        let sentence = format!("The app sends too many {what} ({} of the app)", limit.setting());
+        Self::TooMany { limit, sentence, retry_after_secs }
+    }
+
+    /// What the operator is told. `None`: nothing, because nobody did anything wrong.
+    pub(super) fn rejection(&self) -> Option<Rejection> {
+        Some(match self {
+            Self::Unauthorized(SignatureError::UnknownKey) => Mistake::RequestKey.into(),
+            Self::Unauthorized(SignatureError::Expired { .. }) => Mistake::RequestClock.into(),
+            Self::Unauthorized(_) => Mistake::RequestSignature.into(),
+            Self::AppDisabled => Mistake::AppDisabled.into(),
+            Self::UnknownApp(_) => Mistake::RequestApp.into(),
+            Self::NotFound(_) => Mistake::RequestPath.into(),
+            Self::BodyTooLarge { .. } => Limit::RequestBytes.into(),
+            Self::TooMany { limit, .. } => (*limit).into(),
+            Self::BadRequest(_)
+            | Self::MethodNotAllowed
+            | Self::Timeout
+            | Self::TooLarge(_)
+            | Self::InProgress
+            | Self::KeyReused => Mistake::Request.into(),
+            Self::BrokerLost(_) | Self::Draining => return None,
+        })
     }
 
     fn status(&self) -> StatusCode {
@@ -71,10 +106,10 @@ impl ApiError {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::AppDisabled => StatusCode::FORBIDDEN,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::UnknownApp(_) | Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge(_) | Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::InProgress => StatusCode::CONFLICT,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -99,14 +134,19 @@ impl IntoResponse for ApiError {
             Self::BadRequest(_)
             | Self::Unauthorized(_)
             | Self::AppDisabled
+            | Self::UnknownApp(_)
             | Self::NotFound(_)
             | Self::MethodNotAllowed
             | Self::Timeout
             | Self::TooLarge(_)
+            | Self::BodyTooLarge { .. }
             | Self::KeyReused => None,
         };
         let retry_after = retry_after_secs.map(|secs| [(header::RETRY_AFTER, HeaderValue::from(secs))]);
-        (self.status(), TEXT, retry_after.map(axum::response::AppendHeaders), self.to_string())
-            .into_response()
+        let retry_after = retry_after.map(axum::response::AppendHeaders);
+        let mut response = (self.status(), TEXT, retry_after, self.to_string()).into_response();
+        // For `Service::answer`, which counts it.
+        response.extensions_mut().insert(self);
+        response
     }
 }

@@ -18,6 +18,11 @@ pub(super) async fn ok() -> &'static str {
     "OK"
 }
 
+/// `OPTIONS`: what load balancers look with, HAProxy by default. Source: RFC 9110 §9.3.7.
+pub(super) async fn options() -> Response {
+    (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, OPTIONS")]).into_response()
+}
+
 /// `GET /up`: Reverb's.
 pub(super) async fn up() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], r#"{"health":"OK"}"#).into_response()
@@ -104,12 +109,6 @@ fn memory() -> Memory {
     let used = total.saturating_sub(free);
     let percent = if total == 0 { 0.0 } else { used as f64 * 100.0 / total as f64 };
     Memory { free, used, total, percent }
-}
-
-/// `GET /app/{key}` without an upgrade.
-pub(super) async fn upgrade_required() -> Response {
-    let headers = [(header::UPGRADE, "websocket"), (header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    (StatusCode::UPGRADE_REQUIRED, headers, "This is a WebSocket endpoint").into_response()
 }
 
 #[cfg(test)]

@@ -177,9 +177,8 @@ pub(super) async fn once(
             },
             Begun::OtherRequest => return Err(ApiError::KeyReused),
             Begun::Full => {
-                api.0.hub.refused(Limit::IdempotencyKeys, Some(app));
-                let what = "requests with idempotency keys at once (limits.idempotency_keys of the app)";
-                return Err(ApiError::too_many(what, Duration::from_secs(1)));
+                let what = "requests with idempotency keys at once";
+                return Err(ApiError::too_many(Limit::IdempotencyKeys, what, Duration::from_secs(1)));
             }
         }
     };

@@ -19,6 +19,7 @@ mod signed;
 mod trigger;
 mod users;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,9 +30,10 @@ use axum::extract::Request;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
+use percent_encoding::percent_decode_str;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
@@ -40,6 +42,8 @@ pub use signed::Signed;
 
 use crate::apps::Apps;
 use crate::hub::Hub;
+use crate::protocol::request::Query;
+use crate::rejections::Example;
 
 /// How the HTTP API serves, whatever the app.
 #[derive(Clone, Debug)]
@@ -89,36 +93,70 @@ impl Api {
         Self(Arc::new(Inner { hub, apps, keys, memory: health::LastLook::default(), tasks, options }))
     }
 
-    /// Takes an app's path prefix off a request, so that the routes stand once; the signature is checked against
-    /// both forms.
+    /// Takes an app's path prefix off a request, and all slashes that it begins with but one, so that the routes stand
+    /// once; the signature is checked against both forms.
     fn strip_prefix<B>(&self, request: &mut Request<B>) {
-        let (prefix, bare) = self.0.apps.split_prefix(request.uri().path());
-        if prefix.is_empty() {
+        let path = request.uri().path();
+        let (prefix, bare) = self.0.apps.split_prefix(path);
+        if bare.len() == path.len() {
             return;
         }
-        let prefix = StrippedPrefix(prefix.into());
+        let slashes = &path[..path.len() - prefix.len() - bare.len()];
+        let received = Received { slashes: slashes.into(), prefix: prefix.into() };
         let rest = request.uri().query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));
         if let Ok(path_and_query) = PathAndQuery::try_from(rest) {
             *request.uri_mut() = Uri::from(path_and_query);
-            request.extensions_mut().insert(prefix);
+            request.extensions_mut().insert(received);
         }
+    }
+
+    /// Counts a request that was rejected, and tells the operator why.
+    fn reject(&self, uri: &Uri, error: &ApiError, caller: &Caller) {
+        let Some(why) = error.rejection() else { return };
+        let mut example = Example::default().path(uri.path()).reason(error.to_string());
+        if let Some(address) = caller.0.address {
+            example = example.address(address);
+        }
+        let id = uri.path().strip_prefix("/apps/").and_then(|rest| rest.split('/').next());
+        let id = id.map(|id| percent_decode_str(id).decode_utf8_lossy());
+        let app = id.as_deref().and_then(|id| self.0.apps.by_id(id));
+        if let (None, Some(id)) = (app, &id) {
+            example = example.app(&**id);
+        }
+        let query = Query::parse(uri.query().unwrap_or_default()).unwrap_or_default();
+        if let Some(key) = query.value("auth_key") {
+            example = example.key(key);
+        }
+        self.0.hub.reject(why, app.map(|app| &**app), example);
     }
 }
 
 /// Who is at the other end of a connection: a stranger, until one of their requests was signed. Cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Caller(Arc<AtomicBool>);
+pub struct Caller(Arc<Peer>);
+
+#[derive(Debug, Default)]
+struct Peer {
+    is_known: AtomicBool,
+    address: Option<IpAddr>,
+}
+
+impl From<IpAddr> for Caller {
+    fn from(address: IpAddr) -> Self {
+        Self(Arc::new(Peer { is_known: AtomicBool::default(), address: Some(address) }))
+    }
+}
 
 impl Caller {
     /// Whether a request of theirs was signed.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_known.load(Ordering::Relaxed)
     }
 
     fn signed(&self) {
         if !self.is_known() {
-            self.0.store(true, Ordering::Relaxed);
+            self.0.is_known.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -143,13 +181,17 @@ impl Service {
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
     {
         self.api.strip_prefix(&mut request);
+        let uri = request.uri().clone();
         let Some(publish) = Publish::of(&request) else {
             if !caller.is_known() {
                 // Only while it is a stranger, because this allocates.
                 request.extensions_mut().insert(caller.clone());
             }
             // In a box, so that a publish does not have room for it.
-            let Ok(response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
+            let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
+            if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+                self.api.reject(&uri, &error, caller);
+            }
             return response.map(AnswerBody::Right);
         };
         let (head, body) = request.into_parts();
@@ -163,7 +205,10 @@ impl Service {
         };
         match answer {
             Ok(response) => response.map(AnswerBody::Left),
-            Err(error) => error.into_response().map(AnswerBody::Right),
+            Err(error) => {
+                self.api.reject(&uri, &error, caller);
+                error.into_response().map(AnswerBody::Right)
+            }
         }
     }
 }
@@ -206,18 +251,23 @@ impl Publish {
     }
 }
 
-/// The path prefix that a request came with.
+/// What a request came with in front of its path.
 #[derive(Clone, Debug)]
-struct StrippedPrefix(Box<str>);
+struct Received {
+    /// Slashes beyond the one that a path begins with.
+    slashes: Box<str>,
+    /// The prefix of an app.
+    prefix: Box<str>,
+}
 
 /// All routes. A channel's name stands in one segment, percent-encoded where it must be; a user's id may contain
 /// slashes, encoded or not.
 fn router(api: Api) -> Router {
     Router::new()
         // A POST to one of these is answered ahead of the router.
-        .route("/apps/{app_id}/events", any(|| async { ApiError::MethodNotAllowed }))
-        .route("/apps/{app_id}/batch_events", any(|| async { ApiError::MethodNotAllowed }))
-        .route("/apps/{app_id}/channels/{channel}/events", any(|| async { ApiError::MethodNotAllowed }))
+        .route("/apps/{app_id}/events", post(ahead))
+        .route("/apps/{app_id}/batch_events", post(ahead))
+        .route("/apps/{app_id}/channels/{channel}/events", post(ahead))
         .route("/apps/{app_id}/connections", get(channels::connections))
         .route("/apps/{app_id}/channels", get(channels::channels))
         .route("/apps/{app_id}/channels/{channel}", get(channels::channel))
@@ -225,18 +275,31 @@ fn router(api: Api) -> Router {
         .route("/apps/{app_id}/channels/{channel}/stats", get(channels::stats))
         .route("/apps/{app_id}/users/{*rest}", post(users::terminate))
         .route("/users/{*rest}", post(users::terminate))
-        .route("/app/{key}", get(health::upgrade_required))
-        .route("/app/{key}/", get(health::upgrade_required))
-        .route("/", get(health::ok))
-        .route("/up", get(health::up))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/accept-traffic", get(health::accept_traffic))
+        // A GET of one of these is answered by the door of WebSockets.
+        .route("/app/{key}", get(ahead))
+        .route("/app/{key}/", get(ahead))
+        .route("/", get(health::ok).options(health::options))
+        .route("/up", get(health::up).options(health::options))
+        .route("/health", get(health::health).options(health::options))
+        .route("/ready", get(health::ready).options(health::options))
+        .route("/accept-traffic", get(health::accept_traffic).options(health::options))
         .fallback(|request: Request| async move {
-            ApiError::NotFound(format!("There is nothing at {}", request.uri().path()))
+            match (request.method(), request.uri().path()) {
+                (&Method::OPTIONS, "*") => Ok(health::options().await),
+                (_, path) => Err(nothing_at(path)),
+            }
         })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .with_state(api)
+}
+
+/// What is answered before it comes to the router: this has the router know its path and method only.
+async fn ahead(uri: Uri) -> ApiError {
+    nothing_at(uri.path())
+}
+
+fn nothing_at(path: &str) -> ApiError {
+    ApiError::NotFound(format!("There is nothing at {path}"))
 }
 
 /// Seconds since 1970.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::channels::parse as parse_channel;
-use super::{Api, ApiError, Caller, StrippedPrefix};
+use super::{Api, ApiError, Caller, Received};
 use crate::apps::{App, Apps};
 use crate::limits::Limit;
 use crate::protocol::ChannelName;
@@ -76,12 +76,7 @@ impl Signed {
         let app = find_app(&head, raw_query, api).inspect_err(count)?;
         let query = Query::parse(raw_query)?;
         let auth = check_signature(&head, &query, &app, api, caller).inspect_err(count)?;
-        let body = read(body, announced(&head), app.limits.request_body_bytes_max, api).await;
-        let body = body.inspect_err(|error| {
-            if matches!(error, ApiError::TooLarge(_)) {
-                hub.refused(Limit::RequestBytes, Some(&app));
-            }
-        })?;
+        let body = read(body, announced(&head), app.limits.request_body_bytes_max, api).await?;
         auth.check_body(&body).map_err(ApiError::from).inspect_err(count)?;
         let has_parameters = query.has_parameters();
         drop(query);
@@ -109,9 +104,14 @@ impl Signed {
     }
 }
 
+/// What was taken off a request's path.
+fn received(head: &request::Parts) -> Option<&Received> {
+    head.extensions.get()
+}
+
 /// The path prefix of a request, which is not in its path any more.
 fn prefix(head: &request::Parts) -> &str {
-    head.extensions.get::<StrippedPrefix>().map_or("", |prefix| &prefix.0)
+    received(head).map_or("", |received| &received.prefix)
 }
 
 /// Whose request it claims to be.
@@ -132,21 +132,20 @@ fn check_signature<'q>(
     caller: &Caller,
 ) -> Result<Auth<'q>, ApiError> {
     let api = &api.0;
-    let (path, prefix) = (head.uri.path(), prefix(head));
+    let (path, received) = (head.uri.path(), received(head));
     let auth = query.auth()?;
     let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
     auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
-    let others = other_signed_paths(path, prefix, &app.path_prefix);
+    let others = other_signed_paths(path, received, &app.path_prefix);
     let paths = iter::once(path).chain(others.iter().map(String::as_str));
     let method = head.method.as_str();
-    query.verify(&auth, secret, method, paths).inspect_err(|error| {
-        debug!(app = %app.id, %error, string_to_sign = query.string_to_sign(method, path), "request refused");
+    query.verify(&auth, secret, method, paths).inspect_err(|_| {
+        let string_to_sign = || query.string_to_sign(method, path);
+        debug!(app = %app.id, string_to_sign = string_to_sign(), "what a request should have been signed of");
     })?;
     caller.signed();
-    if let Err(wait) = app.take_request(|| api.hub.now()) {
-        api.hub.refused(Limit::Requests, Some(app));
-        return Err(ApiError::too_many("requests (limits.requests_per_second of the app)", wait));
-    }
+    let taken = app.take_request(|| api.hub.now());
+    taken.map_err(|wait| ApiError::too_many(Limit::Requests, "requests", wait))?;
     Ok(auth)
 }
 
@@ -154,7 +153,7 @@ fn check_signature<'q>(
 fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
-        ApiError::NotFound(format!("There is no app with the id {shown}"))
+        ApiError::UnknownApp(format!("There is no app with the id {shown}"))
     };
     let app = match path.strip_prefix("/apps/") {
         Some(rest) => {
@@ -170,27 +169,23 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
 
-/// What the client may have signed instead of `path`: the same with the app's prefix, and each percent-decoded,
-/// because HTTP libraries encode a path after the SDK has signed it.
-fn other_signed_paths(path: &str, prefix: &str, app_prefix: &str) -> Vec<String> {
+/// What the client may have signed instead of `path`: the same as it was received, with a prefix and all slashes; with
+/// the app's prefix; and each percent-decoded, because HTTP libraries encode a path after the SDK has signed it.
+fn other_signed_paths(path: &str, received: Option<&Received>, app_prefix: &str) -> Vec<String> {
     let mut others = Vec::new();
-    for prefix in [prefix, app_prefix] {
-        let prefixed = || format!("{prefix}{path}");
-        if !prefix.is_empty() && others.first() != Some(&prefixed()) {
-            others.push(prefixed());
-        }
+    if let Some(Received { slashes, prefix }) = received {
+        others.push(format!("{slashes}{prefix}{path}"));
+        others.push(format!("{prefix}{path}"));
     }
+    if !app_prefix.is_empty() {
+        others.push(format!("{app_prefix}{path}"));
+    }
+    others.dedup();
     let decoded = |path: &str| percent_decode_str(path).decode_utf8().ok().map(Cow::into_owned);
     let encoded = iter::once(path).chain(others.iter().map(String::as_str)).filter(|path| path.contains('%'));
     let decoded: Vec<_> = encoded.filter_map(decoded).collect();
     others.extend(decoded);
     others
-}
-
-fn too_large(bytes_max: usize) -> ApiError {
-    ApiError::TooLarge(format!(
-        "The request body is longer than {bytes_max} bytes (limits.request_body_bytes of the app)"
-    ))
 }
 
 /// How long the body of a request will be, by its head.
@@ -206,7 +201,7 @@ async fn read(
     api: &Api,
 ) -> Result<Bytes, ApiError> {
     if announced > bytes_max {
-        return Err(too_large(bytes_max));
+        return Err(ApiError::BodyTooLarge { bytes_max });
     }
     let mut patience = Patience { timeout: api.0.options.read_timeout, until: None };
     let mut first = Bytes::new();
@@ -215,7 +210,7 @@ async fn read(
         let frame = frame.map_err(|_| ApiError::bad("The request body could not be read"))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > bytes_max {
-            return Err(too_large(bytes_max));
+            return Err(ApiError::BodyTooLarge { bytes_max });
         }
         // A body that came in one piece, as most do, is not copied.
         if first.is_empty() && all.is_empty() {
@@ -283,9 +278,11 @@ mod tests {
 
     #[test]
     fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
-        assert!(other_signed_paths("/apps/1/events", "", "").is_empty());
+        let received =
+            |slashes: &str, prefix: &str| Received { slashes: slashes.into(), prefix: prefix.into() };
+        assert!(other_signed_paths("/apps/1/events", None, "").is_empty());
         let path = "/apps/1/users/a%20b/terminate_connections";
-        let mut paths = other_signed_paths(path, "/rt", "/rt");
+        let mut paths = other_signed_paths(path, Some(&received("", "/rt")), "/rt");
         paths.sort_unstable();
         let expected = [
             "/apps/1/users/a b/terminate_connections",
@@ -293,6 +290,10 @@ mod tests {
             "/rt/apps/1/users/a%20b/terminate_connections",
         ];
         assert_eq!(paths, expected);
-        assert_eq!(other_signed_paths("/apps/1/events", "", "/rt"), ["/rt/apps/1/events"]);
+        assert_eq!(other_signed_paths("/apps/1/events", None, "/rt"), ["/rt/apps/1/events"]);
+        let paths = other_signed_paths("/apps/1/events", Some(&received("//", "/rt")), "/rt");
+        assert_eq!(paths, ["///rt/apps/1/events", "/rt/apps/1/events"]);
+        let paths = other_signed_paths("/apps/1/events", Some(&received("/", "")), "");
+        assert_eq!(paths, ["//apps/1/events", "/apps/1/events"]);
     }
 }

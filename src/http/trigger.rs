@@ -82,10 +82,8 @@ async fn publish(api: &Api, signed: &Signed, fields: &Fields<'_>) -> Result<Byte
 
 /// Counts events that are published together, all or none of them.
 fn count_events(api: &Api, app: &App, count: usize) -> Result<(), ApiError> {
-    app.take_events(count, || api.0.hub.now()).map_err(|wait| {
-        api.0.hub.refused(Limit::Events, Some(app));
-        ApiError::too_many("events (limits.events_per_second of the app)", wait)
-    })
+    let taken = app.take_events(count, || api.0.hub.now());
+    taken.map_err(|wait| ApiError::too_many(Limit::Events, "events", wait))
 }
 
 /// What was asked for of each event of a batch: one item an event, when any of them asks for something.
@@ -177,7 +175,9 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
         ApiError::TooLarge(sentence) => ApiError::TooLarge(format!("batch[{at}]: {sentence}")),
         other @ (ApiError::Unauthorized(_)
         | ApiError::AppDisabled
+        | ApiError::UnknownApp(_)
         | ApiError::NotFound(_)
+        | ApiError::BodyTooLarge { .. }
         | ApiError::MethodNotAllowed
         | ApiError::Timeout
         | ApiError::InProgress

@@ -36,7 +36,6 @@ use crate::cluster::driver::{Answering, Kept, Lost};
 use crate::cluster::node::{Acting, Audience, Cluster, Room, Unwanted};
 use crate::cluster::seat::Ticket;
 use crate::cluster::truth::{Group, MemberId, MemberInfo, NodeId, Version};
-use crate::limits::Limit;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::wire::{Frame, pusher, websocket};
@@ -532,7 +531,7 @@ impl Clustered {
         let published =
             hub.registry.deliver(&key, frame, except, number.map(|number| (cache, number)), hub.now());
         if published.not_kept {
-            hub.refused(Limit::AppChannels, Some(app));
+            hub.not_kept(app, &key.channel);
         }
         hub.deliver(published.drive);
         published

@@ -69,7 +69,7 @@ struct Inner {
     untold: Mutex<Vec<Arc<Reports>>>,
     started: Instant,
     draining: AtomicBool,
-    /// Whether every join, leave and publish is logged, payloads included.
+    /// Whether payloads are logged, at `debug`.
     debug: bool,
     runtime: Handle,
 }
@@ -177,7 +177,7 @@ impl Hub {
         self.0.draining.store(true, Ordering::SeqCst);
     }
 
-    /// Whether every message is logged, payloads included.
+    /// Whether payloads are logged, at `debug`.
     #[must_use]
     pub fn debugs(&self) -> bool {
         self.0.debug
@@ -229,9 +229,7 @@ impl Hub {
             Some(clustered) => clustered.leave(&self.0, app, channel, socket)?,
             None => self.0.leave(app, channel, socket)?,
         };
-        if self.0.debug {
-            debug!(app = %app.id, %channel, %socket, "unsubscribed");
-        }
+        debug!(app = %app.id, %channel, %socket, "unsubscribed");
         Some(left)
     }
 
@@ -297,7 +295,7 @@ impl Hub {
         };
         let published = self.0.registry.publish(&app.id.0, event, cache, self.0.now());
         if published.not_kept {
-            self.0.refused(Limit::AppChannels, Some(app));
+            self.0.not_kept(app, event.channel);
         }
         published
     }
@@ -322,9 +320,7 @@ impl Hub {
             self.0.users.unwatch(&app.id.0, watched, outbox.socket());
             self.0.users.watch(&app.id.0, watchlist, outbox);
         }
-        if self.0.debug {
-            debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
-        }
+        debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
     }
 
     /// Counts a connection as no longer signed in.
@@ -499,18 +495,45 @@ impl Inner {
         self.untold.lock().append(&mut untold);
     }
 
-    fn refused(&self, limit: Limit, app: Option<&App>) {
-        self.reject(limit.into(), app, Example::default());
+    /// Counts an event that could not be kept for later subscribers.
+    fn not_kept(&self, app: &App, channel: &ChannelName) {
+        let reason = "an event is not kept for later subscribers";
+        self.reject(
+            Limit::AppChannels.into(),
+            Some(app),
+            Example::default().channel(channel.as_str()).reason(reason),
+        );
     }
 
+    /// Logs an event with the number of subscribers on this node, for those who look for one that does not arrive.
     fn log(&self, app: &App, event: &Event<'_>) {
-        if self.debug {
-            let source = match event.source {
-                Source::App => "app",
-                Source::Client(_) => "client",
-            };
-            debug!(app = %app.id, channel = %event.channel, event = event.name, data = event.data, source, "event");
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
         }
+        let source = match event.source {
+            Source::App => "app",
+            Source::Client(_) => "client",
+        };
+        let subscribers =
+            |channel: &ChannelName| self.registry.info(&key(app, channel), self.now()).subscriptions;
+        let here = subscribers(event.channel);
+        // Laravel's `Channel` and `PrivateChannel` make two channels of one name.
+        let others = event.channel.siblings(&app.names).into_iter().filter(|_| here == 0);
+        let occupied = others.filter(|other| subscribers(other) > 0).map(|other| other.to_string());
+        let occupied = occupied.collect::<Vec<_>>().join(" ");
+        let occupied = (!occupied.is_empty()).then_some(&*occupied);
+        debug!(
+            app = %app.id,
+            channel = %event.channel,
+            event = event.name,
+            bytes = event.data.len(),
+            data = self.debug.then_some(event.data),
+            source,
+            subscribers = here,
+            // Channels of the same name with another prefix, where somebody is.
+            occupied_instead = occupied,
+            "event published"
+        );
     }
 
     /// Makes a connection a subscriber here, or tells it why not.
@@ -532,10 +555,9 @@ impl Inner {
             self.note_joined(ledger, &key, join.member.as_ref(), joined);
         }
         match &joined {
-            Ok(joined) if self.debug => {
+            Ok(joined) => {
                 debug!(app = %app.id, %channel, socket = %outbox.socket(), again = joined.again, "subscribed");
             }
-            Ok(_) => {}
             Err(error) => self.not_joined(app, outbox, channel, *error),
         }
         joined
@@ -543,7 +565,8 @@ impl Inner {
 
     fn not_joined(&self, app: &App, outbox: &Outbox, channel: &ChannelName, error: JoinError) {
         let (limit, refusal) = refusal::of(error, app, channel);
-        self.refused(limit, Some(app));
+        let example = Example::default().socket(outbox.socket()).channel(channel.as_str());
+        self.reject(limit.into(), Some(app), example.reason(&*refusal.reason));
         refuse(app, outbox, channel.as_str(), &refusal);
     }
 

@@ -78,6 +78,18 @@ pub(super) const fn is_name_byte(byte: u8) -> bool {
     matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'=' | b'@' | b',' | b'.' | b';')
 }
 
+/// All that a name may begin with to be of a kind; of two that fit, the longer one comes first.
+const PREFIXES: [&str; 8] = [
+    "private-encrypted-cache-",
+    "private-encrypted-",
+    "private-cache-",
+    "private-",
+    "presence-cache-",
+    "presence-",
+    "cache-",
+    "",
+];
+
 impl ChannelName {
     /// Checks `text` against `rules`. The length is checked first, so that a long name costs nothing.
     ///
@@ -130,6 +142,15 @@ impl ChannelName {
         self.access() == Access::Presence
     }
 
+    /// The channels of the same name with other prefixes, which are other channels: what somebody may have meant.
+    #[must_use]
+    pub fn siblings(&self, rules: &NameRules) -> Vec<Self> {
+        let prefix = PREFIXES.into_iter().find(|prefix| self.0.starts_with(prefix)).unwrap_or_default();
+        let bare = &self.0[prefix.len()..];
+        let others = PREFIXES.into_iter().filter(|other| *other != prefix);
+        others.filter_map(|other| Self::parse(&format!("{other}{bare}"), rules).ok()).collect()
+    }
+
     /// Whether clients may send events here, membership and rate allowing.
     #[must_use]
     pub fn takes_client_events(&self) -> bool {
@@ -169,6 +190,22 @@ mod tests {
 
     fn name(text: &str) -> ChannelName {
         ChannelName::parse(text, &NameRules::default()).unwrap()
+    }
+
+    #[test]
+    fn siblings_are_the_same_name_with_another_prefix() {
+        let rules = NameRules::default();
+        for (name, bare) in
+            [("orders", "orders"), ("private-orders", "orders"), ("presence-cache-a-b", "a-b")]
+        {
+            let siblings = ChannelName::parse(name, &rules).unwrap().siblings(&rules);
+            let mut names: Vec<_> = siblings.iter().map(ChannelName::as_str).collect();
+            assert_eq!(names.len(), PREFIXES.len() - 1, "{names:?}");
+            names.push(name);
+            for prefix in PREFIXES {
+                assert!(names.contains(&&*format!("{prefix}{bare}")), "{prefix}{bare}: {names:?}");
+            }
+        }
     }
 
     #[test]

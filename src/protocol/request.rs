@@ -30,7 +30,10 @@ pub enum SignatureError {
     TimestampFormat,
     /// The request was signed too long ago, or in the future.
     #[error(
-        "auth_timestamp {timestamp} is {window_secs} s or more from the server's time {now}; check both clocks"
+        "auth_timestamp {timestamp} is {} s {} the server's time {now}, and less than {window_secs} s are allowed \
+         (limits.auth_window_secs of the app); check both clocks",
+        timestamp.abs_diff(*now),
+        if timestamp < now { "behind" } else { "ahead of" }
     )]
     Expired {
         /// What the request says.

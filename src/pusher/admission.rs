@@ -12,7 +12,7 @@ use crate::apps::{App, ConnectionPlace};
 use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
-use crate::rejections::Example;
+use crate::rejections::{Mistake, Rejection};
 
 /// A connection that is let in, with its places.
 #[derive(Debug)]
@@ -33,45 +33,70 @@ pub(super) struct NodePlaces {
 
 /// Why a connection is not let in: told in an error frame and a close code, because browsers never show the HTTP
 /// status of a failed upgrade to scripts.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Refused {
     pub(super) code: CloseCode,
     pub(super) message: String,
+    /// What the operator is told; `None`: nothing, because nobody did anything wrong.
+    pub(super) why: Option<Rejection>,
+    /// The app, if it is one that there is.
+    pub(super) app: Option<Arc<App>>,
 }
 
-fn refused<T>(code: CloseCode, message: impl Into<String>) -> Result<T, Refused> {
-    Err(Refused { code, message: message.into() })
+fn refused<T>(
+    code: CloseCode,
+    message: impl Into<String>,
+    why: impl Into<Rejection>,
+    app: Option<&Arc<App>>,
+) -> Result<T, Refused> {
+    Err(Refused { code, message: message.into(), why: Some(why.into()), app: app.cloned() })
 }
 
 impl Door {
     /// Decides what the request alone can tell, in the order of protocol.md §1.4 (checks 1 to 6).
     pub(super) fn find_app(&self, uri: &Uri, headers: &HeaderMap, peer: Peer) -> Result<Arc<App>, Refused> {
-        let (prefix, path) = self.0.apps.split_prefix(uri.path());
-        let key = path.strip_prefix("/app/").map(|key| key.strip_suffix('/').unwrap_or(key));
-        let Some(key) = key.filter(|key| !key.is_empty() && !key.contains('/')) else {
-            return refused(CloseCode::PathNotFound, "Path not found: connect to /app/{key}");
+        if peer.misses_tls {
+            let message = "This port speaks TLS: use wss://";
+            return refused(CloseCode::TlsOnly, message, Mistake::PlainOnTlsPort, None);
+        }
+        let Some((prefix, key)) = self.split_path(uri.path()) else {
+            let message = "Path not found: connect to /app/{key}";
+            return refused(CloseCode::PathNotFound, message, Mistake::ConnectionPath, None);
         };
         let key = percent_decode_str(key).decode_utf8_lossy();
         let Some(app) = self.0.apps.by_key(&key) else {
-            let shown = &key[..key.floor_char_boundary(80)];
-            return refused(CloseCode::UnknownApp, format!("App key {shown} does not exist"));
+            let message = format!("App key {} does not exist", &key[..key.floor_char_boundary(80)]);
+            return refused(CloseCode::UnknownApp, message, Mistake::ConnectionKey, None);
         };
         if !prefix.is_empty() && *prefix != *app.path_prefix {
-            return refused(CloseCode::PathNotFound, "Path not found: this app has another path prefix");
+            let message = "Path not found: this app has another path prefix";
+            return refused(CloseCode::PathNotFound, message, Mistake::ConnectionPath, Some(app));
         }
-        if app.tls_only && !self.came_over_tls(headers, peer) {
-            return refused(CloseCode::TlsOnly, "This app takes TLS connections only");
+        if app.tls_only && !peer.over_tls && !self.0.addresses.came_by_tls(peer.address.ip(), headers) {
+            let message = "This app takes TLS connections only";
+            return refused(CloseCode::TlsOnly, message, Mistake::TlsOnly, Some(app));
         }
         if !app.enabled {
-            return refused(CloseCode::AppDisabled, "This app is disabled");
+            let message = "This app is disabled";
+            return refused(CloseCode::AppDisabled, message, Mistake::AppDisabled, Some(app));
         }
-        check_protocol(uri.query().unwrap_or_default(), app.require_protocol)?;
+        if let Err((code, message)) = check_protocol(uri.query().unwrap_or_default(), app.require_protocol) {
+            return refused(code, message, Mistake::ProtocolVersion, Some(app));
+        }
         if let Some(origin) = headers.get(header::ORIGIN)
             && !origin.to_str().is_ok_and(|origin| app.allows_origin(origin))
         {
-            return refused(CloseCode::Unauthorized, "Origin not allowed");
+            return refused(CloseCode::Unauthorized, "Origin not allowed", Mistake::Origin, Some(app));
         }
         Ok(Arc::clone(app))
+    }
+
+    /// The prefix and the key in the path of a connection. `None`: it is another path.
+    pub(super) fn split_path<'p>(&self, path: &'p str) -> Option<(&'p str, &'p str)> {
+        let (prefix, path) = self.0.apps.split_prefix(path);
+        let key = path.strip_prefix("/app/")?;
+        let key = key.strip_suffix('/').unwrap_or(key);
+        (!key.is_empty() && !key.contains('/')).then_some((prefix, key))
     }
 
     /// Takes the places of a connection of `client` (checks 7 and 8). Behind a proxy, `is_new` has its arrival
@@ -89,54 +114,39 @@ impl Door {
         let address_place = match entered {
             Ok(place) => place,
             Err(limit) => {
-                hub.refused(limit, None);
-                return refused(CloseCode::OverCapacity, "Too many connections from your address");
+                let message = "Too many connections from your address";
+                return refused(CloseCode::OverCapacity, message, limit, None);
             }
         };
         let over_quota = || {
-            hub.refused(Limit::AppConnections, Some(app));
-            refused(CloseCode::OverQuota, "This app has as many connections as it may have")
+            let message = "This app has as many connections as it may have";
+            refused(CloseCode::OverQuota, message, Limit::AppConnections, Some(app))
         };
         if hub.is_draining() && !app.is_full() {
-            return refused(CloseCode::Reconnect, "Server is shutting down");
+            let message = "Server is shutting down".to_owned();
+            return Err(Refused { code: CloseCode::Reconnect, message, why: None, app: None });
         }
         let node_place = match self.take_place() {
             Ok(place) => place,
             Err(_) if app.is_full() => return over_quota(),
-            Err((limit, places)) => {
-                hub.reject(limit, None, Example::from(client).value(places.map(u64::from)));
-                return refused(CloseCode::OverCapacity, "Server is over capacity");
-            }
+            Err(limit) => return refused(CloseCode::OverCapacity, "Server is over capacity", limit, None),
         };
         let Some(app_place) = hub.take_place(app).await else { return over_quota() };
         let on_node = NodePlaces { _node: node_place, _address: address_place.map(Box::new) };
         Ok(Admitted { app_place, on_node })
     }
-
-    fn came_over_tls(&self, headers: &HeaderMap, peer: Peer) -> bool {
-        if peer.over_tls {
-            return true;
-        }
-        let trusted = self.0.addresses.trusts(peer.address.ip());
-        let forwarded = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
-        // Several proxies may each have added theirs; the first one spoke to the client.
-        let first = forwarded
-            .and_then(|proto| proto.split(',').next())
-            .map(|proto| proto.trim().to_ascii_lowercase());
-        trusted && first.is_some_and(|proto| matches!(&*proto, "https" | "wss"))
-    }
 }
 
 /// Versions 5 to 7 are spoken; none is 7. Source: protocol.md §1.2.
-fn check_protocol(query: &str, required: bool) -> Result<(), Refused> {
+fn check_protocol(query: &str, required: bool) -> Result<(), (CloseCode, &'static str)> {
     let query = Query::parse(query).unwrap_or_default();
     let given = query.value("protocol").unwrap_or_default();
     match given.parse::<u32>() {
         Ok(5..=7) => Ok(()),
         _ if given.is_empty() && !required => Ok(()),
-        _ if given.is_empty() => refused(CloseCode::NoProtocol, "No protocol version given"),
+        _ if given.is_empty() => Err((CloseCode::NoProtocol, "No protocol version given")),
         Ok(_) | Err(_) => {
-            refused(CloseCode::UnsupportedProtocol, "Unsupported protocol version: use 5, 6 or 7")
+            Err((CloseCode::UnsupportedProtocol, "Unsupported protocol version: use 5, 6 or 7"))
         }
     }
 }
@@ -150,6 +160,7 @@ mod tests {
     use crate::apps::{Apps, OriginPattern};
     use crate::hub::Hub;
     use crate::pusher::Options;
+    use crate::rejections::Example;
     use crate::webhooks::Webhooks;
 
     fn door(change: impl FnOnce(&mut App, &mut Options)) -> Door {
@@ -175,14 +186,16 @@ mod tests {
             let name: header::HeaderName = name.parse().unwrap();
             map.insert(name, value.parse().unwrap());
         }
-        let peer = Peer { address: ([127, 0, 0, 1], 7).into(), over_tls };
+        let peer = Peer { address: ([127, 0, 0, 1], 7).into(), over_tls, misses_tls: false };
         let found = door.find_app(&uri.parse().unwrap(), &map, peer);
         let client = peer.address.ip();
         let admitted = match found {
             Ok(app) => door.admit(&app, client, false).await,
             Err(refused) => Err(refused),
         };
-        admitted.err().map(|refused| refused.code.number())
+        let refused = admitted.err()?;
+        door.report(&refused, Example::from(client));
+        Some(refused.code.number())
     }
 
     #[tokio::test]
@@ -197,6 +210,8 @@ mod tests {
             "/app/k?client=%ff",
             "/app/k",
             "/app/k/",
+            "//app/k",
+            "///app/k?protocol=7",
             "/app/%6b",
             "/app/k.2",
         ] {
@@ -247,6 +262,7 @@ mod tests {
         assert_eq!(metrics.rejected(Limit::OpenFiles).get(), 1, "and the operator is told what to raise");
         let prefixed = door(|app, _| app.path_prefix = "/rt".into());
         assert_eq!(code(&prefixed, "/rt/app/k", &[]).await, None);
+        assert_eq!(code(&prefixed, "//rt/app/k", &[]).await, None);
         assert_eq!(code(&prefixed, "/app/k", &[]).await, None);
         assert_eq!(code(&prefixed, "/rt/app/k.2", &[]).await, Some(4005), "another app's prefix");
         prefixed.0.hub.drain();
@@ -268,8 +284,9 @@ mod tests {
         assert_eq!(code(&trusting, "/app/k", &[]).await, Some(4000));
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http")]).await, Some(4000));
         assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https")]).await, None);
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "HTTPS, http")]).await, None);
-        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, https")]).await, Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "http, HTTPS")]).await, None);
+        assert_eq!(code(&trusting, "/app/k", &[("x-forwarded-proto", "https, http")]).await, Some(4000));
+        assert_eq!(code(&trusting, "/app/k", &[("forwarded", "for=192.0.2.1;proto=https")]).await, None);
         let nobody = addresses::Options { trusted_proxies: Vec::new(), ..addresses::Options::default() };
         let wary = door_for(nobody, |app, _| app.tls_only = true);
         assert_eq!(code(&wary, "/app/k", &[("x-forwarded-proto", "https")]).await, Some(4000));

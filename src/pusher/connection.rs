@@ -16,15 +16,17 @@ use tracing::debug;
 
 use super::Door;
 use super::admission::{Admitted, NodePlaces, Refused};
+use super::upgrade::About;
 use crate::apps::App;
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Outbox, Pulse, Transport, Unfinished};
-use crate::protocol::message::{Event, Refusal, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::message::{Event, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
+use crate::rejections::{Example, Mistake, Rejection};
 use crate::session::{Action, Session};
 
 /// Bytes taken from a socket at once.
@@ -83,6 +85,7 @@ impl Connection {
         early: &Bytes,
         admitted: Result<Admitted, Refused>,
         compression: Compression,
+        about: &About,
     ) -> Self {
         let hub = &door.0.hub;
         let socket = loop {
@@ -112,15 +115,15 @@ impl Connection {
                 let app = Arc::clone(places.app_place.app());
                 let session = Session::new(socket, Arc::clone(&app));
                 connection.established = Some(Box::new(Established { session, places }));
-                connection.establish(&app);
+                connection.establish(&app, about);
                 connection.take(&mut early.to_vec());
             }
-            Err(Refused { code, message }) => connection.outbox.close(code, &message),
+            Err(Refused { code, message, .. }) => connection.outbox.close(code, &message),
         }
         connection
     }
 
-    fn establish(&self, app: &App) {
+    fn establish(&self, app: &App, about: &About) {
         let hub = &self.door.0.hub;
         let activity_timeout_secs = self.door.0.options.activity_timeout.as_secs();
         self.outbox.say(&ServerMessage::Established { socket: self.outbox.socket(), activity_timeout_secs });
@@ -130,8 +133,10 @@ impl Connection {
         } else if hub.is_draining() {
             // The drain may have looked at the connections just before this one was among them.
             self.outbox.close(CloseCode::Reconnect, "Server is shutting down");
-        } else if hub.debugs() {
-            debug!(app = %app.id, socket = %self.outbox.socket(), "connection established");
+        } else {
+            let About { address, origin, library } = about;
+            let (origin, library) = (origin.as_deref(), library.as_deref());
+            debug!(app = %app.id, socket = %self.outbox.socket(), %address, origin, library, "connection established");
         }
     }
 
@@ -172,7 +177,8 @@ impl Connection {
         if let Err(violation) = fed {
             self.deaf = true;
             if let (Violation::TooBig { .. }, Some(established)) = (violation, &self.established) {
-                self.door.0.hub.refused(Limit::MessageBytes, Some(established.session.app()));
+                let example = Example::default().socket(self.outbox.socket());
+                self.door.0.hub.reject(Limit::MessageBytes, Some(established.session.app()), example);
             }
             self.outbox.close(violation.code(), &violation.to_string());
         }
@@ -189,12 +195,12 @@ impl Connection {
             Incoming::Text(text) => {
                 let Some(established) = &mut self.established else { return true };
                 let session = &mut established.session;
-                if self.door.0.hub.debugs() {
-                    debug!(socket = %self.outbox.socket(), text, "message received");
-                }
+                let shown = || self.door.0.hub.debugs().then_some(text);
+                debug!(socket = %self.outbox.socket(), bytes = text.len(), text = shown(), "message received");
                 let action = match session.admit(now) {
                     Some(close) => {
-                        self.door.0.hub.refused(Limit::Messages, Some(session.app()));
+                        let example = Example::default().socket(self.outbox.socket());
+                        self.door.0.hub.reject(Limit::Messages, Some(session.app()), example);
                         close
                     }
                     None => match pusher::decode(text) {
@@ -230,7 +236,8 @@ impl Connection {
     fn admit_frame(&mut self, now: Duration) {
         let Some(established) = &mut self.established else { return };
         if let Some(close) = established.session.admit_frame(now) {
-            self.door.0.hub.refused(Limit::Messages, Some(established.session.app()));
+            let example = Example::default().socket(self.outbox.socket());
+            self.door.0.hub.reject(Limit::Messages, Some(established.session.app()), example);
             self.perform(close);
         }
     }
@@ -250,6 +257,7 @@ impl Connection {
         };
         let Some(Established { session, .. }) = self.established.as_deref_mut() else { return };
         let app = Arc::clone(session.app());
+        let example = || Example::default().socket(outbox.socket());
         match action {
             Action::Nothing => {}
             Action::Pong => outbox.send_first(PONG.bytes()),
@@ -265,12 +273,12 @@ impl Connection {
                 }
             }
             Action::Refuse { channel, refusal, limit } => {
-                if let Some(limit) = limit {
-                    hub.refused(limit, Some(&app));
-                }
-                if hub.debugs() {
-                    let Refusal { reason, string_to_sign, .. } = &refusal;
-                    debug!(socket = %outbox.socket(), %channel, reason, string_to_sign, "subscription refused");
+                let why = limit.map_or(Mistake::Subscription.into(), Rejection::from);
+                hub.reject(why, Some(&app), example().channel(&*channel).reason(&*refusal.reason));
+                if hub.debugs()
+                    && let Some(string_to_sign) = &refusal.string_to_sign
+                {
+                    debug!(socket = %outbox.socket(), string_to_sign, "what a subscription should have been signed of");
                 }
                 hub::refuse(&app, outbox, &channel, &refusal);
             }
@@ -297,20 +305,18 @@ impl Connection {
                 hub.sign_in(&app, outbox, &signed_in.member.id, &watched, &signed_in.watchlist);
             }
             Action::Reject { limit, told } => {
-                if let Some(limit) = limit {
-                    hub.refused(limit, Some(&app));
-                }
+                let why = limit.map_or(Mistake::ClientEvent.into(), Rejection::from);
+                let example = match &told {
+                    Some((_, message)) => example().reason(&**message),
+                    None => example(),
+                };
+                hub.reject(why, Some(&app), example);
                 if let Some((code, message)) = told {
                     outbox.say(&ServerMessage::Error { code, message: &message });
                 }
             }
-            Action::Error { code, message, limit } => {
-                if let Some(limit) = limit {
-                    hub.refused(limit, Some(&app));
-                }
-                if hub.debugs() {
-                    debug!(socket = %outbox.socket(), message, "message refused");
-                }
+            Action::Error { code, message, why } => {
+                hub.reject(why, Some(&app), example().reason(&*message));
                 outbox.say(&ServerMessage::Error { code, message: &message });
             }
             Action::Close { code, reason } => self.close(code, reason),
@@ -327,15 +333,22 @@ impl Connection {
         let app = Arc::clone(session.app());
         let closing = self.outbox.closing();
         if closing == Some(Closing::TooSlow) {
-            hub.refused(Limit::OutboxBytes, Some(&app));
+            let example = Example::default().socket(self.outbox.socket());
+            hub.reject(Limit::OutboxBytes, Some(&app), example);
         }
         hub.leave_all(&app, &session.leave_all(), self.outbox.socket());
         if let Some(user) = session.signed_in() {
             hub.sign_out(&app, self.outbox.socket(), &user.member.id, &user.watchlist);
         }
-        if hub.debugs() {
-            debug!(socket = %self.outbox.socket(), ?closing, "connection closed");
-        }
+        let (code, reason) = match closing {
+            Some(Closing::Code(code)) => (Some(code.number()), None),
+            Some(Closing::TooSlow) => {
+                (Some(CloseCode::OverCapacity.number()), Some("the client reads too slowly"))
+            }
+            Some(Closing::Broken) => (None, Some("the connection broke")),
+            None => (None, Some("the client is gone")),
+        };
+        debug!(app = %app.id, socket = %self.outbox.socket(), code, reason, "connection closed");
     }
 
     /// Whether the connection is over: written to its end, broken, or out of time.

@@ -11,8 +11,6 @@ mod admission;
 mod connection;
 mod upgrade;
 
-pub(crate) use upgrade::is_upgrade;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +24,7 @@ use crate::limits::{Count, Limit};
 use crate::outbox::Outbox;
 use crate::protocol::CloseCode;
 use crate::protocol::wire::websocket;
+use crate::rejections::Example;
 use crate::session::liveness::{Signs, Timers, Verdict};
 
 /// Pings sent before other work gets its turn.
@@ -66,8 +65,10 @@ impl Default for Options {
 pub struct Peer {
     /// The client's address, or its proxy's.
     pub address: SocketAddr,
-    /// Whether the connection is TLS of our own.
+    /// Whether the connection is TLS: of our own, or of a proxy that says so by the PROXY protocol.
     pub over_tls: bool,
+    /// Whether the connection should have been TLS, by its port, and is not.
+    pub misses_tls: bool,
 }
 
 /// The door. Cloning shares it.
@@ -132,7 +133,9 @@ impl Door {
                     }
                     Verdict::MessageTooLate => {
                         if outbox.closing().is_none() {
-                            self.0.hub.refused(Limit::MessageTime, None);
+                            let example = Example::default().socket(outbox.socket());
+                            let example = example.value(message_timeout.as_secs());
+                            self.0.hub.reject(Limit::MessageTime, None, example);
                             outbox.close(CloseCode::OverCapacity, "Message not received in time");
                         }
                     }
@@ -145,15 +148,15 @@ impl Door {
     /// Takes a place on this node, unless it is full.
     ///
     /// # Errors
-    /// The limit that is reached, and its value.
-    fn take_place(&self) -> Result<Place, (Limit, Option<u32>)> {
+    /// The limit that is reached.
+    fn take_place(&self) -> Result<Place, Limit> {
         let Options { connections_max, files_max, .. } = self.0.options;
         let (places, limit) = match (connections_max, files_max) {
             (Some(connections), Some(files)) if files < connections => (Some(files), Limit::OpenFiles),
             (None, Some(files)) => (Some(files), Limit::OpenFiles),
             (connections, Some(_) | None) => (connections, Limit::NodeConnections),
         };
-        if self.0.places_taken.take(places) { Ok(Place(self.clone())) } else { Err((limit, places)) }
+        if self.0.places_taken.take(places) { Ok(Place(self.clone())) } else { Err(limit) }
     }
 }
 

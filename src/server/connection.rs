@@ -24,19 +24,17 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
-use tracing::debug;
 
 use super::arrivals::{Arrival, Stage};
+use super::opening::{self, Farewell, Protocol};
 use super::repoll::Repoll;
-use super::stream::{self, LINGER, PatientStream, Progress, Stream};
+use super::stream::{self, HEAD_BYTES, HEADERS, LINGER, PatientStream, Progress, Stream};
 use super::{Server, Tls, proxy_protocol};
 use crate::addresses::Kind;
 use crate::http::{self, Caller};
 use crate::limits::Limit;
-use crate::pusher::{self, Peer};
-
-/// The longest head of a request.
-const HEAD_BYTES: usize = 16 * 1024;
+use crate::pusher::Peer;
+use crate::rejections::{Example, Mistake};
 
 impl Server {
     /// Serves one connection, until it ends or is upgraded.
@@ -48,88 +46,107 @@ impl Server {
         arrival: Arrival,
     ) {
         let until = Instant::now() + self.handshake_timeout;
-        let wants_tls = tls.is_some();
-        let (stream, address) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             opened = self.open(stream, address, tls, &arrival) => match opened {
-                Some(opened) => opened,
-                None => return,
+                Ok(opened) => opened,
+                Err(None) => return,
+                Err(Some(farewell)) => return Box::pin(farewell.say()).await,
             },
-            () = sleep_until(until) => return self.hub.refused(Limit::Handshake, None),
+            () = sleep_until(until) => return self.came_too_late(address),
             () = self.stopping.cancelled() => return,
         };
         // In a box, so that who says nothing does not have room for it.
-        Box::pin(self.answer_all(stream, address, wants_tls, arrival, until)).await;
+        Box::pin(self.answer_all(stream, peer, arrival, until)).await;
     }
 
-    /// Waits for the first bytes of a client, behind the header of a proxy and the handshake of TLS. `None`: there
-    /// will be none.
+    /// Counts a connection that was nothing in time.
+    fn came_too_late(&self, address: SocketAddr) {
+        let example = Example::from(address.ip()).value(self.handshake_timeout.as_secs());
+        self.hub.reject(Limit::Handshake, None, example);
+    }
+
+    /// Waits for the first bytes of a client, behind the header of a proxy and the handshake of TLS.
+    ///
+    /// # Errors
+    /// There will be none, or none that are spoken here, of which the client is to be told.
     async fn open(
         &self,
         mut stream: TcpStream,
         mut address: SocketAddr,
         tls: Option<Tls>,
         arrival: &Arrival,
-    ) -> Option<(Stream, SocketAddr)> {
+    ) -> Result<(Stream, Peer), Option<Farewell>> {
+        let mut over_tls = false;
         // In boxes, so that a connection without does not have room for it.
         if self.proxy_protocol {
             match Box::pin(proxy_protocol::read(&mut stream)).await {
-                Ok(client) => address = client.unwrap_or(address),
+                Ok(proxied) => {
+                    address = proxied.client.unwrap_or(address);
+                    over_tls = proxied.over_tls;
+                }
                 Err(error) => {
-                    debug!(%address, %error, "no header of the PROXY protocol");
-                    self.hub.refused(Limit::ProxyProtocol, None);
-                    return None;
+                    if error.kind() != io::ErrorKind::InvalidData {
+                        // What connects and says nothing is a health check of the proxy's.
+                        return Err(None);
+                    }
+                    let example = Example::from(address.ip()).reason("it begins with something else");
+                    self.hub.reject(Limit::ProxyProtocol, None, example);
+                    return Err(Some(Farewell::without_proxy_header(stream)));
                 }
             }
             match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
                 Ok(place) => arrival.keep_address(place),
                 Err(limit) => {
-                    self.hub.refused(limit, None);
-                    return None;
+                    self.refuse_address(limit, address);
+                    return Err(None);
                 }
             }
         }
         // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
-        let mut first = [0];
-        let opened = match stream.peek(&mut first).await {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(error),
-            Ok(_) => {
-                arrival.reached(Stage::Begun);
-                match tls {
-                    None => Ok(Either::Left(stream)),
-                    Some(tls) => Box::pin(tls.accept(stream, first[0])).await,
-                }
-            }
+        let mut first = [0; opening::BYTES];
+        let seen = match stream.peek(&mut first).await {
+            Ok(seen @ 1..) => seen,
+            Ok(0) | Err(_) => return Err(None),
         };
-        match opened {
-            Ok(stream) => Some((stream, address)),
-            Err(error) => {
-                debug!(%address, %error, "no connection");
-                None
+        arrival.reached(Stage::Begun);
+        let wants_tls = tls.is_some();
+        let stream = match (Protocol::of(&first[..seen]), tls) {
+            (Some(Protocol::Tls), Some(tls)) => match Box::pin(tls.accept(stream)).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    let example = Example::from(address.ip()).reason(error.to_string());
+                    self.hub.reject(Mistake::TlsHandshake, None, example);
+                    return Err(None);
+                }
+            },
+            (Some(protocol), _) => {
+                self.hub.reject(protocol.mistake(), None, Example::from(address.ip()));
+                return Err(Some(protocol.refuse(stream)));
             }
-        }
+            (None, _) => Either::Left(stream),
+        };
+        let speaks_tls = matches!(stream, Either::Right(_));
+        let peer = Peer { address, over_tls: over_tls || speaks_tls, misses_tls: wants_tls && !speaks_tls };
+        Ok((stream, peer))
+    }
+
+    /// Counts a connection that its address may not have.
+    pub(super) fn refuse_address(&self, limit: Limit, address: SocketAddr) {
+        let value = self.addresses.value_of(limit);
+        self.hub.reject(limit, None, Example::from(address.ip()).value(value));
     }
 
     /// Answers the requests of one connection, which is a stranger's until one of them is signed, and then `until` at
     /// the latest.
-    async fn answer_all(
-        &self,
-        stream: Stream,
-        address: SocketAddr,
-        wants_tls: bool,
-        arrival: Arrival,
-        until: Instant,
-    ) {
+    async fn answer_all(&self, stream: Stream, peer: Peer, arrival: Arrival, until: Instant) {
         let mut patience = pin!(sleep_until(until));
-        let peer = Peer { address, over_tls: matches!(stream, Either::Right(_)) };
-        let misses_tls = wants_tls && !peer.over_tls;
-        let caller = Caller::default();
+        let caller = Caller::from(peer.address.ip());
         let arrival = Arc::new(arrival);
         let stranger = Arc::downgrade(&arrival);
         let mut arrival = Some(arrival);
         let requests = Requests::default();
         let service = service_fn(|request: Request<Incoming>| {
-            self.answer(request, peer, misses_tls, &caller, &stranger, requests.begin())
+            self.answer(request, peer, &caller, &stranger, requests.begin())
         });
         let written = Progress::default();
         let stream = PatientStream::new(stream, self.write_timeout, written.clone());
@@ -149,8 +166,10 @@ impl Server {
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            // Whatever ends a connection, it ends; a client's mistakes are not the operator's.
-            if repoll.poll(cx, connection.as_mut()).is_ready() {
+            if let Poll::Ready(ended) = repoll.poll(cx, connection.as_mut()) {
+                if let Err(error) = ended {
+                    self.unreadable(&error, peer);
+                }
                 return Poll::Ready(());
             }
             if arrival.is_some() && caller.is_known() {
@@ -161,7 +180,7 @@ impl Server {
             // it is over, and something went on meanwhile, it starts again.
             while patience.as_mut().poll(cx).is_ready() {
                 if requests.begun() == 0 {
-                    self.hub.refused(Limit::Handshake, None);
+                    self.came_too_late(peer.address);
                     return Poll::Ready(());
                 }
                 let so_far = (requests.begun(), written.bytes());
@@ -187,11 +206,26 @@ impl Server {
         .await;
     }
 
+    /// Counts a connection that hyper ended because it could not read a request, and whose client it has told.
+    fn unreadable(&self, error: &hyper::Error, peer: Peer) {
+        if !error.is_parse() {
+            // Whatever ends a connection, it ends.
+            return;
+        }
+        let (mistake, reason) = if error.is_parse_too_large() {
+            (Mistake::HeadTooLarge, format!("more than {HEAD_BYTES} bytes or {HEADERS} headers"))
+        } else if error.is_parse_version_h2() {
+            (Mistake::Http2, error.to_string())
+        } else {
+            (Mistake::NotHttp, error.to_string())
+        };
+        self.hub.reject(mistake, None, Example::from(peer.address.ip()).reason(reason));
+    }
+
     async fn answer(
         &self,
         request: Request<Incoming>,
         peer: Peer,
-        misses_tls: bool,
         caller: &Caller,
         stranger: &Weak<Arrival>,
         _begun: Begun<'_>,
@@ -200,18 +234,21 @@ impl Server {
         if let Some(pending) = &pending {
             pending.reached(Stage::Answering);
         }
-        if misses_tls {
-            return Ok(hung_up_on("This port speaks TLS: use https:// or wss://"));
-        }
         if !names_one_host(request.version(), request.headers()) {
-            return Ok(hung_up_on("The request must have one header Host, with a host in it"));
+            let sentence = "The request must have one header Host, with a host in it";
+            return Ok(self.hang_up_on(&request, peer, Mistake::Host, sentence));
         }
-        if pusher::is_upgrade(request.headers()) {
+        // What is to be a WebSocket is told there that it has to speak TLS, in words that its client shows.
+        if self.door.is_for(&request) {
             let (response, task) = self.door.upgrade(request, peer, pending.clone(), stream::take_apart);
             if let (Some(pending), Some(task)) = (pending, task) {
                 pending.belongs_to(task);
             }
             return Ok(response.map(http::AnswerBody::Right));
+        }
+        if peer.misses_tls {
+            let sentence = "This port speaks TLS: use https:// or wss://";
+            return Ok(self.hang_up_on(&request, peer, Mistake::PlainOnTlsPort, sentence));
         }
         // Whoever signs the request gives its place back while it is answered.
         drop(pending);
@@ -224,6 +261,24 @@ impl Server {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
+    }
+
+    /// The answer to what is no request for this port, and the end of its connection.
+    fn hang_up_on(
+        &self,
+        request: &Request<Incoming>,
+        peer: Peer,
+        mistake: Mistake,
+        sentence: &'static str,
+    ) -> Response<http::AnswerBody> {
+        let example = Example::from(peer.address.ip()).path(request.uri().path());
+        self.hub.reject(mistake, None, example);
+        let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 }
 
@@ -267,14 +322,4 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     // By comparison and not by search, because every request is looked at.
     let ends_a_host = |byte: &u8| matches!(byte, 0..=b' ' | b'"' | b'#' | b',' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | 0x7f..);
     hosts.next().is_none() && !host.as_bytes().iter().any(ends_a_host)
-}
-
-/// A refusal of what is no request for this port.
-fn hung_up_on(sentence: &'static str) -> Response<http::AnswerBody> {
-    let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }

@@ -16,12 +16,20 @@ const HEADER_BYTES_MAX: usize = 1024;
 /// The part of a header of version 2 that tells how long it is.
 const V2_PREFIX_BYTES: usize = 16;
 
-/// Reads the header that a connection begins with, and not a byte more. `None`: the connection is the load
-/// balancer's own, or it does not say whose.
+/// What a load balancer says of a connection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Proxied {
+    /// Whose it is. `None`: the load balancer's own, or it does not say.
+    pub(super) client: Option<SocketAddr>,
+    /// Whether the client speaks TLS to the load balancer (`PP2_TYPE_SSL`, only in version 2).
+    pub(super) over_tls: bool,
+}
+
+/// Reads the header that a connection begins with, and not a byte more.
 ///
 /// # Errors
 /// `InvalidData` for what is no header, and what the system says.
-pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Proxied> {
     let mut header = Vec::with_capacity(128);
     let mut next = [0; HEADER_BYTES_MAX];
     loop {
@@ -36,9 +44,12 @@ pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr
         let taken = belonging(&header, &next[..seen]);
         stream.read_exact(&mut next[..taken]).await?;
         header.extend_from_slice(&next[..taken]);
-        let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
-        match ProxyHeader::parse(&header, config) {
-            Ok((header, _)) => return Ok(header.proxied_address().map(|address| address.source)),
+        match ProxyHeader::parse(&header, ParseConfig::default()) {
+            Ok((header, _)) => {
+                let client = header.proxied_address().map(|address| address.source);
+                let over_tls = header.ssl().is_some_and(|tls| tls.client_ssl());
+                return Ok(Proxied { client, over_tls });
+            }
             Err(Error::BufferTooShort) => {}
             Err(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
@@ -62,7 +73,7 @@ fn belonging(header: &[u8], next: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use proxy_header::ProxiedAddress;
+    use proxy_header::{ProxiedAddress, SslInfo, Tlv};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
@@ -78,7 +89,7 @@ mod tests {
     }
 
     /// What is read of `bytes`, which come in pieces of `step`, and what is left behind it.
-    async fn read_of(bytes: &[u8], step: usize) -> (io::Result<Option<SocketAddr>>, Vec<u8>) {
+    async fn read_of(bytes: &[u8], step: usize) -> (io::Result<Proxied>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
@@ -113,9 +124,42 @@ mod tests {
         ] {
             for step in [1, 7, 1000] {
                 let (read, rest) = read_of(&[header, b"GET / HTTP/1.1\r\n"].concat(), step).await;
-                assert_eq!(read.unwrap(), address.map(|address| address.parse().unwrap()), "{header:?}");
+                let client = address.map(|address| address.parse().unwrap());
+                assert_eq!(read.unwrap(), Proxied { client, over_tls: false }, "{header:?}");
                 assert_eq!(rest, b"GET / HTTP/1.1\r\n", "{header:?}, {step}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn version_2_says_whether_the_client_came_by_tls() {
+        let address =
+            || ProxiedAddress::stream("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+        for over_tls in [true, false] {
+            let mut header = ProxyHeader::with_address(address());
+            let mut tls = SslInfo::new(over_tls, false, false, 0);
+            tls.append_tlv(Tlv::SslVersion("TLSv1.3".into()));
+            header.append_tlv(Tlv::Authority("ws.example.com".into()));
+            header.append_tlv(Tlv::Ssl(tls));
+            let mut bytes = Vec::new();
+            header.encode_v2(&mut bytes).unwrap();
+            let (read, rest) = read_of(&[&bytes[..], b"GET"].concat(), 9).await;
+            assert_eq!(read.unwrap().over_tls, over_tls);
+            assert_eq!(rest, b"GET");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_address_in_vain_is_no_reason_to_refuse_it() {
+        for rest in [&b"\x20"[..], &[0x20, 0, 1, 7], &[0x20, 0, 200, 1], &[0xff; 20]] {
+            let mut bytes = v2("192.0.2.1:4711");
+            let length = bytes.len() - V2_PREFIX_BYTES + rest.len();
+            bytes[14..16].copy_from_slice(&(length as u16).to_be_bytes());
+            bytes.extend_from_slice(rest);
+            let (read, left) = read_of(&[&bytes[..], b"GET"].concat(), 1000).await;
+            let client = Some("192.0.2.1:4711".parse().unwrap());
+            assert_eq!(read.unwrap(), Proxied { client, over_tls: false }, "{rest:?}");
+            assert_eq!(left, b"GET");
         }
     }
 

@@ -28,9 +28,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// The largest file that is read. A chain has a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The first byte of a TLS connection: a record of the handshake.
-const HANDSHAKE: u8 = 22;
-
 /// A certificate with its key, as the files hold them now. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Tls(Arc<Inner>);
@@ -144,12 +141,8 @@ impl Tls {
         }
     }
 
-    /// Shakes hands. A client that does not begin with TLS, as its `first` byte tells, is answered as it speaks, so
-    /// that it can be told.
-    pub(super) async fn accept(&self, stream: TcpStream, first: u8) -> io::Result<Stream> {
-        if first != HANDSHAKE {
-            return Ok(Either::Left(stream));
-        }
+    /// Shakes hands.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
         let stream = TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?;
         Ok(Either::Right(Box::new(stream)))
     }

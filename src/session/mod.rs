@@ -22,6 +22,7 @@ use crate::protocol::message::{
     CLIENT_EVENT_RATE, ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe,
 };
 use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId, UserIdError};
+use crate::rejections::{Mistake, Rejection};
 use refusal::Refused;
 
 /// Error frames that answer malformed messages.
@@ -134,8 +135,8 @@ pub enum Action<'m> {
         code: Option<u16>,
         /// What is wrong.
         message: String,
-        /// The limit that was reached, if that is what is wrong.
-        limit: Option<Limit>,
+        /// The same, as it is counted.
+        why: Rejection,
     },
     /// End the connection.
     Close {
@@ -147,8 +148,8 @@ pub enum Action<'m> {
 }
 
 /// An error frame without a number.
-fn error<'m>(message: impl Into<String>) -> Action<'m> {
-    Action::Error { code: None, message: message.into(), limit: None }
+fn error<'m>(mistake: Mistake, message: impl Into<String>) -> Action<'m> {
+    Action::Error { code: None, message: message.into(), why: mistake.into() }
 }
 
 impl Session {
@@ -197,7 +198,11 @@ impl Session {
 
     /// Answers a text that is not a message. Error frames have a rate of their own.
     pub fn malformed(&mut self, problem: impl ToString, now: Duration) -> Action<'static> {
-        if self.errors.take(ERRORS, now) { error(problem.to_string()) } else { Action::Nothing }
+        if self.errors.take(ERRORS, now) {
+            error(Mistake::Message, problem.to_string())
+        } else {
+            Action::Nothing
+        }
     }
 
     /// Decides about one message.
@@ -353,7 +358,8 @@ impl Session {
         let refused_by = |limit: Option<Limit>, reason: String| {
             let setting = limit.map(|limit| format!(" ({} of the app)", limit.setting()));
             let message = format!("Sign-in refused: {reason}{}", setting.unwrap_or_default());
-            Action::Error { code: Some(CloseCode::Unauthorized.number()), message, limit }
+            let why = limit.map_or(Mistake::SignIn.into(), Rejection::from);
+            Action::Error { code: Some(CloseCode::Unauthorized.number()), message, why }
         };
         let refused = |reason: &str| refused_by(None, reason.to_owned());
         let Some(user_data) = request.user_data else {

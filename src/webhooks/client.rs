@@ -269,7 +269,11 @@ fn connector() -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        warn!(errors = ?found.errors, "the system has no certificates to trust: https webhooks will fail");
+        let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+        warn!(
+            errors = errors.join("; "),
+            "the system has no certificates to trust: https webhooks will fail"
+        );
     }
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -161,10 +161,10 @@ async fn a_target_is_a_path_whatever_its_form() {
     for (line, status) in [
         ("GET http://evil.test/up HTTP/1.1", 200),
         ("GET /up?x=1 HTTP/1.1", 200),
-        ("GET //up HTTP/1.1", 404),
+        ("GET //up HTTP/1.1", 200),
         ("GET /../up HTTP/1.1", 404),
         ("GET /%2e%2e/up HTTP/1.1", 404),
-        ("OPTIONS * HTTP/1.1", 404),
+        ("OPTIONS * HTTP/1.1", 204),
     ] {
         let answers = answers(&server, format!("{line}\r\nHost: test\r\n\r\n").as_bytes()).await;
         assert_eq!(statuses(&answers), [status, 404], "{line}");
@@ -178,7 +178,6 @@ async fn a_target_is_a_path_whatever_its_form() {
         "GET /up HTTP/2.0",
         "GET /up HTTP/1.2",
         "GET /u\u{0}p HTTP/1.1",
-        "\u{16}\u{3}\u{1}",
     ] {
         let answers = answers(&server, format!("{line}\r\nHost: test\r\n\r\n").as_bytes()).await;
         assert!(answers.iter().all(|answer| answer.status >= 400), "{line:?}: {:?}", statuses(&answers));

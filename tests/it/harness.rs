@@ -5,6 +5,7 @@
 //! That nothing arrives is shown with a fence: something is asked for, and its answer must be the next thing to come.
 
 mod http;
+mod log;
 mod nodes;
 mod raw;
 pub mod receiver;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use pusherd::apps::{App, Apps};
 use pusherd::limits::Limit;
 use pusherd::metrics::Metrics;
+use pusherd::rejections::Mistake;
 use pusherd::server::{self, Listeners, Options, Shutdown, Tls};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,6 +32,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub use http::{Answer, Http, Request};
+pub use log::Log;
 pub use nodes::{Node, nodes, nodes_with};
 pub use raw::{Frame, RawSocket, frame, frame_head, text_frame, unmasked_frame};
 pub use receiver::{Hook, Receiver, Reply, webhook};
@@ -230,6 +233,15 @@ impl Server {
         let wrong = Limit::ALL.into_iter().filter(|each| refused(*each) != expected(*each));
         let wrong: Vec<_> = wrong.map(|limit| (limit, refused(limit))).collect();
         assert!(wrong.is_empty(), "{count} of {limit:?} and nothing else: {wrong:?}");
+    }
+
+    /// Checks that so much was rejected for a mistake, and nothing for another one.
+    pub fn has_rejected(&self, mistake: Mistake, count: u64) {
+        let rejected = |mistake| self.metrics.rejected(mistake).get();
+        let expected = |each| if each == mistake { count } else { 0 };
+        let wrong = Mistake::ALL.into_iter().filter(|each| rejected(*each) != expected(*each));
+        let wrong: Vec<_> = wrong.map(|mistake| (mistake, rejected(mistake))).collect();
+        assert!(wrong.is_empty(), "{count} of {mistake:?} and nothing else: {wrong:?}");
     }
 
     /// Waits until `limit` has refused so much.

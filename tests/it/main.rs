@@ -29,6 +29,7 @@ mod ordering;
 mod presence;
 mod redis;
 mod refusals;
+mod rejections;
 mod shutdown;
 mod sign_in;
 mod slow_reader;

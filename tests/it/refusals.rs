@@ -2,16 +2,15 @@
 //! limits of sizes are in `limits`, those of strangers and addresses in `strangers`, that of slow readers in
 //! `slow_reader`.
 
-use std::io;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use pusherd::apps::App;
 use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
+use tracing::Level;
 
-use crate::harness::{Client, NEWS, Request, Server, frame, frame_head, text_frame};
+use crate::harness::{Client, Log, NEWS, Request, Server, frame, frame_head, text_frame};
 
 /// A client that has asked for one of as many channels, each its own; whether it got it.
 async fn asks_for_its_own(server: &Server, number: usize) -> (Client, bool) {
@@ -142,27 +141,9 @@ async fn a_presence_channel_has_so_many_users() {
     server.has_refused(Limit::PresenceMembers, 1);
 }
 
-/// What is logged on the thread of a test, on which its server runs as well.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_log_says_once_a_minute_that_channels_are_full_however_many_are() {
-    let log = Log::default();
-    let written = log.clone();
-    let _logging = tracing::subscriber::set_default(
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish(),
-    );
+    let (log, _logging) = Log::start(Level::INFO);
     let server = Server::with_app(|app| app.limits.presence_members_max = 1).await;
     let [mut one, mut two] = server.connect_many().await;
     for channel in ["presence-a", "presence-b", "presence-c"] {
@@ -171,9 +152,19 @@ async fn the_log_says_once_a_minute_that_channels_are_full_however_many_are() {
         two.expect_refusal(channel, "LimitReached", 4100, Value::Null).await;
     }
     server.has_refused(Limit::PresenceMembers, 3);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
-    assert!(matches!(warnings[..], [one] if one.contains("limits.presence_members")), "{warnings:#?}");
+    let line = log.line(Level::WARN, "a presence channel has as many members as it may have");
+    for field in [
+        "count=1",
+        "app=\"1001\"",
+        "limit=\"1 members\"",
+        "setting=\"limits.presence_members\"",
+        "channel=\"presence-a\"",
+        &format!("socket={}", two.id),
+    ] {
+        assert!(line.contains(field), "{field}: {line}");
+    }
+    let rest = log.text().lines().filter(|line| line.contains("limits.presence_members")).count();
+    assert_eq!(rest, 1, "{}", log.text());
 }
 
 const FIVE: Rate = Rate { per_second: 1, burst: 5 };

@@ -311,7 +311,9 @@ async fn with_the_proxy_protocol_a_connection_without_its_header_is_not_served()
     let server = with_proxy_protocol(100).await;
     let mut http = server.http().await;
     http.write(&signed().to_bytes()).await;
-    assert!(http.answer_or_end().await.is_none());
+    let answer = http.answer().await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("expects a header of the PROXY protocol first"), "{}", answer.text());
     server.refuses(Limit::ProxyProtocol, 1).await;
     let mut half = Http::over(server.tcp().await);
     half.write(b"PROXY TCP4 192.0.2.1 ").await;

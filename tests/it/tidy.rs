@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 const MAP: [(&str, &[&str]); 17] = [
     ("protocol", &[]),
     ("limits", &[]),
-    ("rejections", &["limits"]),
+    ("rejections", &["protocol", "limits"]),
     ("addresses", &["limits"]),
     ("apps", &["protocol", "limits", "rejections"]),
-    ("session", &["protocol", "limits", "apps"]),
+    ("session", &["protocol", "limits", "rejections", "apps"]),
     ("outbox", &["protocol"]),
     ("metrics", &["rejections"]),
     ("webhooks", &["protocol", "metrics", "apps"]),
@@ -158,6 +158,50 @@ fn the_wall_clock_is_read_for_signatures_and_webhooks_only() {
             assert!(may || !code_of(&file).contains("SystemTime"), "{}", file.display());
         }
     }
+}
+
+/// Log lines are sentences with fields for people: no output of `Debug`, which changes with the code and is Rust's.
+#[test]
+fn nothing_is_logged_as_rust_shows_it_to_itself() {
+    let files: Vec<_> = MAP.iter().flat_map(|(room, _)| files_of(room)).collect();
+    for file in files.iter().chain(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs")]) {
+        for call in log_calls(&code_of(file)) {
+            assert!(!logs_debug(call), "{}: {call}", file.display());
+        }
+    }
+    for wrong in [
+        "(?error, \"x\")",
+        "(app, window = ?window, \"x\")",
+        "(\n    ?closing,\n)",
+        "(\"a {x:?}\")",
+        "(\"{:#?}\", x)",
+    ] {
+        assert!(logs_debug(log_calls(&format!("debug!{wrong};"))[0]), "{wrong}");
+    }
+    for right in ["(%error, \"is it there?\")", "(app = app.id()?, \"x\")", "(\"{x} and {}\", y?)"] {
+        assert!(!logs_debug(log_calls(&format!("tracing::warn!{right};"))[0]), "{right}");
+    }
+}
+
+/// What stands in the brackets of the macros that log.
+fn log_calls(code: &str) -> Vec<&str> {
+    let macros = ["trace!(", "debug!(", "info!(", "warn!(", "error!(", "event!(", "span!("];
+    let calls =
+        macros.iter().flat_map(|name| code.match_indices(name).map(|(at, name)| &code[at + name.len()..]));
+    let close = |call: &str| {
+        let mut depth = 1;
+        call.find(|c| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            depth == 0
+        })
+    };
+    calls.map(|call| &call[..close(call).unwrap_or(call.len())]).collect()
+}
+
+/// Whether a field is given with `?`, or a text formatted with it.
+fn logs_debug(call: &str) -> bool {
+    let fields = call.split([',', '=']).map(str::trim_start).map(|field| field.trim_start_matches('('));
+    fields.into_iter().any(|field| field.starts_with('?')) || call.contains(":?}") || call.contains(":#?}")
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pusherd::limits::Limit;
+use pusherd::rejections::Mistake;
 use pusherd::server::{Shutdown, Tls};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
@@ -460,9 +461,40 @@ async fn plain_http_on_the_port_of_tls_is_told_so() {
         assert!(body.contains("This port speaks TLS"), "{body}");
         http.ends().await;
     }
-    let mut upgrade = Http::over(server.tcp_for_tls().await);
+    // A client that has a WebSocket is told as it shows it, and as makes pusher-js try TLS.
+    let mut upgrade = RawSocket::over(server.tcp_for_tls().await);
     upgrade.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
-    assert_eq!(upgrade.answer().await.status, 400);
+    assert!(upgrade.read_head().await.starts_with("HTTP/1.1 101 "));
+    assert!(upgrade.next().await.text().contains("This port speaks TLS"));
+    assert_eq!(upgrade.next().await.close().0, Some(4000));
+    server.has_rejected(Mistake::PlainOnTlsPort, 3);
+}
+
+#[tokio::test]
+async fn a_handshake_that_a_client_breaks_off_is_counted() {
+    let server = Secure::start().await;
+    // It trusts another certificate.
+    let config = Certificate::new().client_config(&VERSIONS);
+    assert!(server.try_tls(config).await.is_err());
+    eventually("the handshake is counted", async || {
+        server.metrics.rejected(Mistake::TlsHandshake).get() == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tls_on_the_plain_port_is_answered_with_an_alert_that_clients_show() {
+    let server = Secure::start().await;
+    let error =
+        server.tls_over(server.tcp().await, server.certificate.client_config(&VERSIONS)).await.unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    server.has_rejected(Mistake::TlsOnPlainPort, 1);
+    // All of it at once, as bytes.
+    let mut raw = server.tcp().await;
+    raw.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await.unwrap();
+    let mut answer = Vec::new();
+    in_time("the alert", raw.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
 }
 
 #[tokio::test]

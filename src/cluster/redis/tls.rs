@@ -34,7 +34,11 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, StartError> {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            warn!(errors = ?found.errors, "the system has no certificates to trust: TLS to Redis will fail");
+            let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+            warn!(
+                errors = errors.join("; "),
+                "the system has no certificates to trust: TLS to Redis will fail"
+            );
         }
         return Ok(roots);
     };

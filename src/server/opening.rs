@@ -1,0 +1,140 @@
+//! What a connection begins with when it is not what its port speaks: known by the first bytes, and told so in words of
+//! its own protocol, where that has any.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::stream::LINGER;
+use crate::rejections::Mistake;
+
+/// How much of a beginning is looked at.
+pub(super) const BYTES: usize = 16;
+
+/// The first byte of a TLS connection: a record of the handshake.
+const HANDSHAKE: u8 = 22;
+
+/// A fatal alert in plain text: of all versions of TLS, this port speaks none (`protocol_version`). Clients show it as
+/// an alert of the server's, and not as bytes that make no sense. Source: RFC 8446 §6.2.
+const TLS_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 70];
+
+/// What a server says first in HTTP/2, nothing, and that it wants HTTP/1.1 (`HTTP_1_1_REQUIRED`). Source: RFC 9113
+/// §3.4, §6.8, §7.
+const HTTP_1_1_REQUIRED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
+    \0\0\x28\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0dthis port speaks HTTP/1.1 only\r\n";
+
+const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nContent-Length: 118\r\n\r\n\
+    This server does not expect a header of the PROXY protocol: set server.proxy_protocol, or switch it off at the proxy\r\n";
+
+const PROXY_HEADER_FIRST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nContent-Length: 115\r\n\r\n\
+    This server expects a header of the PROXY protocol first: switch it on at the proxy, or server.proxy_protocol off\r\n";
+
+/// A protocol that a connection may begin with, other than HTTP/1.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Protocol {
+    Tls,
+    Http2,
+    Proxy,
+}
+
+impl Protocol {
+    /// The protocol that begins with `first`. `None`: HTTP/1, or what cannot be told.
+    pub(super) fn of(first: &[u8]) -> Option<Self> {
+        match first {
+            [HANDSHAKE, ..] => Some(Self::Tls),
+            _ if first.starts_with(b"PRI * HTTP/2.0") => Some(Self::Http2),
+            _ if first.starts_with(b"PROXY ") || first.starts_with(b"\r\n\r\n\0\r\nQUIT\n") => {
+                Some(Self::Proxy)
+            }
+            _ => None,
+        }
+    }
+
+    /// What is wrong with it on a port without TLS.
+    pub(super) const fn mistake(self) -> Mistake {
+        match self {
+            Self::Tls => Mistake::TlsOnPlainPort,
+            Self::Http2 => Mistake::Http2,
+            Self::Proxy => Mistake::ProxyHeader,
+        }
+    }
+
+    /// What tells a client that it is not spoken here.
+    const fn refusal(self) -> &'static [u8] {
+        match self {
+            Self::Tls => TLS_ALERT,
+            Self::Http2 => HTTP_1_1_REQUIRED,
+            Self::Proxy => NO_PROXY_HEADER,
+        }
+    }
+
+    /// What tells the client of `stream` that this is not spoken here.
+    pub(super) const fn refuse(self, stream: TcpStream) -> Farewell {
+        Farewell { stream, words: self.refusal() }
+    }
+}
+
+/// The last words to a client whose connection is not served.
+#[derive(Debug)]
+pub(super) struct Farewell {
+    stream: TcpStream,
+    words: &'static [u8],
+}
+
+impl Farewell {
+    /// To a client that should have begun with a header of the PROXY protocol.
+    pub(super) const fn without_proxy_header(stream: TcpStream) -> Self {
+        Self { stream, words: PROXY_HEADER_FIRST }
+    }
+
+    /// Says them, and takes what the client still sends for a moment: a connection that is closed with unread bytes is
+    /// reset, and its answer lost.
+    pub(super) async fn say(mut self) {
+        let farewell = async {
+            self.stream.write_all(self.words).await?;
+            self.stream.shutdown().await?;
+            let mut rest = [0; 512];
+            while self.stream.read(&mut rest).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Whatever becomes of it, the connection ends.
+        let _ = timeout(LINGER, farewell).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_http_1_is_known_by_its_first_bytes() {
+        for (first, protocol) in [
+            (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], Some(Protocol::Tls)),
+            (b"\x16", Some(Protocol::Tls)),
+            (b"PRI * HTTP/2.0\r\n", Some(Protocol::Http2)),
+            (b"PROXY TCP4 192.0", Some(Protocol::Proxy)),
+            (b"PROXY UNKNOWN\r\n", Some(Protocol::Proxy)),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", Some(Protocol::Proxy)),
+            (b"GET / HTTP/1.1\r\n", None),
+            (b"PROPFIND / HTTP/", None),
+            (b"\r\n\r\nGET / HTTP", None),
+            (b"P", None),
+            (b"\0", None),
+        ] {
+            assert_eq!(Protocol::of(first), protocol, "{first:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_as_long_as_they_say() {
+        for answer in [NO_PROXY_HEADER, PROXY_HEADER_FIRST] {
+            let (head, body) = std::str::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap();
+            assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}: {}", body.len());
+        }
+        let goaway = &HTTP_1_1_REQUIRED[9..];
+        assert_eq!(goaway.len() - 9, usize::from(goaway[2]), "{}", goaway.len() - 9);
+        assert_eq!(TLS_ALERT.len(), 5 + usize::from(TLS_ALERT[4]));
+    }
+}

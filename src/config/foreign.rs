@@ -208,6 +208,8 @@ fn nothing_passes(instead: &str) -> String {
     format!("lets nothing through at 0; if that is meant, set {instead} instead")
 }
 
+const OTHER_APPS: &str = "pusherd has its apps in its own configuration, so nobody of that database could connect: list \
+                          them as [[apps]] in config/pusherd.toml, and take this variable away";
 const NO_METRICS: &str = "pusherd has no metrics yet";
 const OWN_QUEUE: &str = "webhooks wait in pusherd itself, or in the Redis of its cluster";
 const OWN_LIMITS: &str = "rates are counted by each node";
@@ -223,14 +225,10 @@ const OF_THE_VENDOR: &str = "for the hosts of hosted Pusher";
 /// All variables of other servers.
 static ROWS: &[Row] = &[
     // What restricts who may connect and what they may do.
-    Row {
-        name: "SOKETI_APP_MANAGER_DRIVER",
-        fate: Fate::Only {
-            allowed: &["array"],
-            why: "pusherd has its apps in its own configuration, so nobody of that database could connect: list them as \
-                  [[apps]] in config/pusherd.toml, and take this variable away",
-        },
-    },
+    Row { name: "SOKETI_APP_MANAGER_DRIVER", fate: Fate::Only { allowed: &["array"], why: OTHER_APPS } },
+    // Not Reverb's own, but what applications call it that have their apps in a database.
+    Row { name: "REVERB_APPS_PROVIDER", fate: Fate::Only { allowed: &["config"], why: OTHER_APPS } },
+    Row { name: "REVERB_APP_PROVIDER", fate: Fate::Only { allowed: &["config"], why: OTHER_APPS } },
     Row {
         name: "SOKETI_MODE",
         fate: Fate::Only {
@@ -241,6 +239,8 @@ static ROWS: &[Row] = &[
     same("SOKETI_DEFAULT_APP_ENABLED", "PUSHERD_APP_ENABLED"),
     twin("REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM", "PUSHERD_APP_CLIENT_EVENTS", CLIENT_EVENTS),
     same("SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES", "PUSHERD_APP_CLIENT_EVENTS"),
+    // In no release of the package, but in what is written of it.
+    same("LARAVEL_WEBSOCKETS_ENABLE_CLIENT_MESSAGES", "PUSHERD_APP_CLIENT_EVENTS"),
     twin("REVERB_APP_ALLOWED_ORIGINS", "PUSHERD_APP_ALLOWED_ORIGINS", ORIGINS),
     twin("REVERB_ALLOWED_ORIGINS", "PUSHERD_APP_ALLOWED_ORIGINS", ORIGINS),
     twin(

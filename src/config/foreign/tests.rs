@@ -38,6 +38,7 @@ fn each_variable_that_is_read_comes_to_its_twin() {
         ("REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=false", "client_events = \"off\""),
         ("SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES=false", "client_events = \"off\""),
         ("SOKETI_DEFAULT_APP_ENABLE_CLIENT_MESSAGES=1", "client_events = \"members\""),
+        ("LARAVEL_WEBSOCKETS_ENABLE_CLIENT_MESSAGES=false", "client_events = \"off\""),
         ("REVERB_APP_ALLOWED_ORIGINS=a.test,*.b.test", "allowed_origins = [\"a.test\", \"*.b.test\"]"),
         ("REVERB_ALLOWED_ORIGINS='[\"a.test\", \"b.test\"]'", "allowed_origins = [\"a.test\", \"b.test\"]"),
         ("SOKETI_DEFAULT_APP_USER_AUTHENTICATION=true", "authorized_connections_timeout_secs = 30"),
@@ -192,18 +193,29 @@ fn limits_of_several_variables_are_put_together() {
 
 #[test]
 fn an_app_manager_that_pusherd_has_not_is_refused_and_so_is_a_worker() {
-    for driver in ["mysql", "postgres", "dynamodb", "redis"] {
+    for (name, must, driver) in [
+        ("SOKETI_APP_MANAGER_DRIVER", "array", "mysql"),
+        ("SOKETI_APP_MANAGER_DRIVER", "array", "postgres"),
+        ("SOKETI_APP_MANAGER_DRIVER", "array", "dynamodb"),
+        ("REVERB_APPS_PROVIDER", "config", "database"),
+        ("REVERB_APP_PROVIDER", "config", "eloquent"),
+    ] {
         let expected = format!(
-            ".env: SOKETI_APP_MANAGER_DRIVER: must be array, not \"{driver}\": pusherd has its apps in its own \
+            ".env: {name}: must be {must}, not \"{driver}\": pusherd has its apps in its own \
              configuration, so nobody of that database could connect: list them as [[apps]] in config/pusherd.toml, and \
              take this variable away"
         );
-        assert_eq!(problems(&format!("SOKETI_APP_MANAGER_DRIVER={driver}\n")), [expected]);
+        assert_eq!(problems(&format!("{name}={driver}\n")), [expected]);
     }
     assert!(
         problems("SOKETI_MODE=worker\n")[0].contains("SOKETI_MODE: must be full or server, not \"worker\"")
     );
-    for line in ["SOKETI_APP_MANAGER_DRIVER=array", "SOKETI_MODE=full", "SOKETI_MODE=server"] {
+    for line in [
+        "SOKETI_APP_MANAGER_DRIVER=array",
+        "REVERB_APPS_PROVIDER=config",
+        "SOKETI_MODE=full",
+        "SOKETI_MODE=server",
+    ] {
         assert_eq!(remarks(&of(&format!("{line}\n"))), "", "{line}");
     }
 }

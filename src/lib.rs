@@ -28,7 +28,7 @@
 //! ```text
 //! hub: webhooks.of_subscription (a ledger, locked) → the registry decides → ledger.note
 //!  → webhooks::smoothing  what is gone is held, and forgotten if it comes back
-//!  → webhooks::queue      one for each receiver that wants it, bounded; what is refused waits aside with its channel
+//!  → webhooks::queue      one for each receiver that wants it, bounded, fair; pairs that nobody was told of cancel out
 //!  → webhooks::endpoint   signed, sent, tried again; in order for each channel → webhooks::dead_letters
 //! ```
 //!
@@ -55,7 +55,7 @@
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it | protocol |
 //! | [`metrics`] | every counter, typed | rejections |
-//! | [`webhooks`] | what applications are told by HTTP: smoothing, queues, signing, retries, dead letters | protocol, metrics, apps |
+//! | [`webhooks`] | what applications are told by HTTP: smoothing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
 //! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |

@@ -86,6 +86,9 @@ pub struct Webhooks {
     pub events: Counter,
     /// Events that were not told because whoever went came back: both halves count.
     pub smoothed: Counter,
+    /// Events that were not sent because the second half of a pair came before the first was sent: both count, and what
+    /// went with them.
+    pub cancelled: Counter,
     /// Requests that were answered with 2xx.
     pub delivered: Counter,
     /// Attempts that failed, whether or not a later one did not.

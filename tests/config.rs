@@ -1191,6 +1191,61 @@ fn webhooks_are_read_in_soketis_shape_from_files_and_variables() {
 }
 
 #[test]
+fn dead_letters_are_kept_in_the_state_directory_unless_told_otherwise() {
+    let with_webhooks = format!("{APP}webhooks = [{{ url = 'http://app.test/' }}]\n");
+    let state = tempfile::tempdir().unwrap();
+    let file = |name: &str| format!("{:?}", state.path().join(name).join("dead-letters.jsonl"));
+    fs::create_dir(state.path().join("one")).unwrap();
+    fs::create_dir(state.path().join("two")).unwrap();
+    let path = |name: &str| state.path().join(name).display().to_string();
+    let of_systemd = "environment: STATE_DIRECTORY";
+    let directories = format!("STATE_DIRECTORY={}:{}:{}", path("missing"), path("two"), path("one"));
+    let place = |text: &str| Place::new().file("config/pusherd.toml", text).env(&directories);
+    place(&with_webhooks).show("").assert("dead_letter_file", &file("two"), of_systemd);
+    // Nothing is made before a letter is written.
+    assert_eq!(fs::read_dir(state.path().join("two")).unwrap().count(), 0);
+    let off = format!("[webhooks]\ndead_letter_file = ''\n{with_webhooks}");
+    place(&off).show("").assert("dead_letter_file", "\"\"", "config/pusherd.toml");
+    let elsewhere = place(&with_webhooks).env("PUSHERD_WEBHOOKS_DEAD_LETTER_FILE=dead.jsonl");
+    let of_variable = "environment: PUSHERD_WEBHOOKS_DEAD_LETTER_FILE";
+    elsewhere.show("").assert("dead_letter_file", "\"dead.jsonl\"", of_variable);
+    let off = place(&with_webhooks).env("PUSHERD_WEBHOOKS_DEAD_LETTER_FILE=");
+    off.show("").assert("dead_letter_file", "\"\"", of_variable);
+    // Without webhooks there are no letters.
+    place(APP).show("").assert("dead_letter_file", "\"\"", "default");
+}
+
+#[test]
+fn a_file_of_dead_letters_that_is_none_is_refused() {
+    let place = Place::new();
+    let at = |name: &str| place.directory.path().join(name);
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    fs::create_dir(at("folder")).unwrap();
+    let ask = |file: &str| {
+        let text = format!(
+            "[webhooks]\ndead_letter_file = '{file}'\n{APP}webhooks = [{{ url = 'http://app.test/' }}]\n"
+        );
+        fs::create_dir_all(at("config")).unwrap();
+        fs::write(at("config/pusherd.toml"), text).unwrap();
+        place.problem("")
+    };
+    let regular = "dead letters go to a regular file";
+    for (file, why) in [
+        ("../pipe", format!("it is a FIFO; {regular}")),
+        ("../folder", format!("it is a directory; {regular}")),
+        ("/dev/null", format!("it is a device; {regular}")),
+        (
+            "../nowhere/x",
+            "the folder config/../nowhere cannot be used: No such file or directory (os error 2)".to_owned(),
+        ),
+    ] {
+        let shown = if file.starts_with('/') { file.to_owned() } else { format!("config/{file}") };
+        let expected = format!("config/pusherd.toml: webhooks.dead_letter_file: {shown}: {why}");
+        assert_eq!(ask(file), expected);
+    }
+}
+
+#[test]
 fn webhooks_that_cannot_be_are_refused_without_repeating_secrets() {
     let place = Place::new()
         .env("PUSHERD_APP_WEBHOOKS=[{\"url\":\"http://x/?hunter2\",\"headers\":{\"Host\":\"hunter2\"}}]");

@@ -44,6 +44,7 @@ pub use show::reference;
 use crate::apps::App;
 use crate::cluster::Broker;
 use crate::server;
+use crate::webhooks::dead_letters::{self, check_file, is_usable_folder};
 use apps::{Draft, Drafts};
 use families::Choice;
 use file::ConfigFile;
@@ -59,6 +60,12 @@ const LOCAL_FILE: &str = "config/pusherd.toml";
 
 /// The file that is read if [`LOCAL_FILE`] is not there.
 const SYSTEM_FILE: &str = "/etc/pusherd/pusherd.toml";
+
+/// Where dead letters are kept if this is there and neither a setting nor systemd says where.
+const STATE_DIRECTORY: &str = "/var/lib/pusherd";
+
+/// The variable in which systemd says where a service keeps what it has: absolute paths, separated by colons.
+const STATE_DIRECTORY_VARIABLE: &str = "STATE_DIRECTORY";
 
 /// The `.env` file that is read from the working directory if it is there and none is named.
 const DOTENV_FILE: &str = ".env";
@@ -247,6 +254,8 @@ pub struct Sources {
     directory: PathBuf,
     /// [`SYSTEM_FILE`].
     system_file: PathBuf,
+    /// [`STATE_DIRECTORY`].
+    state_directory: PathBuf,
 }
 
 impl Sources {
@@ -267,6 +276,7 @@ impl Sources {
             environment: environment.into_iter().collect(),
             directory,
             system_file: PathBuf::from(SYSTEM_FILE),
+            state_directory: PathBuf::from(STATE_DIRECTORY),
         }
     }
 
@@ -352,7 +362,10 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     let folder = file.as_ref().map_or(directory, |file| file.directory.as_path());
     settle_tls(&mut server, (directory, folder), sources.reads_certificate, &mut problems);
     webhooks::refuse_targets(&apps, &webhooks.value.options.allowed_addresses, &mut problems);
-    settle_webhooks(&mut server, &webhooks, (directory, folder));
+    if apps.iter().any(|app| !app.section.value.webhooks.is_empty()) {
+        place_dead_letters(&mut webhooks, &variables, &sources.state_directory);
+    }
+    settle_webhooks(&mut server, &webhooks, (directory, folder), sources.reads_certificate, &mut problems);
     settle_cluster(&mut server, &mut redis, (directory, folder), sources.reads_certificate, &mut problems);
     let clients = Clients::find(&variables, &choice, &mut problems);
     if !problems.is_empty() {
@@ -459,11 +472,44 @@ fn settle_tls(
     }
 }
 
+/// Has dead letters kept in a state directory, where there is one and nobody said where else: the first of systemd's
+/// that can be written, or `state_directory`.
+fn place_dead_letters(webhooks: &mut Section<Webhooks>, variables: &Variables, state_directory: &Path) {
+    let key = "dead_letter_file";
+    if webhooks.is_set(key) {
+        return;
+    }
+    let of_systemd = variables.get_filled(STATE_DIRECTORY_VARIABLE);
+    let of_systemd = of_systemd.iter().flat_map(|(directories, source)| {
+        directories.split(':').map(move |directory| (Path::new(directory), source.clone()))
+    });
+    let mut directories = of_systemd.chain([(state_directory, Source::Default)]);
+    let found = directories.find(|(directory, _)| directory.is_absolute() && is_usable_folder(directory));
+    if let Some((directory, source)) = found
+        && let Some(file) = directory.join(dead_letters::FILE_NAME).to_str()
+    {
+        webhooks.derive(key, source, |webhooks| webhooks.dead_letter_file = file.into());
+    }
+}
+
 /// Hands the server what it must know of webhooks.
-fn settle_webhooks(server: &mut Section<Server>, webhooks: &Section<Webhooks>, folders: (&Path, &Path)) {
+fn settle_webhooks(
+    server: &mut Section<Server>,
+    webhooks: &Section<Webhooks>,
+    folders: (&Path, &Path),
+    is_to_serve: bool,
+    problems: &mut Problems,
+) {
     let Webhooks { dead_letter_file, options } = &webhooks.value;
-    let file = placed(&webhooks.source("dead_letter_file"), dead_letter_file, folders);
+    let source = webhooks.source("dead_letter_file");
+    let file = placed(&source, dead_letter_file, folders);
     let dead_letter_file = (!dead_letter_file.is_empty()).then_some(file);
+    if is_to_serve
+        && let Some(file) = &dead_letter_file
+        && let Err(why) = check_file(file)
+    {
+        problems.add(&source, &webhooks.path("dead_letter_file"), format!("{}: {why}", file.display()));
+    }
     server.value.options.webhooks = crate::webhooks::Options { dead_letter_file, ..options.clone() };
 }
 

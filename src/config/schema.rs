@@ -299,13 +299,18 @@ pub(super) const WEBHOOKS: &[Setting<Webhooks>] = &[
     webhooks(
         "queue_bytes",
         number(64 * KIB, GIB, |webhooks| &mut webhooks.options.queue_bytes),
-        "What may wait for one receiver. When it is more, the oldest is given up.",
+        "What may wait for one receiver, in bytes. When it is more, the oldest events of the kind that takes most are given \
+         up.",
     ),
     webhooks(
         "dead_letter_file",
         text("a file", path, |webhooks| &mut webhooks.dead_letter_file),
-        "Where webhooks are kept that could not be delivered, as JSON lines; empty: nowhere. A relative path starts \
-         from the folder of the configuration file, or from the working directory for a variable.",
+        "Where webhooks are kept that could not be delivered, as JSON lines in a regular file; empty: nowhere. A \
+         relative path starts from the folder of the configuration file, or from the working directory for a variable.",
+    )
+    .default(
+        "`dead-letters.jsonl` in `$STATE_DIRECTORY` or in `/var/lib/pusherd`, where there is such a folder that can be \
+         written; else none",
     ),
     webhooks(
         "dead_letter_bytes",

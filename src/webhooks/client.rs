@@ -140,7 +140,8 @@ impl Client {
         self.tls.0.get_or_init(connector);
     }
 
-    /// Sends one request over `kept`, or over a new connection that is kept there.
+    /// Sends one request over `kept`, or over a new connection that is kept there; to make one takes no longer than
+    /// `connect` for each address.
     ///
     /// # Errors
     /// Anything but an answer of 2xx in time.
@@ -149,6 +150,7 @@ impl Client {
         webhook: &Webhook,
         signed: &Signed,
         kept: &mut KeptAlive,
+        connect: Duration,
     ) -> Result<(), SendError> {
         let deadline = Instant::now() + self.timeout;
         let sending = async {
@@ -164,7 +166,7 @@ impl Client {
                     Err(error) => return Err(error.into()),
                 }
             }
-            let mut connection = self.connect(&webhook.url, deadline).await?;
+            let mut connection = self.connect(&webhook.url, (deadline, connect)).await?;
             let response = connection.sender.send_request(request(webhook, signed)?).await?;
             Ok((connection, response))
         };
@@ -178,8 +180,12 @@ impl Client {
         if status.is_success() { Ok(()) } else { Err(SendError::Status(status.as_u16())) }
     }
 
-    async fn connect(&self, url: &WebhookUrl, deadline: Instant) -> Result<Connection, SendError> {
-        let stream = self.connect_tcp(url, deadline).await?;
+    async fn connect(
+        &self,
+        url: &WebhookUrl,
+        patience: (Instant, Duration),
+    ) -> Result<Connection, SendError> {
+        let stream = self.connect_tcp(url, patience).await?;
         // A request is one write, but for its body; neither is to wait for the other.
         stream.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if url.is_https() {
@@ -201,7 +207,11 @@ impl Client {
     }
 
     /// Connects to the first of the host's addresses that may be connected to and answers.
-    async fn connect_tcp(&self, url: &WebhookUrl, deadline: Instant) -> Result<TcpStream, SendError> {
+    async fn connect_tcp(
+        &self,
+        url: &WebhookUrl,
+        (deadline, longest): (Instant, Duration),
+    ) -> Result<TcpStream, SendError> {
         let found = lookup_host((url.host(), url.port())).await.map_err(SendError::Lookup)?;
         let mut refused = None;
         let mut addresses: Vec<SocketAddr> = Vec::new();
@@ -215,10 +225,11 @@ impl Client {
         for (at, address) in addresses.iter().enumerate() {
             // None takes the time of those after it.
             let left = (deadline - Instant::now()) / (addresses.len() - at) as u32;
-            match timeout(left, TcpStream::connect(address)).await {
+            let patience = left.min(longest);
+            match timeout(patience, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = SendError::Connect(error),
-                Err(_) => last = SendError::Timeout(self.timeout),
+                Err(_) => last = SendError::Timeout(patience),
             }
         }
         Err(last)
@@ -326,7 +337,7 @@ mod tests {
         let ago = |secs| move |(connection, since)| (connection, since - Duration::from_secs(secs));
         for (idle_secs, expected) in [(0, 1), (0, 1), (25, 1), (30, 2), (0, 2)] {
             kept.0 = kept.0.map(ago(idle_secs));
-            client.post(&webhook, &signed, &mut kept).await.unwrap();
+            client.post(&webhook, &signed, &mut kept, client.timeout).await.unwrap();
             assert_eq!(connections.load(Ordering::SeqCst), expected, "idle for {idle_secs} s");
         }
     }
@@ -337,7 +348,7 @@ mod tests {
         let (listener, webhook) = listen().await;
         let client = Client::new(Vec::new(), Duration::from_millis(100));
         let (signed, mut kept) = (signed(Bytes::from(vec![b'x'; LEN])), KeptAlive::default());
-        let sent = client.post(&webhook, &signed, &mut kept).await;
+        let sent = client.post(&webhook, &signed, &mut kept, client.timeout).await;
         assert!(matches!(sent, Err(SendError::Timeout(_))), "{sent:?}");
         assert!(kept.0.is_none());
         let (mut stream, _) = listener.accept().await.unwrap();

@@ -1,7 +1,8 @@
 //! What could not be delivered: a file of JSON lines, one a request, written by a thread of its own.
 //!
 //! The file has a size that it does not grow beyond: what is there stays, what comes then is lost, counted and
-//! complained of. A disk that is full, slow or gone costs letters, never the server.
+//! complained of. A disk that is full, slow or gone costs letters, never the server. It is a regular file or none: a pipe
+//! that nobody reads would stop the thread for ever.
 //!
 //! `pusherd webhooks replay` works beside a server that writes. It strikes each letter out where it stands, once it is
 //! delivered, and closes the gaps in the end; it makes no other file, so that owner, mode and links stay what they are.
@@ -12,15 +13,16 @@
 //! the next replay, and so may be one that was just being moved. Only a machine that loses its power in the milliseconds
 //! in which gaps are closed may lose some.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -240,11 +242,66 @@ enum LetterError {
     Io(#[from] io::Error),
 }
 
+/// What a file of dead letters is called in a state directory.
+pub const FILE_NAME: &str = "dead-letters.jsonl";
+
+/// Whether `path` can be a file of dead letters, as far as that is seen without making it.
+///
+/// # Errors
+/// Why not.
+pub fn check_file(path: &Path) -> Result<(), String> {
+    let may_not = |what: &str| format!("{what} may not be written by the user that runs pusherd");
+    match path.metadata() {
+        Ok(found) if !found.is_file() => Err(not_regular(found.file_type())),
+        Ok(_) if !is_writable(path) => Err(may_not("it")),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            match folder.metadata() {
+                Ok(found) if found.is_dir() && is_writable(folder) => Ok(()),
+                Ok(found) if found.is_dir() => Err(may_not(&format!("the folder {}", folder.display()))),
+                Ok(_) => Err(format!("{} is not a folder", folder.display())),
+                Err(error) => Err(format!("the folder {} cannot be used: {error}", folder.display())),
+            }
+        }
+        Err(error) => Err(format!("it cannot be used: {error}")),
+    }
+}
+
+/// Whether `folder` is a directory that files can be made in.
+#[must_use]
+pub fn is_usable_folder(folder: &Path) -> bool {
+    folder.is_dir() && is_writable(folder)
+}
+
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+fn not_regular(kind: FileType) -> String {
+    let what = match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    format!("it is {what}; dead letters go to a regular file")
+}
+
 /// Opens the file, made if need be, and locks it.
 fn open_to_append(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let file = open_regular(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)?;
     lock(&file)?;
     Ok(file)
+}
+
+/// Opens a regular file, and does not wait for the other end of anything else.
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() { Ok(file) } else { Err(io::Error::other(not_regular(kind))) }
 }
 
 /// Waits for the lock, where the file system has locks.
@@ -325,7 +382,7 @@ impl DeadLetterFile {
     /// Another replay is under way, or what the system says.
     pub fn open(path: &Path) -> Result<Self, ReplayFileError> {
         let path = path.canonicalize()?;
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let file = open_regular(OpenOptions::new().read(true).write(true), &path)?;
         // Not on the file itself, because the server is to go on writing into that.
         let place = path.parent().unwrap_or(&path);
         let folder = File::open(place)?;
@@ -475,6 +532,59 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_regular_file_is_refused_in_words_and_nobody_waits_for_it() {
+        let (directory, path) = place();
+        assert_eq!(check_file(&path), Ok(()), "it is made when a letter comes");
+        assert!(!path.exists());
+        append(&path, 10_000, &letter("one")).unwrap();
+        assert_eq!(check_file(&path), Ok(()));
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, what) in [
+            (&*pipe, "it is a FIFO; dead letters go to a regular file"),
+            (&*socket, "it is a socket; dead letters go to a regular file"),
+            (directory.path(), "it is a directory; dead letters go to a regular file"),
+            (Path::new("/dev/null"), "it is a device; dead letters go to a regular file"),
+        ] {
+            assert_eq!(check_file(path), Err(what.to_owned()));
+            assert!(append(path, 10_000, &letter("one")).is_err(), "{what}");
+            assert!(DeadLetterFile::open(path).is_err(), "{what}");
+        }
+        let nowhere = directory.path().join("nowhere/dead.jsonl");
+        let why = check_file(&nowhere).unwrap_err();
+        assert!(why.starts_with("the folder ") && why.contains("nowhere cannot be used"), "{why}");
+        let why = check_file(&path.join("dead.jsonl")).unwrap_err();
+        assert!(why.starts_with("it cannot be used: "), "{why}");
+    }
+
+    #[test]
+    fn two_servers_write_into_one_file_and_lose_nothing() {
+        let (_directory, path) = place();
+        std::thread::scope(|scope| {
+            for server in ["one", "two"] {
+                let path = path.clone();
+                scope.spawn(move || {
+                    let (desk, _metrics) = desk(Some(path));
+                    let room = Arc::new(Semaphore::new(10_000));
+                    for at in 0..50 {
+                        let parcel =
+                            Parcel { letter: letter(&format!("{server} {at}")), receipts: Vec::new() };
+                        let room = Arc::clone(&room).try_acquire_owned().unwrap();
+                        desk.work(&mut vec![Order::Keep(parcel, room)]);
+                    }
+                });
+            }
+        });
+        let bodies: Vec<_> = bodies(&path).into_iter().map(Result::unwrap).collect();
+        for server in ["one", "two"] {
+            let of_server: Vec<_> = bodies.iter().filter(|body| body.starts_with(server)).cloned().collect();
+            assert_eq!(of_server, (0..50).map(|at| format!("{server} {at}")).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn a_full_file_takes_no_more_and_keeps_what_it_has() {
         let (_directory, path) = place();
         append(&path, 10_000, &letter("one")).unwrap();
@@ -495,7 +605,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error() {
-        let written = append(Path::new("/dev/full"), 10_000, &letter("one"));
+        let mut full = OpenOptions::new().read(true).append(true).open("/dev/full").unwrap();
+        let written = super::append(&mut full, 10_000, &letter("one"));
         assert!(
             matches!(&written, Err(LetterError::Io(error)) if error.kind() == io::ErrorKind::StorageFull),
             "{written:?}"

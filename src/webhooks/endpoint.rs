@@ -1,6 +1,5 @@
 //! One receiver of one app: its queue, and the tasks that send what is in it.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +7,14 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::client::{Client, KeptAlive, SendError, Signed};
 use super::dead_letters::{DeadLetter, DeadLetters, Parcel};
 use super::event::{About, EventId, Told};
-use super::queue::{Next, Queue, Waiting};
+use super::queue::{Failure, Next, Pushed, Queue, Request, Rules, Waiting};
 use super::receipt::Receipt;
 use super::{FLUSH_PATIENCE, Timing};
 use crate::apps::{App, AppId, EventTypes, Webhook};
@@ -23,11 +22,8 @@ use crate::metrics::Metrics;
 use crate::protocol::Access;
 use crate::protocol::signature::SigningKey;
 
-/// Requests in flight to a receiver, each of other channels. Batches tell of several channels, so those have one.
-const LANES: usize = 8;
-
-/// A batch that was tried so often and is refused is sent again one by one.
-const BATCH_ATTEMPTS: u32 = 2;
+/// Requests in flight to a receiver, each about another channel or user. Batches are about several, and so one at a time.
+const SENDERS: usize = 8;
 
 /// That a receiver fails is logged this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,9 +47,9 @@ pub(super) struct Endpoint {
     pub(super) webhook: Webhook,
     signer: Signer,
     queue: Mutex<Queue>,
-    /// One for each lane: something came, or nothing will.
-    wake: Box<[Notify]>,
-    hasher: RandomState,
+    senders: usize,
+    /// One of the senders has to look at the queue. It wakes the next one when there is more.
+    wake: Notify,
     health: Mutex<Health>,
     post: Arc<Post>,
 }
@@ -92,18 +88,8 @@ struct Health {
     warned: Option<Instant>,
 }
 
-/// A lane's connection, and its pace.
-#[derive(Debug, Default)]
-struct Lane {
-    kept: KeptAlive,
-    /// Attempts without an answer since the last one that had one.
-    failures: u32,
-    /// No attempt before.
-    resume: Option<Instant>,
-}
-
 /// How long to wait after so many failures in a row: twice as long each time, up to a bound, and then a quarter more
-/// or less, so that lanes and nodes do not come back together.
+/// or less, so that channels and nodes do not come back together.
 fn back_off(failures: u32, random: u32, timing: &Timing) -> Duration {
     let doubled = timing.back_off.saturating_mul(1 << failures.saturating_sub(1).min(16));
     let jitter = 0.75 + 0.5 * f64::from(random) / (f64::from(u32::MAX) + 1.0);
@@ -126,16 +112,21 @@ fn body(events: &[Waiting]) -> Vec<u8> {
 
 impl Endpoint {
     pub(super) fn new(app: &App, webhook: Webhook, post: &Arc<Post>) -> Self {
-        let batching =
-            app.webhook_batching.then(|| Duration::from_millis(u64::from(app.webhook_batching_ms)));
-        let lanes = if batching.is_some() { 1 } else { LANES };
+        let window = Duration::from_millis(u64::from(app.webhook_batching_ms));
+        let rules = Rules {
+            bytes_max: post.queue_bytes,
+            senders: if app.webhook_batching { 1 } else { SENDERS },
+            window: app.webhook_batching.then_some(window),
+            retry: post.timing.retry,
+            probe: post.timing.probe,
+        };
         Self {
             app: app.id.clone(),
             webhook,
             signer: Signer::of(app),
-            queue: Mutex::new(Queue::new(lanes, post.queue_bytes, batching)),
-            wake: (0..lanes).map(|_| Notify::new()).collect(),
-            hasher: RandomState::new(),
+            queue: Mutex::new(Queue::new(rules)),
+            senders: rules.senders,
+            wake: Notify::new(),
             health: Mutex::default(),
             post: Arc::clone(post),
         }
@@ -151,16 +142,16 @@ impl Endpoint {
 
     /// Puts an event into the queue. Never waits: what falls out of a full queue is a dead letter, and so is what comes
     /// after the end, unless it is a record.
-    pub(super) fn put(&self, about: About<'_>, told: Told, receipt: Option<Receipt>) {
-        let about = self.hasher.hash_one(about.as_str());
-        let lane = about as usize % self.wake.len();
+    pub(super) fn put(&self, told: Told, receipt: Option<Receipt>) {
         let metrics = &self.post.metrics.webhooks;
         metrics.events.count();
-        let event = Waiting { told, receipt, since: Instant::now(), about, attempts: 0, error: None };
-        let pushed = self.queue.lock().push(lane, event);
+        let pushed = self.queue.lock().push(Waiting::new(told, receipt, Instant::now()));
         match pushed {
-            Ok(mut fallen) => {
-                self.wake[lane].notify_one();
+            Ok(Pushed { mut fallen, cancelled }) => {
+                self.wake.notify_one();
+                metrics.cancelled.add(cancelled.len() as u64);
+                // The first half first: whoever reads one half again must not read that one alone.
+                cancelled.into_iter().filter_map(|event| event.receipt).for_each(Receipt::settle);
                 self.release(&mut fallen, Waiting::is_void);
                 for event in fallen {
                     metrics.dropped.count();
@@ -176,36 +167,48 @@ impl Endpoint {
         }
     }
 
-    /// Nothing more will come: the lanes end when they have sent what is there.
+    /// Nothing more will come: the senders end when they have sent what is there.
     pub(super) fn close(&self) {
         self.queue.lock().close();
-        self.wake.iter().for_each(Notify::notify_one);
+        self.wake.notify_one();
     }
 
-    pub(super) const fn lanes(&self) -> usize {
-        self.wake.len()
+    /// How many tasks send what is in the queue.
+    pub(super) const fn senders(&self) -> usize {
+        self.senders
     }
 
-    /// Sends what comes into a lane, until it is closed and empty. Once `cut`, what is left are dead letters, but for
-    /// records, which are released.
-    pub(super) async fn run(self: Arc<Self>, at: usize, cut: CancellationToken) {
+    /// One of the senders: sends what comes, until the queue is closed and empty. Once `cut`, what is left are dead
+    /// letters, but for records, which are released.
+    pub(super) async fn run(self: Arc<Self>, cut: CancellationToken) {
         // Outside of what is cut off, so that it is not lost with that.
-        let mut in_flight = Vec::new();
+        let mut in_flight = None;
         let sending = async {
-            let mut lane = Lane::default();
-            while let Some(events) = self.next(at).await {
-                in_flight = events;
-                self.deliver(at, &mut in_flight, &mut lane).await;
+            let mut kept = KeptAlive::default();
+            while let Some(request) = self.next().await {
+                in_flight = Some(request);
+                self.send(&mut in_flight, &mut kept).await;
             }
         };
         if cut.run_until_cancelled(sending).await.is_some() {
             return;
         }
-        let until = Instant::now() + FLUSH_PATIENCE;
-        let left = [in_flight].into_iter().chain(std::iter::from_fn(|| self.queue.lock().take_any(at)));
-        for parcel in left.filter_map(|events| self.unsent(events)) {
-            self.post.dead_letters.put_until(parcel, until).await;
+        if let Some(request) = in_flight {
+            self.queue.lock().put_back(request);
         }
+        let until = Instant::now() + FLUSH_PATIENCE;
+        while let Some(requests) = self.take_left() {
+            for parcel in requests.into_iter().filter_map(|events| self.unsent(events)) {
+                self.post.dead_letters.put_until(parcel, until).await;
+            }
+        }
+    }
+
+    /// All that is left of one channel or user, as it would have been sent.
+    fn take_left(&self) -> Option<Vec<Vec<Waiting>>> {
+        let mut queue = self.queue.lock();
+        let events = queue.take_subject()?;
+        Some(queue.split(events))
     }
 
     /// What a shutdown leaves of a request. Records are left to the other nodes, of the others there is a dead letter.
@@ -225,68 +228,74 @@ impl Endpoint {
         self.post.metrics.webhooks.released.add((count - events.len()) as u64);
     }
 
-    /// The events of a lane's next request; `None` when it is closed and empty.
-    async fn next(&self, lane: usize) -> Option<Vec<Waiting>> {
+    /// The next request; `None` when the queue is closed and empty.
+    async fn next(&self) -> Option<Request> {
         loop {
-            let next = self.queue.lock().next(lane, Instant::now());
-            let something = self.wake[lane].notified();
+            let random = getrandom::u32().unwrap_or_default();
+            let (next, is_empty) = {
+                let mut queue = self.queue.lock();
+                (queue.next(Instant::now(), random), queue.is_empty())
+            };
+            // There may be something for another one, or an end.
+            if !matches!(next, Next::Wait(_)) && (!is_empty || matches!(next, Next::End)) {
+                self.wake.notify_one();
+            }
             match next {
-                Next::Send(events) => return Some(events),
-                Next::Wait(None) => something.await,
+                Next::Send(request) => return Some(request),
+                Next::GiveUp(events) => self.give_up(events),
+                Next::Wait(None) => self.wake.notified().await,
                 // Either something comes, or time is up.
-                Next::Wait(Some(until)) => drop(timeout_at(until, something).await),
+                Next::Wait(Some(until)) => drop(timeout_at(until, self.wake.notified()).await),
                 Next::End => return None,
             }
         }
     }
 
-    /// Tries until `events` are delivered, refused or too old, and leaves nothing there. While there is no answer at
-    /// all, the lane waits with them.
-    async fn deliver(&self, at: usize, events: &mut Vec<Waiting>, lane: &mut Lane) {
-        loop {
-            if let Some(resume) = lane.resume {
-                sleep_until(resume).await;
-            }
-            self.release(events, Waiting::is_void);
-            self.give_up_old(events);
-            let Some(first) = events.first() else { return };
-            let ids = events.iter().map(|event| event.told.id);
-            let (about, signed) = (first.about, self.signer.sign(body(events).into(), ids));
-            let sent = self.post.client.post(&self.webhook, &signed, &mut lane.kept).await;
-            let Err(error) = sent else {
-                (lane.failures, lane.resume) = (0, None);
-                self.queue.lock().delivered(at, about);
+    /// Makes one attempt at the request in `slot`, and leaves nothing there.
+    async fn send(&self, slot: &mut Option<Request>, kept: &mut KeptAlive) {
+        let Some(request) = slot.as_mut() else { return };
+        self.release(&mut request.events, Waiting::is_void);
+        let is_probe = request.is_probe;
+        let sent = if request.events.is_empty() {
+            None
+        } else {
+            let ids = request.events.iter().map(|event| event.told.id);
+            let signed = self.signer.sign(body(&request.events).into(), ids);
+            let timing = &self.post.timing;
+            // A probe finds out soon that nobody is there; whoever is has their time to answer.
+            let connect = if is_probe { timing.timeout.min(2 * timing.probe) } else { timing.timeout };
+            Some(self.post.client.post(&self.webhook, &signed, kept, connect).await)
+        };
+        let Some(mut request) = slot.take() else { return };
+        match sent {
+            None => self.queue.lock().put_back(request),
+            Some(Ok(())) => {
                 self.recovers();
-                return events.drain(..).filter_map(|event| event.receipt).for_each(Receipt::settle);
-            };
-            self.fails(&error);
-            let text: Arc<str> = error.to_string().into();
-            for event in events.iter_mut() {
-                event.attempts += 1;
-                event.error = Some(Arc::clone(&text));
+                let events = self.queue.lock().delivered(request, Instant::now());
+                events.into_iter().filter_map(|event| event.receipt).for_each(Receipt::settle);
             }
-            let (now, random) = (Instant::now(), getrandom::u32().unwrap_or_default());
-            let back_off = |failures| back_off(failures, random, &self.post.timing);
-            // One of a batch may be to blame, but most often none is.
-            let may_be_the_receiver = events.len() > 1 && events[0].attempts < BATCH_ATTEMPTS;
-            if error.is_without_answer() || may_be_the_receiver {
-                lane.failures += 1;
-                lane.resume = Some(now + back_off(lane.failures));
-            } else {
-                (lane.failures, lane.resume) = (0, None);
-                return self.queue.lock().refused(at, std::mem::take(events), now, back_off);
+            Some(Err(error)) => {
+                self.fails(&error);
+                let text: Arc<str> = error.to_string().into();
+                for event in &mut request.events {
+                    event.attempts += 1;
+                    event.error = Some(Arc::clone(&text));
+                }
+                let failure = if error.is_without_answer() { Failure::Silence } else { Failure::Refusal };
+                let random = getrandom::u32().unwrap_or_default();
+                let back_off = |failures| back_off(failures, random, &self.post.timing);
+                self.queue.lock().failed(request, failure, Instant::now(), back_off);
             }
         }
     }
 
-    /// Takes out what is too old for another attempt.
-    fn give_up_old(&self, events: &mut Vec<Waiting>) {
-        let now = Instant::now();
-        let old = events.partition_point(|event| now >= event.since + self.post.timing.retry);
-        if old > 0 {
-            let old = events.drain(..old).collect();
+    /// What is too old for another attempt.
+    fn give_up(&self, mut events: Vec<Waiting>) {
+        self.release(&mut events, Waiting::is_void);
+        let requests = self.queue.lock().split(events);
+        for events in requests {
             self.post.metrics.webhooks.expired.count();
-            self.post.dead_letters.put(self.parcel(old, "it waited too long"));
+            self.post.dead_letters.put(self.parcel(events, "it waited too long"));
         }
     }
 
@@ -331,41 +340,6 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apps::WebhookUrl;
-
-    /// Events that grow too old one after the other, as they do in a busy channel.
-    #[tokio::test]
-    async fn a_receiver_that_does_not_answer_is_tried_no_faster_because_events_grow_too_old() {
-        let metrics = Arc::new(Metrics::default());
-        let timing = Timing {
-            back_off: Duration::from_millis(50),
-            back_off_max: Duration::from_millis(50),
-            ..Timing::default()
-        };
-        let retry = timing.retry;
-        let post = Arc::new(Post {
-            client: Client::new(Vec::new(), timing.timeout),
-            dead_letters: DeadLetters::start(None, 0, &metrics).unwrap(),
-            metrics: Arc::clone(&metrics),
-            timing,
-            queue_bytes: 1_000_000,
-        });
-        // An address where webhooks do not go answers nothing, at once.
-        let webhook = Webhook::new(WebhookUrl::parse("http://169.254.1.1/").unwrap());
-        let endpoint = Arc::new(Endpoint::new(&App::new("1001", "key", "secret"), webhook, &post));
-        let now = Instant::now();
-        for at in 0..200 {
-            let since = now + Duration::from_millis(at) - retry;
-            let told = Told { json: Bytes::from_static(b"{}"), time_ms: 0, id: EventId::new(7, at) };
-            let event = Waiting { told, receipt: None, since, about: 0, attempts: 0, error: None };
-            endpoint.queue.lock().push(0, event).unwrap();
-        }
-        endpoint.close();
-        Arc::clone(&endpoint).run(0, CancellationToken::new()).await;
-        let attempts = metrics.webhooks.failed_attempts.get();
-        assert!((1..=8).contains(&attempts), "{attempts}");
-        assert_eq!(metrics.webhooks.expired.get(), 200);
-    }
 
     #[test]
     fn in_five_minutes_there_are_about_fourteen_attempts() {

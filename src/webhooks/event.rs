@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::apps::EventType;
-use crate::protocol::{ChannelName, SocketId, UserId};
+use crate::protocol::{Access, ChannelName, SocketId, UserId};
 
 /// Something that receivers may hear of.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,7 @@ pub enum Event<'a> {
 }
 
 /// Who an event is about: events about the same arrive in order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum About<'a> {
     Channel(&'a ChannelName),
     User(&'a UserId),
@@ -58,6 +58,33 @@ impl<'a> About<'a> {
             Self::User(user) => user.as_str(),
         }
     }
+}
+
+/// Events that share the turns of a receiver, the best first: what a client can only cause with the application's
+/// permission does not wait behind what everybody can.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Class {
+    /// Members and users.
+    Users,
+    /// What clients have sent.
+    ClientEvents,
+    /// Other events of channels that one must be authorized for.
+    Authorized,
+    /// Other events of public channels.
+    Public,
+}
+
+impl Class {
+    pub(super) const COUNT: usize = 4;
+}
+
+/// One half of a pair: somebody comes, or who had come is gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Edge<Who> {
+    /// A member of what the event is about; `None` is that itself.
+    pub(super) who: Option<Who>,
+    /// Whether it is the first half.
+    pub(super) is_gain: bool,
 }
 
 /// What an event is called: the same in every attempt and for all receivers, so that they know it when it comes twice.
@@ -136,6 +163,11 @@ pub(super) struct Told {
     /// When it happened, in milliseconds since 1970.
     pub(super) time_ms: u64,
     pub(super) id: EventId,
+    /// What it is about, as a hash: what is about the same is told in order.
+    pub(super) about: u64,
+    pub(super) class: Class,
+    /// If it is one half of a pair; who it is of, as a hash.
+    pub(super) edge: Option<Edge<u64>>,
 }
 
 /// The fields of all events, in the order in which they are written.
@@ -182,6 +214,33 @@ impl<'a> Event<'a> {
             | Self::SubscriptionCount(channel, _) => About::Channel(channel),
             Self::UserOnline(user) | Self::UserOffline(user) => About::User(user),
         }
+    }
+
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::MemberAdded(..) | Self::MemberRemoved(..) | Self::UserOnline(_) | Self::UserOffline(_) => {
+                Class::Users
+            }
+            Self::ClientEvent { .. } => Class::ClientEvents,
+            Self::ChannelOccupied(channel)
+            | Self::ChannelVacated(channel)
+            | Self::CacheMiss(channel)
+            | Self::SubscriptionCount(channel, _) => match channel.access() {
+                Access::Public => Class::Public,
+                Access::Private | Access::Encrypted | Access::Presence | Access::User => Class::Authorized,
+            },
+        }
+    }
+
+    pub(super) const fn edge(&self) -> Option<Edge<&'a UserId>> {
+        let (who, is_gain) = match *self {
+            Self::ChannelOccupied(_) | Self::UserOnline(_) => (None, true),
+            Self::ChannelVacated(_) | Self::UserOffline(_) => (None, false),
+            Self::MemberAdded(_, user) => (Some(user), true),
+            Self::MemberRemoved(_, user) => (Some(user), false),
+            Self::ClientEvent { .. } | Self::CacheMiss(_) | Self::SubscriptionCount(..) => return None,
+        };
+        Some(Edge { who, is_gain })
     }
 
     /// The event as it stands in the body of a request.

@@ -3,9 +3,10 @@
 //! An event takes three stages. The hub takes the [`Ledger`] that a channel stands in, before the registry decides,
 //! and notes there what was decided: so the order of the notes is that in which it happened. The ledger smooths
 //! (`smoothing`): what is gone is held for three seconds, and forgotten if it comes back. What is told goes into the
-//! queue of every receiver that wants it (`queue`), and is sent from there (`endpoint`), signed, in order for each
-//! channel, again and again for five minutes; what is given up then is a dead letter (`dead_letters`). What a receiver
-//! refuses waits aside with its channel; where there is no answer, the lane waits.
+//! queue of every receiver that wants it (`queue`), where channels and users take turns and where pairs that nobody was
+//! told of cancel out, and is sent from there (`endpoint`), signed, in order for each channel, again and again for five
+//! minutes; what is given up then is a dead letter (`dead_letters`). What a receiver refuses waits with its channel; how
+//! fast it is asked while it refuses everything or does not answer says its `pace`.
 //!
 //! In a cluster, what is told of subscriptions and users are records, which one node reads and the others would read
 //! again: [`Webhooks::note_record`]. A receipt travels with each of them (`receipt`), through all of these stages, and
@@ -21,6 +22,7 @@ mod client;
 pub mod dead_letters;
 mod endpoint;
 mod event;
+mod pace;
 mod queue;
 mod receipt;
 pub mod replay;
@@ -41,6 +43,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::info;
 
 pub use event::{Event, EventId, NoEventId};
 pub use receipt::{End, Receipt};
@@ -51,7 +54,7 @@ use crate::protocol::{ChannelName, UserId};
 use client::Client;
 use dead_letters::DeadLetters;
 use endpoint::{Endpoint, Post};
-use event::{About, Told};
+use event::{About, Edge, Told};
 use receipt::Record;
 use smoothing::{Smoothing, Verdict};
 
@@ -115,10 +118,12 @@ pub struct Timing {
     pub hold: Duration,
     /// For one attempt, from looking up the host to the head of the answer.
     pub timeout: Duration,
-    /// Between the first two attempts; then twice as long each time.
+    /// Between the first two attempts at something that is refused; then twice as long each time.
     pub back_off: Duration,
     /// Between any two attempts at most; a quarter more or less, as any of these times.
     pub back_off_max: Duration,
+    /// Between two probes of a receiver that does not answer, or up to twice as long.
+    pub probe: Duration,
     /// No attempt begins so long after the event.
     pub retry: Duration,
 }
@@ -130,6 +135,7 @@ impl Default for Timing {
             timeout: Duration::from_secs(10),
             back_off: Duration::from_secs(1),
             back_off_max: Duration::from_secs(30),
+            probe: Duration::from_secs(1),
             retry: Duration::from_secs(300),
         }
     }
@@ -143,8 +149,8 @@ pub struct Webhooks(Option<Arc<Inner>>);
 struct Inner {
     apps: HashMap<AppId, Arc<AppWebhooks>>,
     post: Arc<Post>,
-    /// The lanes of all receivers.
-    lanes: TaskTracker,
+    /// The senders of all receivers.
+    senders: TaskTracker,
     /// The tasks that tell of who stayed away.
     clocks: CancellationToken,
     /// Cancelled when there is no more time to send.
@@ -211,24 +217,30 @@ impl Webhooks {
         if with_webhooks.iter().any(|app| app.webhooks.iter().any(|webhook| webhook.url.is_https())) {
             client.prepare_tls();
         }
+        match &dead_letter_file {
+            Some(file) => info!(file = %file.display(), "webhooks that cannot be delivered are kept"),
+            None => info!(
+                "webhooks that cannot be delivered are lost, as webhooks.dead_letter_file names no file"
+            ),
+        }
         let dead_letters = DeadLetters::start(dead_letter_file, dead_letter_bytes, metrics)?;
         let post = Arc::new(Post { client, dead_letters, metrics: Arc::clone(metrics), timing, queue_bytes });
-        let lanes = TaskTracker::new();
+        let senders = TaskTracker::new();
         let [clocks, cut, ended] = std::array::from_fn(|_| CancellationToken::new());
         let mut started = HashMap::new();
         for app in with_webhooks {
             let webhooks = Arc::new(AppWebhooks::new(app, &post)?);
             for endpoint in &webhooks.endpoints {
-                for lane in 0..endpoint.lanes() {
-                    let sending = Arc::clone(endpoint).run(lane, cut.clone());
-                    lanes.spawn(telling_its_end(sending, ended.clone()));
+                for _ in 0..endpoint.senders() {
+                    let sending = Arc::clone(endpoint).run(cut.clone());
+                    senders.spawn(telling_its_end(sending, ended.clone()));
                 }
             }
             let keeping_time = clocks.clone().run_until_cancelled_owned(Arc::clone(&webhooks).keep_time());
             tokio::spawn(telling_its_end(keeping_time, ended.clone()));
             started.insert(app.id.clone(), webhooks);
         }
-        Ok(Self(Some(Arc::new(Inner { apps: started, post, lanes, clocks, cut, ended }))))
+        Ok(Self(Some(Arc::new(Inner { apps: started, post, senders, clocks, cut, ended }))))
     }
 
     /// Whether there are none.
@@ -344,13 +356,13 @@ impl Webhooks {
             app.flush();
             app.endpoints.iter().for_each(|endpoint| endpoint.close());
         }
-        inner.lanes.close();
+        inner.senders.close();
         tokio::select! {
-            () = inner.lanes.wait() => {}
+            () = inner.senders.wait() => {}
             () = deadline => {
                 inner.cut.cancel();
                 // They wait for the disk for so long and no longer.
-                inner.lanes.wait().await;
+                inner.senders.wait().await;
             }
         }
         inner.post.dead_letters.finish(FLUSH_PATIENCE).await;
@@ -394,7 +406,7 @@ impl AppWebhooks {
         let mut told: Option<Told> = None;
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.wants(about, types)) {
             let told = told.get_or_insert_with(|| self.told(event, record.as_ref()));
-            endpoint.put(about, told.clone(), record.as_ref().map(|record| record.receipt.clone()));
+            endpoint.put(told.clone(), record.as_ref().map(|record| record.receipt.clone()));
         }
         // What is left to be done is with those who have it.
         if let Some(record) = record {
@@ -407,7 +419,12 @@ impl AppWebhooks {
             Some(record) => (record.time_ms, record.receipt.id()),
             None => (unix_ms(), EventId::new(self.source, self.number.fetch_add(1, Ordering::Relaxed))),
         };
-        Told { json: event.to_json().into(), time_ms, id }
+        let edge = event.edge().map(|Edge { who, is_gain }| {
+            let who = who.map(|user| self.hasher.hash_one(user.as_str()));
+            Edge { who, is_gain }
+        });
+        let about = self.hasher.hash_one(event.about());
+        Told { json: event.to_json().into(), time_ms, id, about, class: event.class(), edge }
     }
 
     /// Tells of those who stayed away. Runs until it is dropped.

@@ -69,7 +69,7 @@ impl<'a> Replay<'a> {
             Some((url, kept)) if url == letter.url => kept,
             Some(_) | None => KeptAlive::default(),
         };
-        let sent = self.client.post(webhook, &signed, &mut kept).await;
+        let sent = self.client.post(webhook, &signed, &mut kept, Timing::default().timeout).await;
         self.kept = Some((letter.url.clone(), kept));
         sent.map_err(|error| {
             if error.is_of_the_receiver() {

@@ -9,7 +9,7 @@ use pusherd::apps::{Webhook, WebhookUrl};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::http::find;
 use super::{Stream, in_time};
@@ -25,6 +25,8 @@ pub enum Reply {
     Unended(&'static str),
     /// Sends the other side elsewhere.
     Redirect(String),
+    /// Answers with 200, once there is a permit for it.
+    InTurn(Arc<Semaphore>),
     /// Says nothing.
     Hang,
     /// Hangs up without an answer.
@@ -188,6 +190,10 @@ pub async fn serve(
             Reply::Raw(text) | Reply::Unended(text) => (*text).to_owned(),
             Reply::Redirect(url) => {
                 format!("HTTP/1.1 307 X\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n")
+            }
+            Reply::InTurn(turns) => {
+                turns.acquire().await.unwrap().forget();
+                "HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n".to_owned()
             }
             Reply::Hang => std::future::pending().await,
             Reply::HangUp => return,

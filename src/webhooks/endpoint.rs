@@ -25,7 +25,7 @@ use crate::protocol::signature::SigningKey;
 /// Requests in flight to a receiver, each about another channel or user. Batches are about several, and so one at a time.
 const SENDERS: usize = 8;
 
-/// That a receiver fails is logged this often.
+/// That a receiver fails, or its queue is full, is logged this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 const UNSENT: &str = "the server shut down";
@@ -51,6 +51,7 @@ pub(super) struct Endpoint {
     /// One of the senders has to look at the queue. It wakes the next one when there is more.
     wake: Notify,
     health: Mutex<Health>,
+    full: Mutex<Full>,
     post: Arc<Post>,
 }
 
@@ -85,6 +86,14 @@ impl Signer {
 struct Health {
     /// The operator has been told that it fails, and not yet that it does no more.
     told: bool,
+    warned: Option<Instant>,
+}
+
+/// What falls out of the queue, as the log has it.
+#[derive(Debug, Default)]
+struct Full {
+    /// Events since it was said last.
+    count: usize,
     warned: Option<Instant>,
 }
 
@@ -128,6 +137,7 @@ impl Endpoint {
             senders: rules.senders,
             wake: Notify::new(),
             health: Mutex::default(),
+            full: Mutex::default(),
             post: Arc::clone(post),
         }
     }
@@ -153,17 +163,38 @@ impl Endpoint {
                 // The first half first: whoever reads one half again must not read that one alone.
                 cancelled.into_iter().filter_map(|event| event.receipt).for_each(Receipt::settle);
                 self.release(&mut fallen, Waiting::is_void);
-                for event in fallen {
-                    metrics.dropped.count();
-                    let why = "the queue was full (webhooks.queue_bytes)";
-                    self.post.dead_letters.put(self.parcel(vec![event], why));
+                if !fallen.is_empty() {
+                    self.falls_out(fallen);
                 }
             }
             Err(event) => {
-                if let Some(parcel) = self.unsent(vec![event]) {
+                if let Some(parcel) = self.unsent(vec![*event]) {
                     self.post.dead_letters.put(parcel);
                 }
             }
+        }
+    }
+
+    /// What falls out of the full queue is a dead letter each.
+    fn falls_out(&self, fallen: Vec<Waiting>) {
+        let mut full = self.full.lock();
+        full.count += fallen.len();
+        if full.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
+            let (count, queue_bytes) = (std::mem::take(&mut full.count), self.post.queue_bytes);
+            full.warned = Some(Instant::now());
+            warn!(
+                app = %self.app,
+                url = %self.webhook.url,
+                count,
+                queue_bytes,
+                "webhooks are given up, as more wait than webhooks.queue_bytes allows: the receiver is too slow, or down"
+            );
+        }
+        drop(full);
+        for event in fallen {
+            self.post.metrics.webhooks.dropped.count();
+            let why = "the queue was full (webhooks.queue_bytes)";
+            self.post.dead_letters.put(self.parcel(vec![event], why));
         }
     }
 

@@ -312,8 +312,8 @@ impl Webhooks {
     /// how many records are noted that have not ended.
     ///
     /// `receipt` says how the record ended. It is settled when it was delivered to all who want it, or became a dead
-    /// letter where it was not (by age or a full queue; when that is written, or lost), when it was undone (of the two
-    /// halves, the first is settled first), and at once if nobody wants it or there is no such app. It is released
+    /// letter where it was not (by age or a full queue; when that is written, or lost), when it was undone, or came after a
+    /// first half that was not sent yet, as did that half (of the two, the first is settled first), and at once if nobody wants it or there is no such app. It is released
     /// when the server ends before that: [`Webhooks::drain`]. A record must not be noted again before it has ended, or
     /// the ends of the receipts that it was noted with before are not received any more; otherwise it may be told twice.
     pub fn note_record(&self, app: &str, event: &Event<'_>, time_ms: u64, receipt: Receipt) {

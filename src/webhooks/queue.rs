@@ -234,9 +234,9 @@ impl Queue {
     ///
     /// # Errors
     /// The queue is closed: the event comes back.
-    pub(super) fn push(&mut self, mut event: Waiting) -> Result<Pushed, Waiting> {
+    pub(super) fn push(&mut self, mut event: Waiting) -> Result<Pushed, Box<Waiting>> {
         if self.is_closed {
-            return Err(event);
+            return Err(Box::new(event));
         }
         event.number = self.next_number();
         let mut pushed = Pushed { cancelled: self.cancelled_by(&event), ..Pushed::default() };
@@ -914,7 +914,7 @@ mod tests {
                 left += 1;
                 player.queue.push(Waiting::new(edge(false, left), None, player.now)).unwrap();
             }
-            if ms % 500 == 0 && joined.is_none() {
+            if ms.is_multiple_of(500) && joined.is_none() {
                 player.push("+R +R/7 -R/7 -R +R +R/7");
                 joined = Some(player.now);
             }
@@ -1144,7 +1144,7 @@ mod tests {
         let (mut refused, mut worst, mut asked) = (0, Duration::ZERO, Some(begin + 30 * SECOND));
         player.push("z");
         while player.now < begin + 120 * SECOND {
-            if asked.is_none() && (player.now - begin).as_millis() % 2000 == 0 {
+            if asked.is_none() && (player.now - begin).as_millis().is_multiple_of(2000) {
                 player.push("z");
                 asked = Some(player.now);
             }
@@ -1359,7 +1359,7 @@ mod tests {
                         finish(&mut player, request, &mut delivered);
                     }
                     Next::Wait(Some(until)) => player.now = until,
-                    other => panic!("{other:?}"),
+                    other @ (Next::GiveUp(_) | Next::Wait(None) | Next::End) => panic!("{other:?}"),
                 }
             }
             player.now += 1000 * SECOND;

@@ -265,6 +265,32 @@ async fn both_halves_of_a_flap_are_settled_and_not_told() {
 }
 
 #[tokio::test]
+async fn both_halves_that_nobody_was_told_of_are_settled_once_those_are_who_were() {
+    let (mut slow, mut quick) = (Receiver::that(|_, _| Reply::Hang).await, Receiver::start().await);
+    let mut node = Node::start([slow.webhook(), quick.webhook()], |app, options| {
+        (app.webhook_batching, app.webhook_batching_ms) = (true, 1);
+        options.timing.hold = Duration::ZERO;
+    });
+    // On its way to the slow one, behind which all else waits.
+    node.note("+x");
+    slow.hook().await;
+    quick.expect(occupied("x")).await;
+    for what in ["+a", "+a/7"] {
+        node.note(what);
+        quick.event().await;
+    }
+    assert!(node.ends().is_empty(), "the slow one has to be told");
+    ["-a/7", "-a"].into_iter().for_each(|what| node.note(what));
+    for name in ["member_removed", "channel_vacated"] {
+        assert_eq!(quick.event().await["name"], name, "the quick one has been told of both");
+    }
+    let mut ends = [node.end().await, node.end().await, node.end().await, node.end().await];
+    ends.sort_unstable();
+    assert_eq!(ends, [2, 3, 4, 5]);
+    assert_eq!(node.metrics.webhooks.cancelled.get(), 4);
+}
+
+#[tokio::test]
 async fn who_stays_away_is_told_of_with_the_time_of_the_record() {
     let mut receiver = Receiver::start().await;
     let mut node =

@@ -3,15 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use pusherd::apps::Apps;
 use pusherd::cli::{self, Cli, Command};
 use pusherd::config::{LogFormat, Settings};
-use pusherd::server::{self, Listeners, Shutdown, Tls};
+use pusherd::server::{self, Listeners};
 use tokio::net::lookup_host;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+
+/// How long the banner is waited for, so that it comes before the log.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -29,7 +31,14 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: Settings) -> ExitCode {
-    cli::start_logging(&settings);
+    // Dropped last, so that the last lines are written.
+    let _logging = match cli::start_logging(&settings) {
+        Ok(logging) => logging,
+        Err(error) => {
+            cli::complain(format_args!("cannot start logging: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let served = tokio::runtime::Runtime::new().and_then(|runtime| {
         let served = runtime.block_on(run(settings));
         // A name that is still being looked up, for a webhook, would hold up the end.
@@ -53,12 +62,16 @@ async fn run(settings: Settings) -> io::Result<()> {
             tracing::warn!("{advice}");
         }
     }
-    let shutdown = signals()?;
+    let mut shutdown = cli::obey_signals(settings.server.tls.clone())?;
     server::raise_file_limit();
-    let listeners = listen(&settings).await?;
+    let listeners = tokio::select! {
+        listeners = listen(&settings) => listeners?,
+        // A name that nobody answers for can take half a minute.
+        _ = shutdown.recv() => return Ok(()),
+    };
     let listening = listeners.addresses()?;
     match settings.log.format {
-        LogFormat::Auto | LogFormat::Human => cli::print(cli::banner(&settings, &listening)),
+        LogFormat::Auto | LogFormat::Human => print_aside(cli::banner(&settings, &listening)).await,
         LogFormat::Json => {
             if let Some(address) = listening.plain {
                 tracing::info!(target: cli::LISTENING, "listening on {address}");
@@ -71,13 +84,19 @@ async fn run(settings: Settings) -> io::Result<()> {
     server::run(listeners, Apps::new(settings.apps), settings.server.options, shutdown).await
 }
 
+/// Prints, and does not wait for long: nobody may be reading.
+async fn print_aside(text: String) {
+    let printed = tokio::task::spawn_blocking(move || cli::print(text));
+    // What stalls goes on by itself.
+    let _ = tokio::time::timeout(PRINT_TIMEOUT, printed).await;
+}
+
 /// `port` without TLS, unless there is a certificate and no other port for it.
 async fn listen(settings: &Settings) -> io::Result<Listeners> {
     let (port, tls_port) = (settings.server.port, settings.server.tls_port);
     let Some(tls) = settings.server.tls.clone() else {
         return Ok(bind(settings, "port", port).await?.into());
     };
-    reload_on_hangup(tls.clone())?;
     let Some(tls_port) = tls_port else {
         return Ok(Listeners { plain: None, tls: Some((bind(settings, "port", port).await?, tls)) });
     };
@@ -109,35 +128,4 @@ async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::ne
     addresses.sort_by_key(SocketAddr::is_ipv6);
     let address = addresses.first().ok_or_else(|| explain(io::ErrorKind::AddrNotAvailable.into()))?;
     server::bind(*address).map_err(explain)
-}
-
-/// SIGHUP reads the certificate again, for whoever does not want to wait until that happens by itself.
-fn reload_on_hangup(tls: Tls) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            let tls = tls.clone();
-            // An error is a runtime that ends.
-            let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
-        }
-    });
-    Ok(())
-}
-
-/// The first SIGTERM or SIGINT drains, a later one ends the drain.
-fn signals() -> io::Result<mpsc::Receiver<Shutdown>> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (orders, shutdown) = mpsc::channel(2);
-    tokio::spawn(async move {
-        for order in [Shutdown::Graceful, Shutdown::Now] {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            if orders.send(order).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(shutdown)
 }

@@ -7,6 +7,7 @@
 mod arrivals;
 mod connection;
 mod descriptors;
+mod drain;
 mod opening;
 mod proxy_protocol;
 mod repoll;
@@ -15,6 +16,7 @@ mod tls;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -37,12 +39,12 @@ use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::limits::Limit;
 use crate::metrics::Metrics;
-use crate::protocol::CloseCode;
 use crate::pusher::{self, Door};
 use crate::rejections::Example;
 use crate::webhooks::{self, Webhooks};
 use arrivals::Arrivals;
 use descriptors::Shares;
+use drain::{Clock, Pending};
 pub use tls::{Tls, TlsError};
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
@@ -59,11 +61,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Strangers that go each time for the sake of those who wait.
 const EVICTED_AT_ONCE: usize = 64;
-
-/// What a shutdown that must be quick waits for clients to answer its close, and for webhooks to be sent.
-const AT_ONCE: Duration = Duration::from_millis(500);
-
-const GOING_AWAY: &str = "Server is shutting down";
 
 /// How this node serves.
 #[derive(Clone, Debug)]
@@ -90,7 +87,8 @@ pub struct Options {
     pub keep_alive: Duration,
     /// What the node counts in. Keep a clone to read it.
     pub metrics: Arc<Metrics>,
-    /// On shutdown, the closing of WebSockets is spread over so much time. Default 10 s.
+    /// On shutdown, the closing of WebSockets is spread over so much time. Default: none. A node of a cluster should
+    /// have some.
     pub drain: Duration,
     /// What has not ended so long after the shutdown began is cut off. Default 20 s; never less than `drain`.
     pub shutdown_deadline: Duration,
@@ -111,7 +109,7 @@ impl Default for Options {
             metrics: Arc::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
-            drain: Duration::from_secs(10),
+            drain: Duration::ZERO,
             shutdown_deadline: Duration::from_secs(20),
             debug: false,
         }
@@ -191,9 +189,8 @@ pub fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Serves `apps` on `listeners` until `shutdown` says stop, then drains: not ready, no new connections, requests
-/// in flight finished, WebSockets closed with 4200 over the window, webhooks sent. A [`Shutdown::Now`] ends a drain at
-/// once.
+/// Serves `apps` on `listeners` until `shutdown` says stop, then drains, as `drain` says. A second order ends a drain
+/// at once, and so does a [`Shutdown::Now`].
 ///
 /// # Errors
 /// A background task that ended early, or a system that gives no thread.
@@ -222,14 +219,14 @@ pub async fn run(
             None => std::future::pending().await,
         }
     });
-    let tasks = TaskTracker::new();
+    let [tasks, sockets] = [TaskTracker::new(), TaskTracker::new()];
     let addresses = Arc::new(Addresses::new(options.addresses.clone()));
     let shares = Shares::of_this_process(options.unauthenticated_max);
     let files_max = options.pusher.files_max.or(shares.websockets);
     let (pusher, for_door) =
         (pusher::Options { files_max, ..options.pusher.clone() }, Arc::clone(&addresses));
     let server = Arc::new(Server {
-        door: Door::new(hub.clone(), Arc::clone(&apps), for_door, pusher, tasks.clone()),
+        door: Door::new(hub.clone(), Arc::clone(&apps), for_door, pusher, sockets.clone()),
         hub: hub.clone(),
         addresses,
         arrivals: Arc::new(Arrivals::new(shares.pending)),
@@ -240,6 +237,7 @@ pub async fn run(
         write_timeout: options.http.read_timeout,
         stopping: CancellationToken::new(),
         tasks,
+        sockets,
     });
     let mut keeping_time = tokio::spawn({
         let hub = hub.clone();
@@ -254,32 +252,35 @@ pub async fn run(
         async move { door.watch().await }
     });
     let ended_early = |what: &str| Err(io::Error::other(format!("the task that {what} ended early")));
-    let how = tokio::select! {
-        how = shutdown.recv() => how.unwrap_or(Shutdown::Now),
-        () = server.accept_all(&listeners) => return ended_early("accepts connections"),
-        _ = &mut keeping_time => return ended_early("keeps time"),
-        _ = &mut watching => return ended_early("watches connections"),
-        _ = &mut reading => return ended_early("reads the cluster's records"),
-        _ = &mut in_cluster => return ended_early("is one of the cluster"),
-        () = webhooks.ended() => return ended_early("sends webhooks"),
-        () = renew(&listeners) => return ended_early("renews the certificate"),
+    let mut clock = {
+        let mut accepting = pin!(server.accept_all(&listeners));
+        let how = tokio::select! {
+            how = shutdown.recv() => how.unwrap_or(Shutdown::Now),
+            () = &mut accepting => return ended_early("accepts connections"),
+            _ = &mut keeping_time => return ended_early("keeps time"),
+            _ = &mut watching => return ended_early("watches connections"),
+            _ = &mut reading => return ended_early("reads the cluster's records"),
+            _ = &mut in_cluster => return ended_early("is one of the cluster"),
+            () = webhooks.ended() => return ended_early("sends webhooks"),
+            () = renew(&listeners) => return ended_early("renews the certificate"),
+        };
+        let mut clock = Clock::start(how, options.shutdown_deadline, shutdown);
+        // Applications publish to those who are still there, over a connection for each event.
+        tokio::select! {
+            () = server.close_clients(&webhooks, options.drain, &mut clock) => {}
+            () = accepting => return ended_early("accepts connections"),
+        }
+        clock
     };
     drop(listeners);
-    let deadline = server.drain(&hub, &options, how, &mut shutdown).await;
+    server.end_connections(&mut clock).await;
     keeping_time.abort();
     watching.abort();
-    webhooks
-        .drain(async {
-            tokio::select! {
-                Some(_) = shutdown.recv() => {}
-                () = sleep_until(deadline.max(Instant::now() + AT_ONCE)) => {}
-            }
-        })
-        .await;
+    webhooks.drain(clock.step_over(|| Pending { webhooks: webhooks.pending(), ..Pending::default() })).await;
     hub.close_records().await;
     reading.abort();
     if let Some(cluster) = cluster {
-        cluster.leave(deadline.max(Instant::now() + AT_ONCE)).await;
+        cluster.leave(clock.step_end()).await;
     }
     in_cluster.abort();
     hub.flush_reports();
@@ -335,8 +336,10 @@ struct Server {
     write_timeout: Duration,
     /// Cancelled when the server stops: idle HTTP connections end, busy ones after their request.
     stopping: CancellationToken,
-    /// Connections, HTTP and WebSocket, and publishes that go on without theirs.
+    /// HTTP connections, and publishes that go on without theirs.
     tasks: TaskTracker,
+    /// WebSockets, from their upgrade on.
+    sockets: TaskTracker,
 }
 
 impl Server {
@@ -404,58 +407,5 @@ impl Server {
     fn made_room(&self, evicted: u64) {
         let example = || Example::default().value(self.arrivals.places() as u64);
         (0..evicted).for_each(|_| self.hub.reject(Limit::Unauthenticated, None, example()));
-    }
-
-    /// See [`run`]. Ends when all connections have; the deadline of the shutdown is for what follows.
-    async fn drain(
-        &self,
-        hub: &Hub,
-        options: &Options,
-        how: Shutdown,
-        more: &mut mpsc::Receiver<Shutdown>,
-    ) -> Instant {
-        let begun = Instant::now();
-        let connections = hub.connections().len();
-        info!(connections, window = format!("{} s", options.drain.as_secs_f64()), "shutting down");
-        hub.drain();
-        self.stopping.cancel();
-        self.tasks.close();
-        let mut at_once = how == Shutdown::Now;
-        if !at_once {
-            tokio::select! {
-                () = close_all(hub, options.drain) => {}
-                Some(_) = more.recv() => at_once = true,
-            }
-        }
-        // Whoever came while the others were closed, and everybody where it has to be quick.
-        for outbox in hub.connections().all() {
-            outbox.close(CloseCode::Reconnect, GOING_AWAY);
-        }
-        let deadline = if at_once { Instant::now() + AT_ONCE } else { begun + options.shutdown_deadline };
-        tokio::select! {
-            () = self.tasks.wait() => {}
-            Some(_) = more.recv() => return Instant::now(),
-            () = sleep_until(deadline) => {
-                warn!(connections = self.tasks.len(), "some connections did not end in time");
-            }
-        }
-        deadline
-    }
-}
-
-/// Closes all connections over `window`, evenly, so that their clients do not all come back at once.
-async fn close_all(hub: &Hub, window: Duration) {
-    // Not kept alive here: a connection ends when its task does, not when all have been closed.
-    let all: Vec<_> = hub.connections().all().iter().map(Arc::downgrade).collect();
-    let (begin, count) = (Instant::now(), all.len().max(1) as u32);
-    for (at, outbox) in (0u32..).zip(&all) {
-        let due = begin + window.mul_f64(f64::from(at) / f64::from(count));
-        // A due time in the past costs no timer.
-        if due > Instant::now() {
-            sleep_until(due).await;
-        }
-        if let Some(outbox) = outbox.upgrade() {
-            outbox.close(CloseCode::Reconnect, GOING_AWAY);
-        }
     }
 }

@@ -827,8 +827,17 @@ fn health_tells_by_its_exit_code_whether_the_server_is_ready() {
     let table = [
         ("HTTP/1.1 200 OK\r\n\r\nOK", 0, ""),
         ("HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "pusherd: not ready: status 503\n"),
-        ("SSH-2.0-OpenSSH_9.9\r\n", 1, "pusherd: the answer is not HTTP\n"),
-        ("", 1, "pusherd: the answer is not HTTP\n"),
+        (
+            "HTTP/1.1 400 Bad Request\r\n\r\nThis port speaks TLS: use https:// or wss://",
+            1,
+            "pusherd: not ready: status 400: This port speaks TLS: use https:// or wss://\n",
+        ),
+        (
+            "SSH-2.0-OpenSSH_9.9\r\n",
+            1,
+            "pusherd: what answers is no HTTP server: it says \"SSH-2.0-OpenSSH_9.9\"\n",
+        ),
+        ("", 1, "pusherd: what answers is no HTTP server: it hangs up without a word\n"),
     ];
     for (answer, code, err) in table {
         let (port, server) = answering(answer);
@@ -932,6 +941,9 @@ fn serve_prints_what_to_paste_and_ends_in_peace_on_sigterm() {
 
     let healthy = place.run(&format!("health --port {port}"));
     assert_eq!((healthy.code, healthy.err.as_str()), (0, ""));
+    let over_tls = place.run(&format!("health --url https://127.0.0.1:{port}"));
+    assert_eq!(over_tls.code, 1);
+    assert!(over_tls.err.contains("TLS"), "{over_tls:?}");
     let second = place.run(&format!("serve --port {port}"));
     assert_eq!(second.code, 1);
     assert!(second.err.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{second:?}");
@@ -977,7 +989,11 @@ fn with_a_certificate_everything_speaks_tls_and_sighup_renews_it() {
         assert_eq!((healthy.code, healthy.err.as_str()), (0, ""), "{health}");
     }
     let plain = place.run(&format!("health --url http://127.0.0.1:{port}"));
-    assert_eq!((plain.code, plain.err.as_str()), (1, "pusherd: not ready: status 400\n"));
+    assert_eq!(plain.code, 1);
+    assert!(
+        plain.err.starts_with("pusherd: not ready: status 400: ") && plain.err.contains("TLS"),
+        "{plain:?}"
+    );
     assert!(shows(port, &cert));
 
     let (renewed, key) = certificate();

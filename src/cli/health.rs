@@ -3,6 +3,7 @@
 //! Over TLS the certificate is not looked at. The server is asked under the address that it listens on, for which
 //! no certificate is issued; it is told no secret, and believed no more than without TLS.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{Health, complain};
@@ -22,6 +24,13 @@ use crate::config::load;
 
 /// Time for everything: container engines ask every few seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is read of an answer, and what is shown of it.
+const ANSWER_BYTES_MAX: usize = 16 * 1024;
+const SAID_BYTES_MAX: usize = 200;
+
+/// How long the rest of an answer is waited for, once it has begun.
+const REST_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What is asked for.
 const PATH: &str = "/ready";
@@ -49,10 +58,12 @@ enum Unhealthy {
     Io(#[from] io::Error),
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    #[error("the answer is not HTTP")]
-    NotHttp,
-    #[error("not ready: status {0}")]
-    Status(u16),
+    #[error("what answers is no HTTP server: {0}")]
+    NotHttp(String),
+    #[error("the port does not speak TLS: ask with http:// or without tls_cert ({0})")]
+    NotTls(io::Error),
+    #[error("not ready: {0}")]
+    Status(Answer),
 }
 
 impl Health {
@@ -61,13 +72,13 @@ impl Health {
     pub fn run(&self) -> ExitCode {
         let answer = self.target().and_then(|target| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, ask(&target)).await });
+            let asked = runtime.block_on(async { timeout(TIMEOUT, ask(&target)).await });
             // A name that is still being looked up would hold up the end.
             runtime.shutdown_background();
-            let status = asked.unwrap_or(Err(Unhealthy::Timeout)).map_err(|error| (target, error));
-            match status {
-                Ok(200) => Ok(()),
-                Ok(status) => Err(Unhealthy::Status(status)),
+            let answer = asked.unwrap_or(Err(Unhealthy::Timeout)).map_err(|error| (target, error));
+            match answer {
+                Ok(answer) if answer.is_ready() => Ok(()),
+                Ok(answer) => Err(Unhealthy::Status(answer)),
                 Err((target, Unhealthy::Io(error))) => {
                     let text = format!("{} port {}: {error}", target.host, target.port);
                     Err(Unhealthy::Io(io::Error::new(error.kind(), text)))
@@ -140,8 +151,24 @@ impl Target {
     }
 }
 
-/// The status of the answer.
-async fn ask(target: &Target) -> Result<u16, Unhealthy> {
+/// What the server answered.
+#[derive(Debug, Eq, PartialEq)]
+struct Answer {
+    status: u16,
+    /// What it said about it, on one line.
+    said: String,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.said.as_str() {
+            "" => write!(f, "status {}", self.status),
+            said => write!(f, "status {}: {said}", self.status),
+        }
+    }
+}
+
+async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
     if !target.tls {
         return converse(target, stream).await;
@@ -158,29 +185,70 @@ async fn ask(target: &Target) -> Result<u16, Unhealthy> {
         Ok(name) => name,
         Err(_) => stream.peer_addr()?.ip().into(),
     };
-    converse(target, TlsConnector::from(Arc::new(config)).connect(name, stream).await?).await
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    // What rustls finds is no record of TLS; other errors are of the network, or of a handshake that was refused.
+    let explain = |error| if is_no_tls(&error) { Unhealthy::NotTls(error) } else { Unhealthy::Io(error) };
+    converse(target, connected.map_err(explain)?).await
+}
+
+fn is_no_tls(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidMessage(_)))
 }
 
 async fn converse(
     Target { host, port, path, .. }: &Target,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-) -> Result<u16, Unhealthy> {
+) -> Result<Answer, Unhealthy> {
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    // `HTTP/1.1 200`
-    let mut line = [0; 12];
-    match stream.read_exact(&mut line).await {
-        Ok(_) => status(&line).ok_or(Unhealthy::NotHttp),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Unhealthy::NotHttp),
-        Err(error) => Err(error.into()),
+    let mut bytes = Vec::new();
+    let read = loop {
+        let is_begun = !bytes.is_empty();
+        let more = stream.read_buf(&mut bytes);
+        let read = if is_begun { timeout(REST_TIMEOUT, more).await.unwrap_or(Ok(0)) } else { more.await };
+        let is_done =
+            bytes.len() >= ANSWER_BYTES_MAX || Answer::parse(&bytes).is_some_and(|answer| answer.is_ready());
+        match read {
+            Ok(1..) if !is_done => {}
+            Ok(_) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    // A peer of another protocol may hang up in the middle; what it said says more.
+    match (read, Answer::parse(&bytes)) {
+        (_, Some(answer)) => Ok(answer),
+        (Err(error), None) if bytes.is_empty() => Err(error.into()),
+        (_, None) => Err(Unhealthy::NotHttp(match bytes.is_empty() {
+            true => "it hangs up without a word".to_owned(),
+            false => format!("it says {:?}", start_of(&bytes)),
+        })),
     }
 }
 
-fn status(line: &[u8]) -> Option<u16> {
-    let line = str::from_utf8(line.get(..12)?).ok()?;
-    line.strip_prefix("HTTP/1.")?.split_once(' ')?.1.parse().ok()
+impl Answer {
+    const fn is_ready(&self) -> bool {
+        self.status == 200
+    }
+
+    /// Reads `HTTP/1.1 503 …`, whatever comes between, and the first line of the body.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let line = str::from_utf8(bytes.get(..12)?).ok()?;
+        let status = line.strip_prefix("HTTP/1.")?.split_once(' ')?.1.parse().ok()?;
+        let head_end =
+            bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+        let body = bytes.get(head_end..).unwrap_or_default();
+        Some(Self { status, said: start_of(body) })
+    }
+}
+
+/// The first line of what a server said, fit to be printed.
+fn start_of(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SAID_BYTES_MAX)]);
+    let line = text.lines().next().unwrap_or_default();
+    line.chars().filter(|letter| !letter.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -216,10 +284,23 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_in_the_first_twelve_bytes() {
-        assert_eq!(status(b"HTTP/1.1 200 OK\r\n"), Some(200));
-        assert_eq!(status(b"HTTP/1.0 503"), Some(503));
-        assert_eq!(status(b"SSH-2.0-OpenSSH_9"), None);
-        assert_eq!(status(b"HTTP/1.1"), None);
+    fn an_answer_is_its_status_and_what_is_said_about_it() {
+        let table: [(&[u8], Option<&str>); 8] = [
+            (b"HTTP/1.1 200 OK\r\n\r\nOK", Some("status 200: OK")),
+            (b"HTTP/1.0 503", Some("status 503")),
+            (
+                b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\nThis port speaks TLS\n<p>",
+                Some("status 400: This port speaks TLS"),
+            ),
+            (b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\n\x1b[2Jno", Some("status 400: [2Jno")),
+            (b"HTTP/1.1 400 \r\n\r\n\xff", Some("status 400: \u{fffd}")),
+            (b"SSH-2.0-OpenSSH_9", None),
+            (b"HTTP/1.1", None),
+            (b"", None),
+        ];
+        for (bytes, expected) in table {
+            let answer = Answer::parse(bytes).map(|answer| answer.to_string());
+            assert_eq!(answer.as_deref(), expected, "{}", String::from_utf8_lossy(bytes));
+        }
     }
 }

@@ -7,15 +7,17 @@ mod banner;
 mod config;
 mod health;
 mod log;
+mod signals;
 mod webhooks;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use banner::banner;
-pub use log::{LISTENING, start_logging};
+pub use log::{LISTENING, Logging, start_logging};
+pub use signals::obey_signals;
 
 use crate::config::{Problems, Settings, Sources, load};
 
@@ -187,14 +189,20 @@ impl Serve {
     }
 }
 
-/// Writes to standard output. Nobody may be listening, which is no reason to fail.
+/// Writes to standard output. A reader that has gone, as `head` does, has read enough; what else is wrong is said.
 pub fn print(text: impl std::fmt::Display) {
-    let _ = std::io::stdout().write_all(text.to_string().as_bytes());
+    let mut output = io::stdout();
+    let written = output.write_all(text.to_string().as_bytes()).and_then(|()| output.flush());
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        complain(format_args!("standard output takes no more: {error}"));
+    }
 }
 
 /// Writes a line to standard error, named as from this program.
 pub fn complain(text: impl std::fmt::Display) {
-    let _ = std::io::stderr().write_all(format!("pusherd: {}\n", text.to_string().trim_end()).as_bytes());
+    let _ = io::stderr().write_all(format!("pusherd: {}\n", text.to_string().trim_end()).as_bytes());
 }
 
 #[cfg(test)]

@@ -409,6 +409,9 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     })
 }
 
+/// What a node of a cluster spreads the closing of its WebSockets over.
+const CLUSTER_DRAIN: Duration = Duration::from_secs(10);
+
 /// Settles the settings of the server that depend on others.
 fn settle(server: &mut Section<Server>, apps: &[Draft], choice: &Choice, problems: &mut Problems) {
     if choice.is_of_reverb() {
@@ -417,6 +420,9 @@ fn settle(server: &mut Section<Server>, apps: &[Draft], choice: &Choice, problem
     }
     if !server.is_set("host") && apps.iter().any(Draft::has_default_secret) {
         server.value.host = "127.0.0.1".into();
+    }
+    if server.value.cluster != Cluster::None && !server.is_set("drain_secs") {
+        server.value.options.drain = CLUSTER_DRAIN;
     }
     let deadline = "shutdown_deadline_secs";
     let is_set = server.is_set(deadline);

@@ -153,8 +153,9 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         "drain_secs",
         number(0, HOUR, |server| &mut server.options.drain),
         "On shutdown, the closing of WebSockets is spread over so much time, so that clients do not all come back \
-         at once.",
+         at once. A node that is alone closes them last and together: nobody takes them until it is back.",
     )
+    .default("`10` in a cluster, else `0`")
     .flag("--drain-secs"),
     server(
         "shutdown_deadline_secs",

@@ -62,7 +62,7 @@ pub enum ApiError {
     /// 503: the broker between the nodes of the cluster does not answer; it will be back.
     #[error("The request was not carried out: {0}")]
     BrokerLost(#[from] Lost),
-    /// 503: the node is going away; another one, or this one in a moment, will take the request.
+    /// 503: the node is going away, which only those who ask for it are told: other requests are answered to the end.
     #[error("The server is shutting down")]
     Draining,
 }

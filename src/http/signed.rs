@@ -116,9 +116,6 @@ fn prefix(head: &request::Parts) -> &str {
 
 /// Whose request it claims to be.
 fn find_app(head: &request::Parts, raw_query: &str, api: &Api) -> Result<Arc<App>, ApiError> {
-    if api.0.hub.is_draining() {
-        return Err(ApiError::Draining);
-    }
     let app = find(&api.0.apps, head.uri.path(), prefix(head), raw_query)?;
     if app.enabled { Ok(Arc::clone(app)) } else { Err(ApiError::AppDisabled) }
 }

@@ -27,7 +27,7 @@ use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
-use crate::protocol::{ChannelName, Member, SocketId, UserId};
+use crate::protocol::{ChannelName, CloseCode, Member, SocketId, UserId};
 pub use refusal::refuse;
 
 pub use crate::cluster::driver::Lost;
@@ -170,6 +170,19 @@ impl Hub {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::SeqCst)
+    }
+
+    /// Whether the node is one of several.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.0.clustered.is_some()
+    }
+
+    /// The code that a node that is going away closes with. Others take its clients at once; where it is alone, they
+    /// find the next process after a second, if that is there by then.
+    #[must_use]
+    pub fn closes_with(&self) -> CloseCode {
+        if self.is_clustered() { CloseCode::Reconnect } else { CloseCode::OverCapacity }
     }
 
     /// From now on the node is going away.

@@ -35,9 +35,9 @@ pub enum CloseCode {
     NoProtocol,
     /// 4009: origin not allowed, not authorised in time, or disconnected by the application.
     Unauthorized,
-    /// 4100: the node is full, or the client is slower (or faster) than its limits.
+    /// 4100: the node is full, or the client is slower (or faster) than its limits, or the only node restarts.
     OverCapacity,
-    /// 4200: the node is going away; reconnect at once.
+    /// 4200: the node is going away, and there are others; reconnect at once.
     Reconnect,
     /// 4201: silence, and no answer to a ping.
     PongTimeout,

@@ -124,7 +124,7 @@ impl Door {
         };
         if hub.is_draining() && !app.is_full() {
             let message = "Server is shutting down".to_owned();
-            return Err(Refused { code: CloseCode::Reconnect, message, why: None, app: None });
+            return Err(Refused { code: hub.closes_with(), message, why: None, app: None });
         }
         let node_place = match self.take_place() {
             Ok(place) => place,
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(code(&prefixed, "/app/k", &[]).await, None);
         assert_eq!(code(&prefixed, "/rt/app/k.2", &[]).await, Some(4005), "another app's prefix");
         prefixed.0.hub.drain();
-        assert_eq!(code(&prefixed, "/app/k", &[]).await, Some(4200));
+        assert_eq!(code(&prefixed, "/rt/app/k", &[]).await, Some(4100), "of a node that is alone");
     }
 
     #[tokio::test]

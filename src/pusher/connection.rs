@@ -132,7 +132,7 @@ impl Connection {
             self.outbox.close(CloseCode::OverCapacity, "Socket id is taken");
         } else if hub.is_draining() {
             // The drain may have looked at the connections just before this one was among them.
-            self.outbox.close(CloseCode::Reconnect, "Server is shutting down");
+            self.outbox.close(hub.closes_with(), "Server is shutting down");
         } else {
             let About { address, origin, library } = about;
             let (origin, library) = (origin.as_deref(), library.as_deref());

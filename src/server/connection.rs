@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
@@ -35,6 +36,9 @@ use crate::http::{self, Caller};
 use crate::limits::Limit;
 use crate::pusher::Peer;
 use crate::rejections::{Example, Mistake};
+
+/// What a head that has begun is waited for when the server stops.
+const HALF_A_HEAD: Duration = Duration::from_millis(500);
 
 impl Server {
     /// Serves one connection, until it ends or is upgraded.
@@ -165,6 +169,7 @@ impl Server {
             if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
+                patience.as_mut().reset(Instant::now() + HALF_A_HEAD);
             }
             if let Poll::Ready(ended) = repoll.poll(cx, connection.as_mut()) {
                 if let Err(error) = ended {
@@ -179,6 +184,14 @@ impl Server {
             // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
             // it is over, and something went on meanwhile, it starts again.
             while patience.as_mut().poll(cx).is_ready() {
+                if is_stopping {
+                    if requests.are_answered() {
+                        return Poll::Ready(());
+                    }
+                    // The deadline of the shutdown is for what is being answered.
+                    patience.as_mut().reset(Instant::now() + self.keep_alive);
+                    continue;
+                }
                 if requests.begun() == 0 {
                     self.came_too_late(peer.address);
                     return Poll::Ready(());

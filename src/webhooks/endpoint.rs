@@ -52,7 +52,16 @@ pub(super) struct Endpoint {
     wake: Notify,
     health: Mutex<Health>,
     full: Mutex<Full>,
+    shares: Mutex<Shares>,
     post: Arc<Post>,
+}
+
+/// What has not been sent or given up: every event holds a clone of one of these until then.
+#[derive(Debug, Default)]
+struct Shares {
+    before: Arc<()>,
+    /// Of what came since [`Endpoint::mark`].
+    since: Arc<()>,
 }
 
 /// The oldest key of an app, with which webhooks are signed.
@@ -138,6 +147,7 @@ impl Endpoint {
             wake: Notify::new(),
             health: Mutex::default(),
             full: Mutex::default(),
+            shares: Mutex::default(),
             post: Arc::clone(post),
         }
     }
@@ -155,7 +165,9 @@ impl Endpoint {
     pub(super) fn put(&self, told: Told, receipt: Option<Receipt>) {
         let metrics = &self.post.metrics.webhooks;
         metrics.events.count();
-        let pushed = self.queue.lock().push(Waiting::new(told, receipt, Instant::now()));
+        let share = Arc::clone(&self.shares.lock().since);
+        let event = Waiting::new(told, receipt, Instant::now()).sharing(share);
+        let pushed = self.queue.lock().push(event);
         match pushed {
             Ok(Pushed { mut fallen, cancelled }) => {
                 self.wake.notify_one();
@@ -202,6 +214,23 @@ impl Endpoint {
     pub(super) fn close(&self) {
         self.queue.lock().close();
         self.wake.notify_one();
+    }
+
+    /// From here on, what comes is not among [`Endpoint::pending_before_mark`].
+    pub(super) fn mark(&self) {
+        let mut shares = self.shares.lock();
+        shares.before = std::mem::take(&mut shares.since);
+    }
+
+    /// Events that came before the mark and have neither been sent nor given up.
+    pub(super) fn pending_before_mark(&self) -> usize {
+        Arc::strong_count(&self.shares.lock().before) - 1
+    }
+
+    /// Events that have neither been sent nor given up.
+    pub(super) fn pending(&self) -> usize {
+        let shares = self.shares.lock();
+        Arc::strong_count(&shares.before) + Arc::strong_count(&shares.since) - 2
     }
 
     /// How many tasks send what is in the queue.

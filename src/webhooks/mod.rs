@@ -29,7 +29,7 @@ pub mod replay;
 mod smoothing;
 pub mod target;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -63,6 +63,9 @@ const LEDGERS: usize = 32;
 
 /// What a shutdown waits for the file of dead letters to take what is left, and then to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a shutdown looks whether all has been sent.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What follows from a subscription that begins or ends.
 const OF_SUBSCRIPTIONS: EventTypes = EventTypes::of(&[
@@ -341,6 +344,31 @@ impl Webhooks {
     fn wants(&self, app: &str, about: About<'_>, types: EventTypes) -> bool {
         let app = self.0.as_ref().and_then(|inner| inner.apps.get(app));
         app.is_some_and(|app| app.wants(about, types))
+    }
+
+    /// How many events wait to be sent, for each host that has any.
+    #[must_use]
+    pub fn pending(&self) -> Vec<(String, usize)> {
+        let mut hosts = BTreeMap::new();
+        for endpoint in self.endpoints() {
+            let pending = endpoint.pending();
+            if pending > 0 {
+                *hosts.entry(endpoint.webhook.url.authority().to_owned()).or_default() += pending;
+            }
+        }
+        hosts.into_iter().collect()
+    }
+
+    /// Waits until what waits now has been sent or given up. To be called once.
+    pub async fn sent(&self) {
+        self.endpoints().for_each(|endpoint| endpoint.mark());
+        while self.endpoints().any(|endpoint| endpoint.pending_before_mark() > 0) {
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.0.iter().flat_map(|inner| inner.apps.values()).flat_map(|app| &app.endpoints)
     }
 
     /// Tells what is held, and sends what waits until all is sent or `deadline` has passed; the rest are dead

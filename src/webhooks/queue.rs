@@ -58,11 +58,18 @@ pub(super) struct Waiting {
     number: u64,
     /// It was refused, and must not have others refused with it.
     is_alone: bool,
+    /// Its share of what its receiver has to do.
+    _share: Option<Arc<()>>,
 }
 
 impl Waiting {
     pub(super) const fn new(told: Told, receipt: Option<Receipt>, since: Instant) -> Self {
-        Self { told, receipt, since, attempts: 0, error: None, number: 0, is_alone: false }
+        Self { told, receipt, since, attempts: 0, error: None, number: 0, is_alone: false, _share: None }
+    }
+
+    /// The same, with a share that is held as long as it has not ended.
+    pub(super) fn sharing(self, share: Arc<()>) -> Self {
+        Self { _share: Some(share), ..self }
     }
 
     fn cost(&self) -> usize {

@@ -27,6 +27,7 @@ mod liveness;
 mod messages;
 mod ordering;
 mod presence;
+mod process;
 mod redis;
 mod refusals;
 mod rejections;

@@ -1,5 +1,7 @@
 //! How the server goes away. Source: protocol.md §1.4 (8), §2.7, §8.10.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -8,7 +10,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::harness::{Client, Http, NEWS, RawSocket, Request, Server, Setup, in_time};
+use crate::harness::{
+    Client, Http, NEWS, RawSocket, Receiver, Reply, Request, Server, Setup, eventually, in_time, nodes,
+    nodes_with,
+};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -28,16 +33,30 @@ fn publish() -> Request {
 }
 
 #[tokio::test]
-async fn everyone_is_told_to_reconnect_and_the_server_ends() {
+async fn where_a_node_is_alone_its_clients_come_back_after_a_second() {
     let server = Server::start().await;
     let mut clients: [_; 5] = server.connect_many().await;
     clients[0].subscribe(NEWS).await;
     clients[1].join("presence-room", json!({ "user_id": "7" })).await;
     server.signal(Shutdown::Graceful).await;
     for client in &mut clients {
-        client.expect_close(4200).await;
+        client.expect_close(4100).await;
     }
     server.ended().await;
+}
+
+#[tokio::test]
+async fn in_a_cluster_clients_go_to_another_node_at_once() {
+    let [leaving, staying] = nodes().await;
+    let mut clients: [_; 2] = leaving.connect_many().await;
+    let mut other = staying.connect().await;
+    leaving.signal(Shutdown::Graceful).await;
+    for client in &mut clients {
+        client.expect_close(4200).await;
+    }
+    leaving.ended().await;
+    other.fence().await;
+    staying.stop().await;
 }
 
 #[tokio::test]
@@ -52,7 +71,7 @@ async fn the_closes_are_spread_over_the_window() {
     let clients: [_; 4] = server.connect_many().await;
     server.signal(Shutdown::Graceful).await;
     let told = join_all(clients.map(|mut client| async move {
-        client.expect_error(4200).await;
+        client.expect_error(4100).await;
         Instant::now()
     }))
     .await;
@@ -68,12 +87,12 @@ async fn a_client_that_is_closed_early_in_the_window_is_let_go_at_once() {
     server.signal(Shutdown::Graceful).await;
     // A browser reports the end, and so reconnects, when TCP has ended.
     tokio::select! {
-        _ = one.expect_close(4200) => {}
-        _ = two.expect_close(4200) => {}
+        _ = one.expect_close(4100) => {}
+        _ = two.expect_close(4100) => {}
     }
 }
 
-/// Waits until one of two clients is told to reconnect; the other one.
+/// Waits until one of two clients is closed; the other one.
 async fn left_of([mut one, mut two]: [Client; 2]) -> Client {
     let (frame, left) = in_time("one of two is closed", async {
         tokio::select! {
@@ -82,7 +101,7 @@ async fn left_of([mut one, mut two]: [Client; 2]) -> Client {
         }
     })
     .await;
-    assert_eq!(frame["data"]["code"], json!(4200));
+    assert_eq!(frame["data"]["code"], json!(4100));
     left
 }
 
@@ -96,7 +115,7 @@ async fn while_it_drains_connections_that_are_left_go_on() {
     left.subscribe(NEWS).await;
     left.join("presence-room", json!({ "user_id": "7" })).await;
     server.signal(Shutdown::Now).await;
-    left.expect_close(4200).await;
+    left.expect_close(4100).await;
     server.ended().await;
 }
 
@@ -108,7 +127,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
         server.signal(Shutdown::Graceful).await;
         server.signal(second).await;
         for mut client in clients {
-            client.expect_close(4200).await;
+            client.expect_close(4100).await;
         }
         server.ended().await;
     }
@@ -120,13 +139,13 @@ async fn a_shutdown_that_is_not_graceful_takes_no_window() {
     let clients: [_; 3] = server.connect_many().await;
     server.signal(Shutdown::Now).await;
     for mut client in clients {
-        client.expect_close(4200).await;
+        client.expect_close(4100).await;
     }
     server.ended().await;
 }
 
 #[tokio::test]
-async fn nobody_new_is_let_in_while_it_drains() {
+async fn no_websocket_is_let_in_while_it_drains() {
     let server = slow_to_drain().await;
     let clients = server.connect_many().await;
     let upgrade = RawSocket::upgrade_request("/app/demo-key");
@@ -137,28 +156,21 @@ async fn nobody_new_is_let_in_while_it_drains() {
     server.signal(Shutdown::Graceful).await;
     let mut left = left_of(clients).await;
 
-    // A new connection is not taken, or told to go elsewhere.
-    if let Ok(stream) = in_time("an answer to a new connection", TcpStream::connect(server.address)).await {
-        let mut late = Http::over(stream);
-        let _ = late.try_write(upgrade.as_bytes()).await;
-        told_to_go_elsewhere(late).await;
-    }
-    // So is one that was half-way in.
-    let _ = early.try_write(rest.as_bytes()).await;
-    told_to_go_elsewhere(early).await;
+    // Neither one that is new nor one that was half-way in.
+    let mut late = server.http().await;
+    late.write(upgrade.as_bytes()).await;
+    is_turned_away(late).await;
+    early.write(rest.as_bytes()).await;
+    is_turned_away(early).await;
     left.fence().await;
 }
 
-async fn told_to_go_elsewhere(mut http: Http) {
-    let Some(answer) = http.answer_or_end().await else { return };
-    if answer.status != 101 {
-        answer.refused(503);
-        return;
-    }
+async fn is_turned_away(mut http: Http) {
+    assert_eq!(http.answer().await.status, 101);
     let mut raw = http.into_websocket();
     let error: Value = serde_json::from_str(raw.next().await.text()).unwrap();
-    assert_eq!(error["data"]["code"], json!(4200));
-    raw.expect_close(4200).await;
+    assert_eq!(error["data"]["code"], json!(4100));
+    raw.expect_close(4100).await;
 }
 
 /// Shows that the server is ready, and has looked at what came before.
@@ -166,52 +178,151 @@ async fn is_ready(server: &Server) {
     assert_eq!(server.send(Request::get("/ready")).await.status, 200);
 }
 
+/// Plays what applications and clients do on a node that drains, of which `left` is the last client.
+async fn goes_on(server: &Server, left: &mut Client, mut idle: Http, mut begun: (Http, Vec<u8>)) {
+    let event = || json!({ "event": "e", "channel": NEWS, "data": "" });
+    // A connection that was there, one that was in the middle of a request, and a new one, as PHP opens for each event.
+    idle.send(publish()).await.ok();
+    left.expect(event()).await;
+    begun.0.write(&begun.1).await;
+    begun.0.answer().await.ok();
+    left.expect(event()).await;
+    server.send(publish()).await.ok();
+    left.expect(event()).await;
+    let channels = server.send(Request::get("/apps/1001/channels").signed()).await.ok();
+    assert_eq!(channels, json!({ "channels": { NEWS: {} } }));
+    // The balancer knows, whoever asks.
+    for http in [&mut idle, &mut begun.0, &mut server.http().await] {
+        let answer = http.send(Request::get("/ready")).await;
+        answer.refused(503);
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+        assert_eq!(http.send(Request::get("/up")).await.status, 200, "the process lives");
+    }
+}
+
 #[tokio::test]
-async fn a_request_that_has_begun_is_finished() {
+async fn publishes_are_taken_until_the_last_client_is_closed() {
     let server = slow_to_drain().await;
-    let mut clients: [Client; 2] = server.connect_many().await;
+    let mut clients: [_; 2] = server.connect_many().await;
     for client in &mut clients {
         client.subscribe(NEWS).await;
     }
+    let mut idle = server.http().await;
+    assert_eq!(idle.send(Request::get("/up")).await.status, 200);
+    let mut begun = server.http().await;
+    let bytes = publish().to_bytes();
+    begun.write(&bytes[..10]).await;
+    is_ready(&server).await;
+    server.signal(Shutdown::Graceful).await;
+    let mut left = left_of(clients).await;
+    goes_on(&server, &mut left, idle, (begun, bytes[10..].to_vec())).await;
+    server.signal(Shutdown::Now).await;
+    left.expect_close(4100).await;
+    let address = server.address;
+    server.ended().await;
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens any more");
+}
+
+#[tokio::test]
+async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_closed() {
+    let [leaving, staying] = nodes_with(|setup| {
+        setup.options.drain = LONG;
+        setup.options.shutdown_deadline = LONG;
+    })
+    .await;
+    let mut clients: [Client; 2] = leaving.connect_many().await;
+    for client in &mut clients {
+        client.subscribe(NEWS).await;
+    }
+    let mut other = staying.connect().await;
+    other.subscribe(NEWS).await;
+    leaving.signal(Shutdown::Graceful).await;
+    let [mut one, mut two] = clients;
+    let mut left = tokio::select! {
+        _ = one.expect_close(4200) => two,
+        _ = two.expect_close(4200) => one,
+    };
+    leaving.send(publish()).await.ok();
+    for client in [&mut left, &mut other] {
+        client.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
+    }
+    leaving.send(Request::get("/ready")).await.refused(503);
+    leaving.signal(Shutdown::Now).await;
+    left.expect_close(4200).await;
+    leaving.ended().await;
+    staying.signal(Shutdown::Now).await;
+    staying.ended().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_alone_sends_its_webhooks_before_it_closes_its_clients() {
+    let (answer, mut answered) = (Arc::new(AtomicBool::new(false)), true);
+    let taken = Arc::clone(&answer);
+    let mut receiver = Receiver::that(move |_, _| match taken.load(Ordering::SeqCst) {
+        true => Reply::Status(200),
+        false => Reply::Status(500),
+    })
+    .await;
+    let server = Server::with(|setup| {
+        setup.app.webhooks = vec![receiver.webhook()];
+        setup.options.webhooks.timing.back_off = Duration::from_millis(20);
+        setup.options.webhooks.timing.back_off_max = Duration::from_millis(20);
+    })
+    .await;
+    let mut client = server.connect().await;
+    client.subscribe(NEWS).await;
+    server.signal(Shutdown::Graceful).await;
+    for _ in 0..3 {
+        let hook = receiver.hook().await;
+        answered &= !matches!(hook.reply, Reply::Status(200));
+    }
+    assert!(answered, "the receiver takes nothing yet");
+    // It is served meanwhile.
+    client.fence().await;
+    server.send(publish()).await.ok();
+    client.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
+    answer.store(true, Ordering::SeqCst);
+    assert_eq!(receiver.event().await["name"], json!("channel_occupied"));
+    client.expect_close(4100).await;
+    assert_eq!(receiver.event().await["name"], json!("channel_vacated"), "and what follows from that, after");
+    server.ended().await;
+}
+
+#[tokio::test]
+async fn a_request_that_has_begun_is_finished() {
+    let server = Server::start().await;
     let request = publish();
     let mut http = server.http().await;
     let expecting = request.clone().header("Expect", "100-continue");
     http.write(&expecting.head_with_length(request.payload().len())).await;
     assert_eq!(http.answer().await.status, 100, "the server waits for the body");
     server.signal(Shutdown::Graceful).await;
-    let mut left = left_of(clients).await;
+    eventually("nobody listens any more", async || TcpStream::connect(server.address).await.is_err()).await;
     http.write(request.payload()).await;
     http.answer().await.ok();
     http.ends().await;
-    left.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
+    server.ended().await;
 }
 
 #[tokio::test]
-async fn a_request_that_comes_while_it_drains_is_503_or_not_taken() {
-    let server = slow_to_drain().await;
-    let clients = server.connect_many().await;
-    let mut connections = Vec::new();
-    for request in [publish(), Request::get("/ready"), Request::get("/apps/1001/channels").signed()] {
-        // One that is idle, and one that has sent half a head.
-        let mut idle = server.http().await;
-        assert_eq!(idle.send(Request::get("/up")).await.status, 200);
-        let mut begun = server.http().await;
-        let bytes = request.to_bytes();
-        begun.write(&bytes[..10]).await;
-        connections.push((idle, bytes.clone()));
-        connections.push((begun, bytes[10..].to_vec()));
-    }
+async fn what_has_not_begun_a_request_holds_up_no_shutdown() {
+    let server = Server::with(|setup| {
+        setup.options.handshake_timeout = LONG;
+        setup.options.keep_alive = LONG;
+        setup.options.shutdown_deadline = LONG;
+    })
+    .await;
+    let silent = server.tcp().await;
+    let mut half_a_head = server.http().await;
+    half_a_head.write(b"GET /up HTTP/1.1\r\nHo").await;
+    let mut half_a_second_head = server.http().await;
+    let known = Request::get("/apps/1001/channels").signed();
+    half_a_second_head.send(known).await.ok();
+    half_a_second_head.write(b"GET").await;
     is_ready(&server).await;
-    server.signal(Shutdown::Graceful).await;
-    left_of(clients).await;
-    for (mut http, bytes) in connections {
-        let _ = http.try_write(&bytes).await;
-        if let Some(answer) = http.answer_or_end().await {
-            answer.refused(503);
-            assert!(answer.header("retry-after").is_some(), "{answer:?}");
-            http.ends().await;
-        }
-    }
+    server.stop().await;
+    drop((silent, half_a_head, half_a_second_head));
 }
 
 #[tokio::test]
@@ -233,6 +344,6 @@ async fn a_client_that_ignores_the_close_does_not_hold_the_server_up() {
     server.signal(Shutdown::Now).await;
     server.ended().await;
     let error: Value = serde_json::from_str(raw.next().await.text()).unwrap();
-    assert_eq!(error["data"]["code"], json!(4200));
-    raw.expect_close(4200).await;
+    assert_eq!(error["data"]["code"], json!(4100));
+    raw.expect_close(4100).await;
 }

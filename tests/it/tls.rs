@@ -611,7 +611,7 @@ async fn a_shutdown_closes_clients_over_tls_as_others() {
     let _half_way = server.tcp_for_tls().await;
     server.signal(Shutdown::Graceful).await;
     for client in &mut clients {
-        client.expect_close(4200).await;
+        client.expect_close(4100).await;
     }
     idle.ends().await;
     server.server.ended().await;

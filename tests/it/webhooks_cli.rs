@@ -357,7 +357,7 @@ async fn lost_letters_are_complained_of_once() {
     let log = running.log.clone();
     // A second order makes the shutdown quick, and all that waits dead letters.
     signal(&running.child, Signal::TERM);
-    eventually("it drains", || async { fs::read_to_string(&log).unwrap().contains("shutting down") }).await;
+    eventually("it drains", || async { fs::read_to_string(&log).unwrap().contains("waiting to stop") }).await;
     assert_eq!(running.stop().await, 0);
     let log = fs::read_to_string(&log).unwrap();
     assert_eq!(log.matches("cannot be written: Is a directory").count(), 1, "{log}");

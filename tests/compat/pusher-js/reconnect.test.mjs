@@ -15,7 +15,7 @@ describe('a restart behind a load balancer', () => {
   });
   after(() => forwarder.close());
 
-  test('closes with 4200; clients come back at once, and subscribe and sign in again', async (t) => {
+  test('closes with 4100; clients come back after a second, and subscribe and sign in again', async (t) => {
     const { port } = forwarder;
     const ada = await stage.signIn(t, { user: 'ada', port });
     const bob = await stage.connect(t, { user: 'bob', port });
@@ -34,7 +34,7 @@ describe('a restart behind a load balancer', () => {
     await stage.server.restart();
     forwarder.release();
     const [{ data }] = await errors.take();
-    assert.equal(data.code, 4200);
+    assert.equal(data.code, 4100);
     await Promise.all(back);
     assert.notEqual(ada.connection.socket_id, oldSocketId);
 
@@ -70,4 +70,27 @@ test('a restart on the same port is found by the client itself', async (t) => {
   const fence = frames.takeUntil(({ event }) => event === 'fence');
   await stage.sdk.main.trigger(channel, 'fence', {});
   assert.deepEqual(await fence, { event: 'fence', data: {} });
+});
+
+/** A restart that took longer says nothing: pusher-js looks for the server after a second, and then after 15 more. */
+const QUICK_RESTART_MS = 800;
+
+test('all clients are back soon after a server that is alone was restarted quickly', async (t) => {
+  const pushers = await Promise.all(Array.from({ length: 20 }, () => stage.connect(t)));
+  for (let attempt = 0; attempt < 5; attempt += 1) {
+    let firstClosedAt = Infinity;
+    const back = pushers.map(({ connection }) => {
+      const closed = next(connection, 'error', RETRY_MS).then(() => {
+        firstClosedAt = Math.min(firstClosedAt, performance.now());
+      });
+      return closed.then(() => next(connection, 'connected', RETRY_MS)).then(() => performance.now());
+    });
+    await stage.server.restart();
+    const listeningAt = performance.now();
+    const lastBackAt = Math.max(...(await Promise.all(back)));
+    if (listeningAt - firstClosedAt > QUICK_RESTART_MS) continue;
+    assert.ok(lastBackAt - firstClosedAt < 5_000, `the last was back after ${lastBackAt - firstClosedAt} ms`);
+    return;
+  }
+  assert.fail(`no restart was done within ${QUICK_RESTART_MS} ms`);
 });

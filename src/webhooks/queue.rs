@@ -1284,14 +1284,22 @@ mod tests {
 
     proptest! {
         /// Whatever happens, is sent, refused and not answered, and in whichever order: who is told to be gone was told to
-        /// be there, nobody comes twice, all is in order, the truth comes last, and each record ends once.
+        /// be there, nobody comes twice, all is in order, the truth comes last, and each record ends once. Where events fall
+        /// out or grow too old, the last of that holds still.
         #[test]
         fn what_a_receiver_is_told_is_consistent(
             batches in prop::bool::ANY,
+            is_bounded in prop::bool::ANY,
             steps in prop::collection::vec(step(), 0..200),
         ) {
             let mut player = Player::new(if batches { 1 } else { 4 }, batches.then_some(WINDOW));
-            player.queue.rules.retry = Duration::from_secs(1_000_000_000);
+            if is_bounded {
+                player.queue.rules.bytes_max = 6 * (4 + OVERHEAD_BYTES);
+                player.queue.rules.retry = 20 * SECOND;
+            } else {
+                player.queue.rules.retry = Duration::from_secs(1_000_000_000);
+            }
+            let settle = |event: Waiting| event.receipt.unwrap().settle();
             let (ends, mut ended) = mpsc::unbounded_channel();
             let (mut pushed, mut in_flight, mut here) = (0, Vec::<Request>::new(), [[false; 2]; 3]);
             // Words as they were delivered, and as they were sent for the first time.
@@ -1302,8 +1310,8 @@ mod tests {
                 let receipt = Receipt::new(EventId::new(7, pushed), ends.clone());
                 let told = Told { id: receipt.id(), ..told(&word) };
                 let result = player.queue.push(Waiting::new(told, Some(receipt), player.now)).unwrap();
-                assert!(result.fallen.is_empty());
-                result.cancelled.into_iter().for_each(|event| event.receipt.unwrap().settle());
+                assert!(is_bounded || result.fallen.is_empty());
+                result.cancelled.into_iter().chain(result.fallen).for_each(settle);
             };
             let finish = |player: &mut Player, request: Request, delivered: &mut Vec<(u64, String)>| {
                 for event in player.queue.delivered(request, player.now) {
@@ -1339,12 +1347,14 @@ mod tests {
                         }
                     }
                     Step::Whisper(channel) => push(&mut player, format!("!{}", ["a", "b", "C"][channel])),
-                    Step::Take if in_flight.len() < player.queue.rules.senders => {
-                        if let Next::Send(request) = player.next() {
+                    Step::Take if in_flight.len() < player.queue.rules.senders => match player.next() {
+                        Next::Send(request) => {
                             note(&request);
                             in_flight.push(request);
                         }
-                    }
+                        Next::GiveUp(old) => old.into_iter().for_each(settle),
+                        Next::Wait(_) | Next::End => {}
+                    },
                     Step::End(which, failure) if !in_flight.is_empty() => {
                         let request = in_flight.swap_remove(which % in_flight.len());
                         match failure {
@@ -1366,13 +1376,14 @@ mod tests {
                         finish(&mut player, request, &mut delivered);
                     }
                     Next::Wait(Some(until)) => player.now = until,
-                    other @ (Next::GiveUp(_) | Next::Wait(None) | Next::End) => panic!("{other:?}"),
+                    Next::GiveUp(old) => old.into_iter().for_each(settle),
+                    other @ (Next::Wait(None) | Next::End) => panic!("{other:?}"),
                 }
             }
             player.now += 1000 * SECOND;
             player.is_over();
             let first_sent: Vec<_> = first_sent.into_iter().map(|id| (id, sent[&id].clone())).collect();
-            for seen in [&delivered, &first_sent] {
+            for seen in [&delivered, &first_sent].into_iter().filter(|_| !is_bounded) {
                 for (channel, name) in ["a", "b", "C"].into_iter().enumerate() {
                     let about = |word: &str| word.trim_start_matches(['+', '-', '!']).starts_with(name);
                     let of_channel = seen.iter().filter(|(_, word)| about(word));

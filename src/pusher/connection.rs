@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
@@ -65,6 +66,8 @@ const _: () = assert!(size_of::<Connection>() <= 88);
 struct Established {
     session: Session,
     places: Admitted,
+    /// Where the client is, for what is logged of its mistakes.
+    address: IpAddr,
 }
 
 /// What a connection that is closing, or refused, still has.
@@ -114,7 +117,8 @@ impl Connection {
             Ok(places) => {
                 let app = Arc::clone(places.app_place.app());
                 let session = Session::new(socket, Arc::clone(&app));
-                connection.established = Some(Box::new(Established { session, places }));
+                connection.established =
+                    Some(Box::new(Established { session, places, address: about.address }));
                 connection.establish(&app, about);
                 connection.take(&mut early.to_vec());
             }
@@ -177,7 +181,7 @@ impl Connection {
         if let Err(violation) = fed {
             self.deaf = true;
             if let (Violation::TooBig { .. }, Some(established)) = (violation, &self.established) {
-                let example = Example::default().socket(self.outbox.socket());
+                let example = Example::from(established.address).socket(self.outbox.socket());
                 self.door.0.hub.reject(Limit::MessageBytes, Some(established.session.app()), example);
             }
             self.outbox.close(violation.code(), &violation.to_string());
@@ -199,7 +203,7 @@ impl Connection {
                 debug!(socket = %self.outbox.socket(), bytes = text.len(), text = shown(), "message received");
                 let action = match session.admit(now) {
                     Some(close) => {
-                        let example = Example::default().socket(self.outbox.socket());
+                        let example = Example::from(established.address).socket(self.outbox.socket());
                         self.door.0.hub.reject(Limit::Messages, Some(session.app()), example);
                         close
                     }
@@ -236,7 +240,7 @@ impl Connection {
     fn admit_frame(&mut self, now: Duration) {
         let Some(established) = &mut self.established else { return };
         if let Some(close) = established.session.admit_frame(now) {
-            let example = Example::default().socket(self.outbox.socket());
+            let example = Example::from(established.address).socket(self.outbox.socket());
             self.door.0.hub.reject(Limit::Messages, Some(established.session.app()), example);
             self.perform(close);
         }
@@ -255,9 +259,9 @@ impl Connection {
                 self.backlog = Some(Box::new(full));
             }
         };
-        let Some(Established { session, .. }) = self.established.as_deref_mut() else { return };
+        let Some(Established { session, address, .. }) = self.established.as_deref_mut() else { return };
         let app = Arc::clone(session.app());
-        let example = || Example::default().socket(outbox.socket());
+        let example = || Example::from(*address).socket(outbox.socket());
         match action {
             Action::Nothing => {}
             Action::Pong => outbox.send_first(PONG.bytes()),
@@ -326,14 +330,14 @@ impl Connection {
     /// Leaves everything that the connection was in.
     fn depart(&mut self) {
         let Some(established) = self.established.take() else { return };
-        let Established { mut session, places } = *established;
+        let Established { mut session, places, address } = *established;
         self.leaving.get_or_insert_default()._places = Some(places.on_node);
         let hub = &self.door.0.hub;
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
         let closing = self.outbox.closing();
         if closing == Some(Closing::TooSlow) {
-            let example = Example::default().socket(self.outbox.socket());
+            let example = Example::from(address).socket(self.outbox.socket());
             hub.reject(Limit::OutboxBytes, Some(&app), example);
         }
         hub.leave_all(&app, &session.leave_all(), self.outbox.socket());

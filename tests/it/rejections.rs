@@ -394,7 +394,7 @@ async fn what_a_client_does_wrong_on_its_connection_is_logged_with_its_channel()
         ("a client's message was rejected", "reason="),
     ] {
         let line = log.line(Level::INFO, what);
-        for part in [reason, "app=\"1001\"", &format!("socket={}", client.id)] {
+        for part in [reason, "app=\"1001\"", "address=127.0.0.1", &format!("socket={}", client.id)] {
             assert!(line.contains(part), "{part}: {line}");
         }
     }

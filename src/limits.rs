@@ -57,13 +57,21 @@ pub enum Limit {
     RequestBytes,
     /// Bytes that wait for a client (4100).
     OutboxBytes,
+    /// Bytes that wait for all clients of the node: the largest and most stalled go (4100).
+    QueuedBytes,
+    /// The time in which a client has to take something of what waits for it (4100).
+    WriteTime,
+    /// Bytes that a client causes to be sent: it is not read from for a while, and closed if it goes on (4100).
+    AnswerBytes,
+    /// Changes of a connection that others are told of: the same.
+    Changes,
     /// Idempotency keys of an app: the oldest is forgotten.
     IdempotencyKeys,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::AppConnections,
         Self::NodeConnections,
         Self::OpenFiles,
@@ -89,6 +97,10 @@ impl Limit {
         Self::ClientEventBytes,
         Self::RequestBytes,
         Self::OutboxBytes,
+        Self::QueuedBytes,
+        Self::WriteTime,
+        Self::AnswerBytes,
+        Self::Changes,
         Self::IdempotencyKeys,
     ];
 
@@ -121,6 +133,10 @@ impl Limit {
             Self::ClientEventBytes => "limits.client_event_data_bytes",
             Self::RequestBytes => "limits.request_body_bytes",
             Self::OutboxBytes => "limits.outbox_bytes",
+            Self::QueuedBytes => "server.queued_bytes",
+            Self::WriteTime => "server.write_timeout_secs",
+            Self::AnswerBytes => "limits.answer_bytes_per_second",
+            Self::Changes => "limits.changes_per_second",
             Self::IdempotencyKeys => "limits.idempotency_keys",
         }
     }
@@ -156,6 +172,14 @@ impl Limit {
             Self::ClientEventBytes => "a client event was rejected: its data is too long",
             Self::RequestBytes => "a request was rejected: its body is too long",
             Self::OutboxBytes => "a client reads too slowly: it was disconnected",
+            Self::QueuedBytes => "too much waits for all clients: one that reads slowly was disconnected",
+            Self::WriteTime => "a client takes nothing of what waits for it: it was disconnected",
+            Self::AnswerBytes => {
+                "a client causes too much to be sent: it is not read from for a while, or was disconnected"
+            }
+            Self::Changes => {
+                "a client changes its subscriptions too often: it is not read from for a while, or was disconnected"
+            }
             Self::IdempotencyKeys => "an app has as many idempotency keys as are remembered",
         }
     }
@@ -170,7 +194,9 @@ impl Limit {
             | Self::AddressConnections
             | Self::Unauthenticated => "connections",
             Self::AddressRate => "connections a second",
-            Self::Handshake | Self::MessageTime => "s",
+            Self::Handshake | Self::MessageTime | Self::WriteTime => "s",
+            Self::AnswerBytes => "bytes a second",
+            Self::Changes => "changes a second",
             Self::ProxyProtocol => "",
             Self::Messages => "messages a second",
             Self::ClientEvents => "client events a second",
@@ -185,7 +211,8 @@ impl Limit {
             | Self::UserInfoBytes
             | Self::ClientEventBytes
             | Self::RequestBytes
-            | Self::OutboxBytes => "bytes",
+            | Self::OutboxBytes
+            | Self::QueuedBytes => "bytes",
             Self::UserIdChars | Self::EventNameChars => "characters",
             Self::IdempotencyKeys => "keys",
         }
@@ -203,6 +230,7 @@ impl Limit {
             | Self::PresenceMembers
             | Self::Requests
             | Self::Events
+            | Self::QueuedBytes
             | Self::IdempotencyKeys => true,
             Self::AddressConnections
             | Self::AddressRate
@@ -220,7 +248,10 @@ impl Limit {
             | Self::EventNameChars
             | Self::ClientEventBytes
             | Self::RequestBytes
-            | Self::OutboxBytes => false,
+            | Self::OutboxBytes
+            | Self::WriteTime
+            | Self::AnswerBytes
+            | Self::Changes => false,
         }
     }
 }
@@ -269,6 +300,9 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// So long the wait for what is owed lasts at most.
+const DEBT_SECS_MAX: f32 = 10.0;
+
 /// By how much a caller's moment may lie before another's that came first, in milliseconds.
 const OUT_OF_TURN_MS: u32 = 60_000;
 
@@ -297,6 +331,21 @@ impl TokenBucket {
         }
         self.tokens -= count;
         Ok(())
+    }
+
+    /// Takes `count` tokens at `now`, be they there or not; how long it takes until none is owed, if any is. More than
+    /// comes back in [`DEBT_SECS_MAX`] is never owed.
+    pub fn spend(&mut self, count: u32, rate: Rate, now: Duration) -> Option<Duration> {
+        self.refill(rate, now);
+        let debt_max = rate.per_second as f32 * DEBT_SECS_MAX;
+        self.tokens = (self.tokens - count as f32).max(-debt_max);
+        (self.tokens < 0.0).then(|| Duration::from_secs_f32(-self.tokens / rate.per_second as f32))
+    }
+
+    /// Whether at least half of the bucket is there at `now`.
+    pub fn is_rested(&mut self, rate: Rate, now: Duration) -> bool {
+        self.refill(rate, now);
+        self.tokens >= rate.burst as f32 / 2.0
     }
 
     /// Whether the bucket is full at `now`, so that nothing is lost by forgetting it.
@@ -366,6 +415,17 @@ mod tests {
         assert_eq!(bucket.take_many(5, RATE, Duration::from_millis(500)), Ok(()));
         assert!(!bucket.is_full(RATE, Duration::from_millis(1400)));
         assert!(bucket.is_full(RATE, Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn what_is_spent_beyond_the_bucket_is_owed_and_comes_back_by_the_rate() {
+        let mut bucket = TokenBucket::new(RATE);
+        assert_eq!(bucket.spend(10, RATE, Duration::ZERO), None);
+        assert!(!bucket.is_rested(RATE, Duration::ZERO));
+        assert_eq!(bucket.spend(5, RATE, Duration::ZERO), Some(Duration::from_millis(500)));
+        assert_eq!(bucket.spend(0, RATE, Duration::from_millis(500)), None);
+        assert!(bucket.is_rested(RATE, Duration::from_secs(1)));
+        assert_eq!(bucket.spend(u32::MAX, RATE, Duration::from_secs(1)), Some(Duration::from_secs(10)));
     }
 
     #[test]

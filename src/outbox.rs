@@ -10,30 +10,37 @@
 //! Pitfalls of the hot path answered here: closing a slow reader does not wait behind what it won't read
 //! ([`Outbox::abandon`]), a read that came up short costs no second system call ([`Outbox::poll_read`]), and no
 //! connection has a timer of its own ([`Pulse`]).
+//!
+//! What waits is bounded twice: for each connection, and for the node ([`Budget`]).
 
+mod budget;
+mod state;
 mod tls;
 
-use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags};
 use rustls::ServerConnection;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::limits::Limit;
 use crate::protocol::message::ServerMessage;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{CloseCode, SocketId};
+pub use budget::{Budget, Held, Share};
+use state::{Counted, OverBudget, State};
 use tls::Tls;
 
-/// What a piece in the queue is charged beyond its bytes, so that many small ones are bounded too.
-const PIECE_BYTES: usize = 64;
+/// An evicted connection keeps no more than this of a frame that has begun: above it, its client is not told why.
+const EVICTED_HEAD_BYTES: usize = 64 * 1024;
 
 /// The way to one client.
 #[derive(Debug)]
@@ -41,6 +48,12 @@ pub struct Outbox {
     socket: SocketId,
     /// When the client was heard; written by the connection's task, read by the sweep.
     pub pulse: Pulse,
+    /// Whether it takes what waits for it; noted by whoever has the lock, read by the sweep.
+    taking: Taking,
+    /// What the client has caused since its task looked: changes that others, or the cluster, are told of.
+    provoked_changes: AtomicU16,
+    /// The same: bytes that were sent to it, and to others because of it.
+    provoked_bytes: AtomicU32,
     /// Bytes that may wait before the client counts as too slow.
     bytes_max: u32,
     /// What it has agreed upon: how those who send to many put their frames together for it.
@@ -50,8 +63,9 @@ pub struct Outbox {
 }
 
 /// There is one for every client, so a field more is a decision.
+/// With the two counts of its `Arc` it fills what glibc hands out for it.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Outbox>() <= 144);
+const _: () = assert!(size_of::<Outbox>() <= 152);
 
 /// What a WebSocket goes over.
 #[derive(Debug)]
@@ -77,27 +91,45 @@ impl From<(TcpStream, ServerConnection)> for Transport {
     }
 }
 
-#[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Bytes>,
-    /// What `queue` is charged: its bytes, and [`PIECE_BYTES`] for each piece.
-    queued_bytes: usize,
-    /// Whether the first bytes of the queue's head are on the wire already.
-    head_is_cut: bool,
-    closing: Option<Closing>,
-    /// The connection's task, where it waits.
-    task: Option<Waker>,
-}
-
 /// How a connection is ending.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closing {
     /// The server closes it; the frames that say so are written or queued.
     Code(CloseCode),
-    /// The same, with 4100, because more waits for the client than may.
-    TooSlow,
+    /// The same, with 4100, because of a limit, which the connection's task counts.
+    Limit(Limit),
     /// The transport failed.
     Broken,
+}
+
+/// Whether a client takes what waits for it. No clock is looked at when it does: a sweep over all connections notes
+/// when it saw first that nothing had been taken since it looked before.
+#[derive(Debug, Default)]
+struct Taking(AtomicU16);
+
+/// Nothing waits.
+const NOTHING_WAITS: u16 = 0;
+
+/// Something has begun to wait, or some of it was taken, since the sweep looked. No moment is this.
+const TAKEN: u16 = u16::MAX;
+
+impl Taking {
+    fn note(&self, something_waits: bool) {
+        self.0.store(if something_waits { TAKEN } else { NOTHING_WAITS }, Ordering::Relaxed);
+    }
+
+    fn stalled_for(&self, now: Duration) -> Option<Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            NOTHING_WAITS => None,
+            TAKEN => {
+                let moment = Lately::moment(now);
+                // More may be taken meanwhile: then that is noted.
+                let _ = self.0.compare_exchange(TAKEN, moment, Ordering::Relaxed, Ordering::Relaxed);
+                Some(Duration::ZERO)
+            }
+            moment => Lately::elapsed(moment, now),
+        }
+    }
 }
 
 /// Which message has begun and not ended.
@@ -127,12 +159,23 @@ pub struct Pulse {
 #[derive(Debug, Default)]
 struct Lately(AtomicU16);
 
-/// 0 is none, so a moment is one of so many.
-const MOMENTS: u64 = u16::MAX as u64;
+/// 0 is none, and the last one is free, so a moment is one of so many.
+const MOMENTS: u64 = u16::MAX as u64 - 1;
 
 impl Lately {
+    const fn moment(now: Duration) -> u16 {
+        (now.as_secs() % MOMENTS + 1) as u16
+    }
+
+    fn elapsed(moment: u16, now: Duration) -> Option<Duration> {
+        let moment = u64::from(moment.checked_sub(1)?);
+        let secs = (now.as_secs() % MOMENTS + MOMENTS - moment) % MOMENTS;
+        // More than half of the circle is a moment that was noted after `now` was read.
+        Some(Duration::from_secs(if secs > MOMENTS / 2 { 0 } else { secs }))
+    }
+
     fn note(&self, now: Duration) {
-        self.0.store((now.as_secs() % MOMENTS + 1) as u16, Ordering::Relaxed);
+        self.0.store(Self::moment(now), Ordering::Relaxed);
     }
 
     fn forget(&self) {
@@ -140,10 +183,7 @@ impl Lately {
     }
 
     fn since(&self, now: Duration) -> Option<Duration> {
-        let moment = u64::from(self.0.load(Ordering::Relaxed).checked_sub(1)?);
-        let secs = (now.as_secs() % MOMENTS + MOMENTS - moment) % MOMENTS;
-        // More than half of the circle is a moment that was noted after `now` was read.
-        Some(Duration::from_secs(if secs > MOMENTS / 2 { 0 } else { secs }))
+        Self::elapsed(self.0.load(Ordering::Relaxed), now)
     }
 }
 
@@ -218,11 +258,21 @@ impl Outbox {
         Self {
             socket,
             pulse,
+            taking: Taking::default(),
+            provoked_changes: AtomicU16::new(0),
+            provoked_bytes: AtomicU32::new(0),
             bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
             compression: Compression::Off,
             transport: transport.into(),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(Arc::default())),
         }
+    }
+
+    /// The same outbox, which queues nothing beyond what the node's budget has.
+    #[must_use]
+    pub fn within(mut self, budget: &Arc<Budget>) -> Self {
+        self.state = Mutex::new(State::new(Arc::clone(budget)));
+        self
     }
 
     /// An outbox without a socket: what is sent stays queued until [`Outbox::take_queued`]. For whoever drains it
@@ -251,32 +301,57 @@ impl Outbox {
         self.socket
     }
 
-    /// Sends a message of the server.
+    /// Answers the client, which has provoked it.
     pub fn say(&self, message: &ServerMessage<'_>) {
-        self.send(pusher::encode(message).bytes());
+        self.answer(pusher::encode(message).bytes());
+    }
+
+    /// Answers the client, which has provoked it, with whole frames.
+    pub fn answer(&self, frames: &Bytes) {
+        self.provoked(frames.len(), 0);
+        self.send(frames);
+    }
+
+    /// Notes what the client has caused beyond its answers: so many bytes that go to others, and changes that others
+    /// are told of.
+    pub fn provoked(&self, bytes: usize, changes: u16) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let add = |before: u32| Some(before.saturating_add(bytes));
+        let _ = self.provoked_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        if changes > 0 {
+            let add = |before: u16| Some(before.saturating_add(changes));
+            let _ = self.provoked_changes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
+    }
+
+    /// The bytes and the changes that the client has caused since this was last asked.
+    #[must_use]
+    pub fn take_provoked(&self) -> (u32, u16) {
+        let (bytes, changes) = (&self.provoked_bytes, &self.provoked_changes);
+        if bytes.load(Ordering::Relaxed) == 0 && changes.load(Ordering::Relaxed) == 0 {
+            return (0, 0);
+        }
+        (bytes.swap(0, Ordering::Relaxed), changes.swap(0, Ordering::Relaxed))
     }
 
     /// Sends whole frames: writes them, or queues what the socket does not take now. A client that has let too
     /// much queue up is closed (4100); once a connection is closing nothing is sent any more.
     pub fn send(&self, frames: &Bytes) {
-        self.send_if(frames, || true);
+        self.send_if(frames, None, || true);
     }
 
-    /// As [`Outbox::send`], if `wanted` says so when it is this sender's turn.
-    pub fn send_if(&self, frames: &Bytes, wanted: impl FnOnce() -> bool) {
+    /// As [`Outbox::send`], if `wanted` says so when it is this sender's turn. Frames that go to many have a `share`.
+    pub fn send_if(&self, frames: &Bytes, share: Option<&Share>, wanted: impl FnOnce() -> bool) {
         let mut state = self.state.lock();
         if state.closing.is_some() || !wanted() {
             return;
         }
-        if state.queue.is_empty() {
-            self.write(&mut state, frames);
+        if state.is_empty() {
+            self.write(&mut state, frames, share.into());
         } else if self.is_full(&state) {
-            self.close_locked(&mut state, CloseCode::OverCapacity, "Reading too slowly: the queue is full");
-            if state.closing == Some(Closing::Code(CloseCode::OverCapacity)) {
-                state.closing = Some(Closing::TooSlow);
-            }
-        } else {
-            state.push(frames.clone());
+            self.close_for(&mut state, Limit::OutboxBytes, "Reading too slowly: the queue is full");
+        } else if let Err(OverBudget) = state.push(frames.clone(), share.into()) {
+            self.close_over_budget(&mut state);
         }
     }
 
@@ -286,20 +361,19 @@ impl Outbox {
         if state.closing.is_some() {
             return;
         }
-        if state.queue.is_empty() {
-            self.write(&mut state, frame);
-        } else if !self.is_full(&state) {
-            let at = usize::from(state.head_is_cut);
-            state.queued_bytes += charge(frame);
-            state.queue.insert(at, frame.clone());
+        if state.is_empty() {
+            self.write(&mut state, frame, Counted::Alone);
+        } else if !self.is_full(&state)
+            && let Err(OverBudget) = state.push_first(frame.clone())
+        {
+            self.close_over_budget(&mut state);
         }
     }
 
     /// Whether more waits than may. The piece that is being written does not count, so that one message larger
     /// than the limit, such as the list of a large presence channel, passes.
     fn is_full(&self, state: &State) -> bool {
-        let behind = state.queued_bytes - state.queue.front().map_or(0, charge);
-        behind > self.bytes_max as usize
+        state.bytes_behind_head() > self.bytes_max as usize
     }
 
     /// Runs `act` while nothing can be sent: what it changes holds for every later [`Outbox::send_if`].
@@ -311,24 +385,56 @@ impl Outbox {
     /// Closes the connection: says why in an error frame and a Close frame, and wakes its task. The first close
     /// counts.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.close_locked(&mut self.state.lock(), code, reason);
+        self.close_locked(&mut self.state.lock(), Closing::Code(code), reason);
     }
 
-    fn close_locked(&self, state: &mut State, code: CloseCode, reason: &str) {
+    /// As [`Outbox::close`], with 4100, because the connection has reached `limit`.
+    pub fn close_at(&self, limit: Limit, reason: &str) {
+        self.close_for(&mut self.state.lock(), limit, reason);
+    }
+
+    /// Closes a connection so that the node has memory again: little of what waits for its client is kept, even if
+    /// that cuts a frame and nothing can be said any more.
+    pub fn evict(&self) {
+        let mut state = self.state.lock();
+        if state.head_is_cut && state.head().is_some_and(|head| head.len() > EVICTED_HEAD_BYTES) {
+            self.cut_off(&mut state);
+        } else {
+            self.close_over_budget(&mut state);
+        }
+    }
+
+    fn close_over_budget(&self, state: &mut State) {
+        self.close_for(state, Limit::QueuedBytes, "Reading too slowly: the server needs the memory");
+    }
+
+    /// Ends a connection in the middle of a frame, for the node's budget.
+    fn cut_off(&self, state: &mut State) {
+        self.no_linger();
+        state.clear();
+        state.closing.get_or_insert(Closing::Limit(Limit::QueuedBytes));
+        self.taking.note(false);
+        state.wake();
+    }
+
+    fn close_for(&self, state: &mut State, limit: Limit, reason: &str) {
+        self.close_locked(state, Closing::Limit(limit), reason);
+    }
+
+    fn close_locked(&self, state: &mut State, closing: Closing, reason: &str) {
         if state.closing.is_some() {
             return;
         }
+        let code = match closing {
+            Closing::Code(code) => code,
+            Closing::Limit(_) => CloseCode::OverCapacity,
+            Closing::Broken => return,
+        };
         // What waits can't be read in time any more; only a frame that has begun must be finished.
-        let kept = usize::from(state.head_is_cut);
-        state.queued_bytes -= state.queue.iter().skip(kept).map(charge).sum::<usize>();
-        state.queue.truncate(kept);
+        state.keep_begun();
         let farewell = farewell(code, reason);
-        if state.queue.is_empty() {
-            self.write(state, &farewell);
-        } else {
-            state.push(farewell);
-        }
-        state.closing.get_or_insert(Closing::Code(code));
+        self.write_last(state, &farewell);
+        state.closing.get_or_insert(closing);
         state.wake();
     }
 
@@ -339,11 +445,7 @@ impl Outbox {
             return;
         }
         let answer = code.map_or_else(websocket::close_without_code, |code| websocket::close(code, ""));
-        if state.queue.is_empty() {
-            self.write(&mut state, &answer);
-        } else {
-            state.push(answer);
-        }
+        self.write_last(&mut state, &answer);
         state.closing.get_or_insert(Closing::Code(CloseCode::Normal));
     }
 
@@ -356,18 +458,38 @@ impl Outbox {
     /// What waits for the client, as it is charged: never less than its bytes.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.state.lock().queued_bytes
+        self.state.lock().queued_bytes()
+    }
+
+    /// For how long the client has taken nothing of what waits for it, if something does: to be asked about once a
+    /// second.
+    #[must_use]
+    pub fn stalled_for(&self, now: Duration) -> Option<Duration> {
+        self.taking.stalled_for(now)
+    }
+
+    /// Counts `bytes` of the client's in the node's budget, until the answer is dropped; `None` if it has no more.
+    #[must_use]
+    pub fn hold(&self, bytes: usize) -> Option<Held> {
+        self.state.lock().budget().hold(bytes)
     }
 
     /// Takes out what is queued.
     pub fn take_queued(&self) -> Vec<Bytes> {
-        let mut state = self.state.lock();
-        state.queued_bytes = 0;
-        state.queue.drain(..).collect()
+        self.state.lock().take()
+    }
+
+    /// Writes, or queues behind what has begun, what is said last.
+    fn write_last(&self, state: &mut State, frames: &Bytes) {
+        if state.is_empty() {
+            self.write(state, frames, Counted::Always);
+        } else if let Err(OverBudget) = state.push(frames.clone(), Counted::Always) {
+            self.cut_off(state);
+        }
     }
 
     /// Writes `frames` with nothing in front of them, and queues the rest.
-    fn write(&self, state: &mut State, frames: &Bytes) {
+    fn write(&self, state: &mut State, frames: &Bytes, counted: Counted<'_>) {
         let written = match &self.transport {
             Transport::Detached => Ok(0),
             Transport::Tcp(stream) => send(stream, frames),
@@ -375,23 +497,35 @@ impl Outbox {
                 let taken = tls.send(frames);
                 // All may be taken, and the last of it wait encrypted.
                 if taken.as_ref().is_ok_and(|taken| *taken == frames.len()) && tls.has_unsent() {
+                    self.taking.note(true);
                     state.wake();
                 }
                 taken
             }
         };
-        match written {
-            Ok(written) if written == frames.len() => {}
-            Ok(written) => {
+        let written = match written {
+            Ok(written) if written == frames.len() => return,
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return self.fail(state),
+        };
+        // A small rest is copied, so that it does not keep all of the batch in memory.
+        let is_copied = written > 0 && frames.len() - written < frames.len() / 4;
+        let (rest, counted) = match counted {
+            Counted::Alone | Counted::Shared(_) if is_copied => {
+                (Bytes::copy_from_slice(&frames[written..]), Counted::Alone)
+            }
+            Counted::Alone | Counted::Shared(_) | Counted::Always => (frames.slice(written..), counted),
+        };
+        match state.push(rest, counted) {
+            Ok(()) => {
                 state.head_is_cut = written > 0;
-                state.push(remainder(frames, written));
+                self.taking.note(true);
                 state.wake();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                state.push(frames.clone());
-                state.wake();
-            }
-            Err(_) => state.fail(),
+            // Nothing can be said in the middle of a frame, and to say it where nothing has begun, the socket would
+            // have to take more.
+            Err(OverBudget) => self.cut_off(state),
         }
     }
 
@@ -408,29 +542,30 @@ impl Outbox {
             Transport::Detached => return Poll::Ready(state.closing),
         };
         while state.closing != Some(Closing::Broken) {
-            let head = state.queue.front();
-            if head.is_none() && !tls.is_some_and(|tls| tls.has_unsent()) {
+            if state.is_empty() && !tls.is_some_and(|tls| tls.has_unsent()) {
                 break;
             }
             if ready!(stream.poll_write_ready(cx)).is_err() {
-                state.fail();
+                self.fail(&mut state);
                 break;
             }
-            let head = head.map_or(&[][..], |head| head);
             let written = stream.try_io(Interest::WRITABLE, || match tls {
-                None => send(stream, head),
-                Some(tls) => tls.send(head),
+                None => state.send(stream),
+                Some(tls) => tls.send(state.head().unwrap_or_default()),
             });
             match written {
-                Ok(written) => state.advance(written),
+                Ok(written) => {
+                    if written > 0 {
+                        self.taking.note(true);
+                    }
+                    state.advance(written);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => state.fail(),
+                Err(_) => self.fail(&mut state),
             }
         }
-        if state.queue.is_empty() {
-            // An idle connection owns no buffer.
-            state.queue = VecDeque::new();
-        }
+        self.taking.note(false);
+        state.shrink();
         Poll::Ready(state.closing)
     }
 
@@ -448,61 +583,31 @@ impl Outbox {
 
     /// Ends the connection: nothing more is written, and the task is woken to drop it.
     pub fn end(&self) {
-        self.state.lock().fail();
+        self.fail(&mut self.state.lock());
     }
 
     /// As [`Outbox::end`], and resets the stream when it is dropped, so that its end does not wait behind bytes
     /// that the client does not read.
     pub fn abandon(&self) {
+        self.no_linger();
+        self.end();
+    }
+
+    fn no_linger(&self) {
         // Without it the client learns of the end later, nothing worse.
         let _ = match &self.transport {
             Transport::Tcp(stream) => stream.set_zero_linger(),
             Transport::Tls(tls) => tls.stream().set_zero_linger(),
             Transport::Detached => Ok(()),
         };
-        self.end();
-    }
-}
-
-impl State {
-    fn push(&mut self, bytes: Bytes) {
-        self.queued_bytes += charge(&bytes);
-        self.queue.push_back(bytes);
     }
 
-    fn advance(&mut self, written: usize) {
-        self.queued_bytes -= written;
-        let Some(head) = self.queue.front_mut() else { return };
-        head.advance(written);
-        self.head_is_cut = !head.is_empty();
-        if head.is_empty() {
-            self.queued_bytes -= PIECE_BYTES;
-            self.queue.pop_front();
-        }
+    fn fail(&self, state: &mut State) {
+        state.clear();
+        state.closing = Some(Closing::Broken);
+        self.taking.note(false);
+        state.wake();
     }
-
-    fn fail(&mut self) {
-        self.queue = VecDeque::new();
-        self.queued_bytes = 0;
-        self.closing = Some(Closing::Broken);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(task) = &self.task {
-            task.wake_by_ref();
-        }
-    }
-}
-
-/// What is left of a batch. A small rest is copied, so that it does not keep all of the batch in memory.
-fn remainder(batch: &Bytes, written: usize) -> Bytes {
-    let rest = batch.slice(written..);
-    if rest.len() < batch.len() / 4 { Bytes::copy_from_slice(&rest) } else { rest }
-}
-
-fn charge(bytes: &Bytes) -> usize {
-    bytes.len() + PIECE_BYTES
 }
 
 fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
@@ -592,7 +697,7 @@ mod tests {
             sends += 1;
             assert!(outbox.queued_bytes() <= 130_000);
         }
-        assert_eq!(outbox.closing(), Some(Closing::TooSlow));
+        assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
         assert!(outbox.queued_bytes() <= 10_400, "only the frame that has begun and the farewell are kept");
     }
 
@@ -642,6 +747,135 @@ mod tests {
         outbox.send(&Bytes::from_static(b"x"));
         outbox.send(&Bytes::from_static(b"x"));
         assert_eq!(outbox.closing(), Some(Closing::Broken));
+    }
+
+    fn within(budget: &Arc<Budget>, id: u32) -> Outbox {
+        Outbox::detached(SocketId::new(id, 0), usize::MAX).within(budget)
+    }
+
+    #[test]
+    fn no_more_waits_for_all_clients_than_the_node_has_for_them() {
+        let budget = Arc::new(Budget::new(100_000));
+        let outboxes: Vec<_> = (0..20).map(|id| within(&budget, id)).collect();
+        for round in 0..10 {
+            for outbox in &outboxes {
+                outbox.send(&Bytes::from(vec![0; 3000]));
+                // A farewell each, beyond the budget.
+                assert!(budget.bytes() <= 100_000 + 20 * 400, "{round}");
+            }
+        }
+        let closed = |outbox: &&Outbox| outbox.closing() == Some(Closing::Limit(Limit::QueuedBytes));
+        assert!(outboxes.iter().filter(closed).count() > 0);
+        for outbox in &outboxes[..10] {
+            outbox.take_queued();
+        }
+        drop(outboxes);
+        assert_eq!(budget.bytes(), 0, "taken, closed or dropped: all is given back");
+    }
+
+    #[test]
+    fn what_many_wait_for_counts_once() {
+        let budget = Arc::new(Budget::new(100_000));
+        let outboxes: Vec<_> = (0..100).map(|id| within(&budget, id)).collect();
+        let (batch, share) = (Bytes::from(vec![0; 50_000]), Share::default());
+        for outbox in &outboxes {
+            outbox.send_if(&batch, Some(&share), || true);
+            assert_eq!((outbox.closing(), outbox.queued_bytes() > 50_000), (None, true));
+        }
+        assert!((50_000..60_000).contains(&budget.bytes()), "{}", budget.bytes());
+        drop(share);
+        outboxes[1..].iter().for_each(|outbox| drop(outbox.take_queued()));
+        assert!(budget.bytes() > 50_000, "one still waits for it");
+        outboxes[0].take_queued();
+        assert_eq!(budget.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_flushed_is_given_back_to_the_node_byte_by_byte() {
+        let (outbox, mut client) = pair(usize::MAX).await;
+        let budget = Arc::new(Budget::new(usize::MAX));
+        let outbox = outbox.within(&budget);
+        for _ in 0..5000 {
+            outbox.send(&Bytes::from(vec![7; 1000]));
+        }
+        assert!(budget.bytes() > 1_000_000 && budget.bytes() == outbox.queued_bytes());
+        let reading = tokio::spawn(async move {
+            let mut all = vec![0; 5_000_000];
+            client.read_exact(&mut all).await.unwrap();
+            all
+        });
+        assert_eq!(flush(&outbox).await, None);
+        assert!(reading.await.unwrap().iter().all(|byte| *byte == 7));
+        assert_eq!(budget.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn small_frames_that_wait_are_written_together_and_in_order() {
+        let (outbox, mut client) = pair(usize::MAX).await;
+        // First what the socket does not take at once.
+        let mut expected = vec![0; 10_000_000];
+        outbox.send(&Bytes::from(expected.clone()));
+        for number in 0..10_000u32 {
+            let frame = number.to_be_bytes();
+            expected.extend_from_slice(&frame);
+            outbox.send(&Bytes::copy_from_slice(&frame));
+        }
+        assert!(outbox.queued_bytes() > 40_000, "they wait");
+        let length = expected.len();
+        let reading = tokio::spawn(async move {
+            let mut all = vec![0; length];
+            client.read_exact(&mut all).await.unwrap();
+            all
+        });
+        assert_eq!(flush(&outbox).await, None);
+        assert!(reading.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn an_evicted_connection_keeps_nothing_large_and_is_counted() {
+        let budget = Arc::new(Budget::new(usize::MAX));
+        let (outbox, _client) = pair(usize::MAX).await;
+        let outbox = outbox.within(&budget);
+        while !outbox.state.lock().head_is_cut {
+            outbox.send(&Bytes::from(vec![0; 10_000_000]));
+        }
+        outbox.evict();
+        assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::QueuedBytes)));
+        assert_eq!((outbox.queued_bytes(), budget.bytes()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_known_by_when_it_was_looked_at() {
+        let secs = Duration::from_secs;
+        let (outbox, mut client) = pair(usize::MAX).await;
+        assert_eq!(outbox.stalled_for(secs(5)), None, "nothing waits");
+        let mut sent = 0;
+        while outbox.queued_bytes() < 1_000_000 {
+            outbox.send(&Bytes::from(vec![0; 100_000]));
+            sent += 100_000;
+        }
+        assert_eq!(outbox.stalled_for(secs(10)), Some(secs(0)));
+        assert_eq!(outbox.stalled_for(secs(40)), Some(secs(30)));
+        let reading = tokio::spawn(async move {
+            let mut all = vec![0; sent];
+            client.read_exact(&mut all).await.map(|_| client)
+        });
+        assert_eq!(flush(&outbox).await, None);
+        assert_eq!(outbox.stalled_for(secs(41)), None, "it has taken all");
+        drop(reading.await.unwrap());
+    }
+
+    #[test]
+    fn what_a_client_causes_is_told_once() {
+        let outbox = Outbox::detached(SOCKET, usize::MAX);
+        outbox.say(&ServerMessage::Pong);
+        let (bytes, changes) = outbox.take_provoked();
+        assert!((30..60).contains(&bytes) && changes == 0, "{bytes}");
+        outbox.send(&Bytes::from_static(b"an event"));
+        assert_eq!(outbox.take_provoked(), (0, 0), "others have caused it");
+        outbox.provoked(usize::MAX, 3);
+        outbox.provoked(7, 0);
+        assert_eq!(outbox.take_provoked(), (u32::MAX, 3));
     }
 
     #[test]

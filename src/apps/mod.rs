@@ -164,6 +164,11 @@ pub struct AppLimits {
     pub messages: Rate,
     /// Bytes that may wait for a client that reads too slowly.
     pub outbox_bytes_max: usize,
+    /// Bytes that one connection may cause to be sent: answers to itself, and what others are told because of it.
+    pub answer_bytes: Rate,
+    /// Changes of one connection that others are told of: joining and leaving presence channels, being the first or the
+    /// last of a channel, users that come to its watchlist or go.
+    pub changes: Rate,
     /// How long a cache channel keeps its event.
     pub cache_ttl: Duration,
     /// How far the clock of a signed request may be off, in seconds.
@@ -212,6 +217,10 @@ impl Default for AppLimits {
             // More than the largest batch, which even a client that reads gets faster than it can. Shared by all
             // that wait for the same.
             outbox_bytes_max: 8 * 1024 * 1024,
+            // A client that comes back to 100 presence channels of 1000 members has caused some 33 MB.
+            answer_bytes: Rate { per_second: 1024 * 1024, burst: 32 * 1024 * 1024 },
+            // It is the first in all the channels that a connection may have.
+            changes: Rate { per_second: 20, burst: 1000 },
             cache_ttl: Duration::from_secs(1800),
             auth_window_secs: 600,
             idempotency_window: Duration::from_secs(120),
@@ -345,6 +354,8 @@ impl App {
             Limit::ClientEventBytes => Some(limits.client_event_data_bytes_max as u64),
             Limit::RequestBytes => Some(limits.request_body_bytes_max as u64),
             Limit::OutboxBytes => Some(limits.outbox_bytes_max as u64),
+            Limit::AnswerBytes => Some(limits.answer_bytes.per_second.into()),
+            Limit::Changes => Some(limits.changes.per_second.into()),
             Limit::IdempotencyKeys => Some(limits.idempotency_keys_max as u64),
             Limit::NodeConnections
             | Limit::OpenFiles
@@ -353,7 +364,9 @@ impl App {
             | Limit::Unauthenticated
             | Limit::Handshake
             | Limit::ProxyProtocol
-            | Limit::MessageTime => None,
+            | Limit::MessageTime
+            | Limit::QueuedBytes
+            | Limit::WriteTime => None,
         }
     }
 

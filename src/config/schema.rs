@@ -102,6 +102,19 @@ pub(super) const SERVER: &[Setting<Server>] = &[
         "A client's message that is not whole so long after its first byte ends the connection (4100).",
     ),
     server(
+        "write_timeout_secs",
+        number(1, HOUR, |server| &mut server.options.pusher.write_timeout),
+        "A client for which something waits, and that takes nothing of it for so long, is closed (4100), whatever it \
+         sends.",
+    ),
+    server(
+        "queued_bytes",
+        number_or_zero("derived", MIB, 1024 * GIB, |server| &mut server.options.pusher.queued_bytes_max),
+        "Bytes that may wait for all clients together; what waits for many of them counts once. When three quarters are \
+         taken, the clients with most and longest waiting are closed (4100). Derived: a quarter of the memory that the \
+         machine, the container or `ulimit -v` allows, at least 64 MiB.",
+    ),
+    server(
         "connections",
         number_or_zero("no limit", 1, u32::MAX as u64, |server| &mut server.options.pusher.connections_max),
         "Connections this node takes, of all apps together; the next is sent elsewhere (4100).",
@@ -534,6 +547,29 @@ pub(super) const APP: &[Setting<App>] = &[
         "limits.outbox_bytes",
         number(4 * KIB, GIB, |app| &mut app.limits.outbox_bytes_max),
         "Bytes that may wait for a client that reads too slowly; more close it (4100).",
+    ),
+    app(
+        "limits.answer_bytes_per_second",
+        number(KIB, GIB, |app| &mut app.limits.answer_bytes.per_second),
+        "Bytes that one connection may cause to be sent: answers to itself, such as the members of presence channels, \
+         and what others are told because of it. Whoever has caused more is not read from until it has come back, and is \
+         closed (4100) after a minute of it.",
+    ),
+    app(
+        "limits.answer_bytes_burst",
+        number(KIB, GIB, |app| &mut app.limits.answer_bytes.burst),
+        "The same at once. Clients subscribe to all their channels when they come back.",
+    ),
+    app(
+        "limits.changes_per_second",
+        number(1, 1_000_000, |app| &mut app.limits.changes.per_second),
+        "Changes by one connection that others are told of: joining and leaving presence channels, being the first or \
+         the last subscriber of a channel, other users on its watchlist. Whoever makes more waits, as above.",
+    ),
+    app(
+        "limits.changes_burst",
+        number(1, 1_000_000, |app| &mut app.limits.changes.burst),
+        "The same at once.",
     ),
     app(
         "limits.auth_window_secs",

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{Api, ApiError};
 use crate::hub::Lost;
+use crate::machine;
 
 /// `GET /`: Soketi's.
 pub(super) async fn ok() -> &'static str {
@@ -45,9 +46,9 @@ pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiErr
 /// The answer to [`accept_traffic`]: bytes, and per cent used.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
-    free: u64,
-    used: u64,
-    total: u64,
+    free: usize,
+    used: usize,
+    total: usize,
     percent: f64,
 }
 
@@ -82,30 +83,9 @@ impl LastLook {
     }
 }
 
-/// The machine's memory, or the container's where it has a limit. Zeroes where the system does not tell.
+/// What there is of memory, and is used.
 fn memory() -> Memory {
-    // Files of the kernel's, which never wait for a disk.
-    let read = |path| std::fs::read_to_string(path);
-    let machine = read("/proc/meminfo").ok().and_then(|text| {
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-        };
-        Some((value("MemTotal")?, value("MemAvailable")?))
-    });
-    let number = |text: std::io::Result<String>| text.ok()?.trim().parse::<u64>().ok();
-    let limit = number(read("/sys/fs/cgroup/memory.max"));
-    // What the kernel caches of files it gives back when memory is short.
-    let cached = read("/sys/fs/cgroup/memory.stat").ok().and_then(|text| {
-        text.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok())
-    });
-    let used = number(read("/sys/fs/cgroup/memory.current"));
-    let used = used.map(|used| used.saturating_sub(cached.unwrap_or(0)));
-    let (total, free) = match (machine, limit.zip(used)) {
-        (Some((total, _)), Some((limit, used))) if limit < total => (limit, limit.saturating_sub(used)),
-        (Some(machine), _) => machine,
-        (None, _) => (0, 0),
-    };
+    let machine::Memory { total, free } = machine::memory();
     let used = total.saturating_sub(free);
     let percent = if total == 0 { 0.0 } else { used as f64 * 100.0 / total as f64 };
     Memory { free, used, total, percent }

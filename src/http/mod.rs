@@ -42,6 +42,7 @@ pub use signed::Signed;
 
 use crate::apps::Apps;
 use crate::hub::Hub;
+use crate::protocol::name::shown;
 use crate::protocol::request::Query;
 use crate::rejections::Example;
 
@@ -299,7 +300,7 @@ async fn ahead(uri: Uri) -> ApiError {
 }
 
 fn nothing_at(path: &str) -> ApiError {
-    ApiError::NotFound(format!("There is nothing at {path}"))
+    ApiError::NotFound(format!("There is nothing at {}", shown(path)))
 }
 
 /// Seconds since 1970.

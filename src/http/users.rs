@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Api, ApiError, Signed};
 use crate::protocol::UserId;
+use crate::protocol::name::shown;
 
 /// `POST /apps/{app_id}/users/{user_id}/terminate_connections`, and the Python SDK's path without the app.
 pub(super) async fn terminate(
@@ -18,7 +19,7 @@ pub(super) async fn terminate(
     let path = uri.path();
     let id = path.split_once("/users/").and_then(|(_, rest)| rest.strip_suffix("/terminate_connections"));
     let Some(id) = id.filter(|id| !id.is_empty()) else {
-        return Err(ApiError::NotFound(format!("There is nothing at {path}")));
+        return Err(ApiError::NotFound(format!("There is nothing at {}", shown(path))));
     };
     let id = percent_decode_str(id).decode_utf8().map_err(|_| ApiError::bad("The user id is not UTF-8"))?;
     let id = UserId::parse(&id, signed.app.limits.user_id_chars_max).map_err(ApiError::bad)?;

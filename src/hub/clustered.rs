@@ -30,7 +30,7 @@ use tokio::time::sleep;
 
 use super::quota::Quotas;
 use super::records::Records;
-use super::{Inner, Wanted};
+use super::{Inner, Rewatch, Wanted};
 use crate::apps::{App, Apps, ConnectionPlace};
 use crate::cluster::driver::{Answering, Kept, Lost};
 use crate::cluster::node::{Acting, Audience, Cluster, Room, Unwanted};
@@ -375,13 +375,18 @@ impl Clustered {
         self.cluster.act(&group, |acting| {
             let looking = looking(socket);
             let looked = self.parked.lock().remove(&(Arc::clone(&group), looking));
-            if looked.is_some() {
+            if let Some(looked) = looked {
+                if let Parked::Looker(subscriber) | Parked::Subscriber(subscriber) = &looked {
+                    subscriber.outbox.provoked(0, 2);
+                }
                 acting.leave(&group, None, looking);
                 return None;
             }
             let parked = self.parked.lock().remove(&(Arc::clone(&group), ticket));
             let (member, left) = match parked {
                 Some(Parked::Subscriber(parked)) => {
+                    // It has come and gone as far as the broker is concerned.
+                    parked.outbox.provoked(0, 2);
                     (parked.member.as_ref().map(|member| member.id.clone()), None)
                 }
                 Some(Parked::Looker(_) | Parked::Watcher(_)) | None => {
@@ -677,11 +682,18 @@ impl Clustered {
                 acting.enter(&group, true, Some(online()), signed_in(socket));
             }
         });
-        self.unwatch(hub, app, watched, socket);
-        let unknown = AtomicUsize::new(watchlist.len());
+        // While it waits to be told of the list before, it is told of the new one instead.
+        let Rewatch { gone, new } = if self.is_waiting(app, watched, socket) {
+            Rewatch { gone: watched.to_vec(), new: watchlist.to_vec() }
+        } else {
+            Rewatch::new(watched, watchlist)
+        };
+        outbox.provoked(0, Rewatch::changes(&gone, &new));
+        self.unwatch(hub, app, &gone, socket);
+        let unknown = AtomicUsize::new(new.len());
         let (app, outbox) = (Arc::clone(&app.id.0), Arc::clone(outbox));
-        let watcher = Arc::new(Watcher { app, outbox, watchlist: watchlist.to_vec(), unknown });
-        for user in watchlist {
+        let watcher = Arc::new(Watcher { app, outbox, watchlist: new, unknown });
+        for user in &watcher.watchlist {
             let group = user_group(&watcher.app, user);
             self.cluster.act(&group, |acting| {
                 let place = (Arc::clone(&group), watching(socket));
@@ -706,6 +718,16 @@ impl Clustered {
             acting.leave(&group, Some(&online().0), signed_in(socket));
         });
         self.unwatch(hub, app, watchlist, socket);
+    }
+
+    /// Whether it is not known yet of one of `watched` whether they are online. Under the locks of all their groups, one
+    /// after the other: of whoever is known, all has been done that follows from it.
+    fn is_waiting(&self, app: &App, watched: &[UserId], socket: SocketId) -> bool {
+        watched.iter().any(|user| {
+            let group = user_group(&app.id.0, user);
+            let place = (Arc::clone(&group), watching(socket));
+            self.cluster.act(&group, |_| self.parked.lock().contains_key(&place))
+        })
     }
 
     fn unwatch(&self, hub: &Inner, app: &App, watched: &[UserId], socket: SocketId) {

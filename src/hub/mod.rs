@@ -12,6 +12,7 @@ mod quota;
 mod records;
 mod refusal;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -313,7 +314,8 @@ impl Hub {
         published
     }
 
-    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`.
+    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`: about those
+    /// who are new in it. Whoever signs in as before changes nothing.
     pub fn sign_in(
         &self,
         app: &App,
@@ -330,8 +332,10 @@ impl Hub {
             if let Some(mut ledger) = ledger.filter(|_| is_first) {
                 ledger.note(&webhooks::Event::UserOnline(user));
             }
-            self.0.users.unwatch(&app.id.0, watched, outbox.socket());
-            self.0.users.watch(&app.id.0, watchlist, outbox);
+            let Rewatch { gone, new } = Rewatch::new(watched, watchlist);
+            outbox.provoked(0, Rewatch::changes(&gone, &new));
+            self.0.users.unwatch(&app.id.0, &gone, outbox.socket());
+            self.0.users.watch(&app.id.0, &new, outbox);
         }
         debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
     }
@@ -467,6 +471,9 @@ impl Hub {
                     ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
                 }
                 self.0.drive(drive);
+            }
+            for drive in self.0.registry.undriven() {
+                self.0.drive(Some(drive));
             }
             self.0.users.settle(now);
             self.0.flush_reports(false);
@@ -671,6 +678,27 @@ impl Inner {
                 }
             }
         });
+    }
+}
+
+/// How one watchlist becomes another.
+struct Rewatch {
+    gone: Vec<UserId>,
+    new: Vec<UserId>,
+}
+
+impl Rewatch {
+    fn new(before: &[UserId], now: &[UserId]) -> Self {
+        let without = |list: &[UserId], other: &[UserId]| {
+            let other: HashSet<&UserId> = other.iter().collect();
+            list.iter().filter(|user| !other.contains(user)).cloned().collect()
+        };
+        Self { gone: without(before, now), new: without(now, before) }
+    }
+
+    /// What a connection is charged for it.
+    fn changes(gone: &[UserId], new: &[UserId]) -> u16 {
+        u16::try_from(gone.len() + new.len()).unwrap_or(u16::MAX)
     }
 }
 

@@ -4,17 +4,20 @@ use crate::apps::{App, SubscriptionErrorFrames};
 use crate::limits::Limit;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Refusal, ServerMessage};
+use crate::protocol::name::shown;
 use crate::protocol::{ChannelName, CloseCode};
 use crate::registry::JoinError;
 
 /// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it. The channel is
-/// named as the client did.
+/// named as the client did, unless the name is longer than any channel's.
 pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
     let (on_channel, on_connection) = match app.subscription_error_frames {
         SubscriptionErrorFrames::Both => (true, true),
         SubscriptionErrorFrames::Channel => (true, false),
         SubscriptionErrorFrames::Connection => (false, true),
     };
+    let name = if channel.len() > app.names.bytes_max { shown(channel) } else { channel.into() };
+    let channel = &*name;
     // An empty name would make pusher-js look for a channel that is not there.
     if on_channel && !channel.is_empty() {
         outbox.say(&ServerMessage::SubscriptionRefused { channel, refusal });

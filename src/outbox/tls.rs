@@ -187,6 +187,7 @@ mod tests {
 
     use super::super::{Closing, Outbox, Pulse, farewell};
     use super::*;
+    use crate::limits::Limit;
     use crate::protocol::{CloseCode, SocketId};
 
     async fn pair(bytes_max: usize) -> (Outbox, TlsStream<TcpStream>) {
@@ -261,7 +262,7 @@ mod tests {
             sends += 1;
             assert!(outbox.queued_bytes() <= 310_000);
         }
-        assert_eq!(outbox.closing(), Some(Closing::TooSlow));
+        assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
         assert!(outbox.queued_bytes() <= batch.len() + 400, "what has begun and the farewell are kept");
         let unsent = unsent_bytes(&outbox);
         assert!((1..UNSENT_BYTES_MAX + 1000).contains(&unsent), "{unsent}");

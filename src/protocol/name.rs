@@ -9,6 +9,20 @@ use serde_json::value::RawValue;
 use super::channel::is_name_byte;
 use super::json;
 
+/// Answers repeat no more than this of a text that is no good.
+pub const SHOWN_BYTES_MAX: usize = 200;
+
+/// What an answer repeats of a text that came from outside: at most [`SHOWN_BYTES_MAX`] bytes. What is cut ends with a
+/// character that no name has, so that it is not taken for another name.
+#[must_use]
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN_BYTES_MAX {
+        return text.into();
+    }
+    let end = text.floor_char_boundary(SHOWN_BYTES_MAX - '…'.len_utf8());
+    format!("{}…", &text[..end]).into()
+}
+
 /// The name of a published event: 1 to 200 characters (by default), and none of the server's own.
 ///
 /// Any other text passes: Laravel's class names with backslashes, dots, spaces, any script.
@@ -145,6 +159,14 @@ pub struct Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_than_200_bytes_of_a_text_are_shown_and_no_character_is_cut() {
+        assert_eq!(shown("orders"), "orders");
+        assert_eq!(shown(&"x".repeat(200)), "x".repeat(200));
+        assert_eq!(shown(&"x".repeat(30_000)), format!("{}…", "x".repeat(197)));
+        assert_eq!(shown(&"é".repeat(200)), format!("{}…", "é".repeat(98)));
+    }
 
     #[test]
     fn laravels_class_names_are_event_names() {

@@ -21,17 +21,20 @@ use super::upgrade::About;
 use crate::apps::App;
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
-use crate::outbox::{Closing, Outbox, Pulse, Transport, Unfinished};
+use crate::outbox::{Closing, Held, Outbox, Pulse, Transport, Unfinished};
 use crate::protocol::message::{Event, ServerMessage, Source, WATCHLIST_CUT};
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, CloseCode, SocketId};
 use crate::rejections::{Example, Mistake, Rejection};
-use crate::session::{Action, Session};
+use crate::session::{Action, Pace, Session};
 
 /// Bytes taken from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
+
+/// A client for which more than this waits is not read from, if it has caused it, until it has taken it.
+const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
 
 /// How long a client has to answer a Close before its connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,8 +55,8 @@ pub(super) struct Connection {
     established: Option<Box<Established>>,
     /// The client broke the framing: what it sends has no beginning and no end any more.
     deaf: bool,
-    /// A channel that must catch up before more is read.
-    backlog: Option<Box<Backlog>>,
+    /// Why nothing is read now.
+    pause: Option<Box<Pause>>,
     /// Set while the connection is closing.
     leaving: Option<Box<Leaving>>,
 }
@@ -61,6 +64,43 @@ pub(super) struct Connection {
 /// There is one for every client, so a field more is a decision.
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<Connection>() <= 88);
+
+/// What has to come about before more of a client's is read, and obeyed.
+#[derive(Debug, Default)]
+struct Pause {
+    /// A channel catches up.
+    backlog: Option<Backlog>,
+    /// It may cause something again.
+    rest: Option<Pin<Box<Sleep>>>,
+    /// It has taken of its answers what it has not read.
+    answers: bool,
+    /// What has been read and not obeyed, in the node's budget.
+    _held: Option<Held>,
+}
+
+impl Pause {
+    /// Whether not even what has been read is obeyed.
+    const fn is_at_once(&self) -> bool {
+        self.rest.is_some() || self.answers
+    }
+
+    /// To be polled after the outbox was flushed, which wakes the task when something is taken.
+    fn poll_over(&mut self, outbox: &Outbox, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(backlog) = &mut self.backlog {
+            ready!(backlog.poll_room(cx));
+            self.backlog = None;
+        }
+        if let Some(rest) = &mut self.rest {
+            ready!(rest.as_mut().poll(cx));
+            self.rest = None;
+        }
+        if self.answers && outbox.queued_bytes() > UNREAD_ANSWERS_MAX {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Established {
@@ -106,11 +146,11 @@ impl Connection {
         let outbox = Outbox::new(socket, transport, bytes_max, Pulse::new(now, authorize_by));
         let mut connection = Self {
             door: door.clone(),
-            outbox: Arc::new(outbox.compressing(compression)),
+            outbox: Arc::new(outbox.within(&door.0.budget).compressing(compression)),
             decoder: Decoder::new(compression),
             established: None,
             deaf: false,
-            backlog: None,
+            pause: None,
             leaving: None,
         };
         match admitted {
@@ -146,7 +186,14 @@ impl Connection {
 
     /// Decodes and obeys what the client sent.
     fn take(&mut self, bytes: &mut [u8]) {
-        if bytes.is_empty() || self.deaf {
+        if !bytes.is_empty() {
+            self.decode(bytes);
+        }
+    }
+
+    /// Decodes and obeys `bytes`, behind what was left when it had to pause.
+    fn decode(&mut self, bytes: &mut [u8]) {
+        if self.deaf {
             return;
         }
         let now = self.door.0.hub.now();
@@ -168,15 +215,21 @@ impl Connection {
             self.outbox.pulse.beat(now);
             self.obey(incoming, &mut pong, now)
         });
-        // Of frames in between, only the last one of a message in fragments ends anything.
-        let unfinished = decoder.is_unfinished().then(|| {
+        let pauses = self.pause.as_ref().is_some_and(|pause| pause.is_at_once());
+        // Of frames in between, only the last one of a message in fragments ends anything. What waits to be obeyed is
+        // no message that does not end.
+        let unfinished = (decoder.is_unfinished() && !pauses).then(|| {
             let is_new = message_ended || (frame_ended && !decoder.is_fragmented());
             if is_new { Unfinished::New } else { Unfinished::Same }
         });
         self.outbox.pulse.unfinished(unfinished, now);
+        if pauses {
+            self.keep(decoder.held_bytes());
+        }
         self.decoder = decoder;
         if let Some(pong) = pong {
-            self.outbox.send_first(&pong);
+            self.answer_first(&pong);
+            self.goes_on(now);
         }
         if let Err(violation) = fed {
             self.deaf = true;
@@ -188,12 +241,55 @@ impl Connection {
         }
     }
 
+    /// Counts what has been read and is obeyed later.
+    fn keep(&mut self, bytes: usize) {
+        let held = self.outbox.hold(bytes);
+        if held.is_none() {
+            self.outbox.evict();
+        } else if let Some(pause) = &mut self.pause {
+            pause._held = held;
+        }
+    }
+
+    /// Answers ahead of what is queued.
+    fn answer_first(&self, frame: &Bytes) {
+        self.outbox.provoked(frame.len(), 0);
+        self.outbox.send_first(frame);
+    }
+
+    /// Charges what the client has caused; whether more of what it has sent is obeyed now.
+    fn goes_on(&mut self, now: Duration) -> bool {
+        let (bytes, changes) = self.outbox.take_provoked();
+        if bytes == 0 && changes == 0 {
+            return true;
+        }
+        let Some(established) = &mut self.established else { return true };
+        let session = &mut established.session;
+        match session.provoked(bytes, changes, now) {
+            Pace::GoOn => {}
+            Pace::Rest(wait, limit) => {
+                let example = Example::from(established.address).socket(self.outbox.socket());
+                self.door.0.hub.reject(limit, Some(session.app()), example);
+                self.pause.get_or_insert_default().rest = Some(Box::pin(tokio::time::sleep(wait)));
+            }
+            Pace::Close(limit) => {
+                self.outbox.close_at(limit, "Too much was asked for");
+                self.depart();
+                return true;
+            }
+        }
+        if self.outbox.queued_bytes() > UNREAD_ANSWERS_MAX {
+            self.pause.get_or_insert_default().answers = true;
+        }
+        !self.pause.as_ref().is_some_and(|pause| pause.is_at_once())
+    }
+
     /// Acts upon one message; whether to go on with the next.
     fn obey(&mut self, incoming: Incoming<'_>, pong: &mut Option<Bytes>, now: Duration) -> bool {
         if !matches!(incoming, Incoming::Ping(_))
             && let Some(pong) = pong.take()
         {
-            self.outbox.send_first(&pong);
+            self.answer_first(&pong);
         }
         match incoming {
             Incoming::Text(text) => {
@@ -213,6 +309,7 @@ impl Connection {
                     },
                 };
                 self.perform(action);
+                return self.goes_on(now);
             }
             Incoming::Fragment => self.admit_frame(now),
             Incoming::Binary => {
@@ -230,6 +327,7 @@ impl Connection {
                 } else {
                     self.outbox.answer_close(code);
                 }
+                self.deaf = true;
                 return false;
             }
         }
@@ -256,7 +354,7 @@ impl Connection {
         let (hub, outbox) = (&self.door.0.hub, &self.outbox);
         let mut wait_for = |full: Option<Backlog>| {
             if let Some(full) = full {
-                self.backlog = Some(Box::new(full));
+                self.pause.get_or_insert_default().backlog = Some(full);
             }
         };
         let Some(Established { session, address, .. }) = self.established.as_deref_mut() else { return };
@@ -264,7 +362,7 @@ impl Connection {
         let example = || Example::from(*address).socket(outbox.socket());
         match action {
             Action::Nothing => {}
-            Action::Pong => outbox.send_first(PONG.bytes()),
+            Action::Pong => self.answer_first(PONG.bytes()),
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
                 // Who is refused has been told so.
@@ -336,9 +434,9 @@ impl Connection {
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
         let closing = self.outbox.closing();
-        if closing == Some(Closing::TooSlow) {
+        if let Some(Closing::Limit(limit)) = closing {
             let example = Example::from(address).socket(self.outbox.socket());
-            hub.reject(Limit::OutboxBytes, Some(&app), example);
+            hub.reject(limit, Some(&app), example.value(self.door.value_of(limit)));
         }
         hub.leave_all(&app, &session.leave_all(), self.outbox.socket());
         if let Some(user) = session.signed_in() {
@@ -346,9 +444,7 @@ impl Connection {
         }
         let (code, reason) = match closing {
             Some(Closing::Code(code)) => (Some(code.number()), None),
-            Some(Closing::TooSlow) => {
-                (Some(CloseCode::OverCapacity.number()), Some("the client reads too slowly"))
-            }
+            Some(Closing::Limit(limit)) => (Some(CloseCode::OverCapacity.number()), Some(limit.what())),
             Some(Closing::Broken) => (None, Some("the connection broke")),
             None => (None, Some("the client is gone")),
         };
@@ -367,7 +463,7 @@ impl Connection {
         match closing {
             Closing::Broken => return Poll::Ready(()),
             Closing::Code(CloseCode::Normal) if flushed.is_ready() => return Poll::Ready(()),
-            Closing::Code(_) | Closing::TooSlow => {}
+            Closing::Code(_) | Closing::Limit(_) => {}
         }
         let deadline = &mut self.leaving.get_or_insert_default().deadline;
         let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
@@ -387,9 +483,15 @@ impl Future for Connection {
             if self.poll_end(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if let Some(backlog) = &mut self.backlog {
-                ready!(backlog.poll_room(cx));
-                self.backlog = None;
+            let this = &mut *self;
+            if let Some(pause) = &mut this.pause {
+                // Whoever is closing causes nothing any more.
+                if this.established.is_some() {
+                    ready!(pause.poll_over(&this.outbox, cx));
+                }
+                this.pause = None;
+                this.decode(&mut []);
+                continue;
             }
             let read = BUFFER.with_borrow_mut(|buffer| {
                 let read = ready!(self.outbox.poll_read(cx, buffer));

@@ -2,7 +2,7 @@
 //!
 //! [`Door::upgrade`] answers the upgrade; [`admission`] decides whether the connection is established or refused
 //! with a code; [`connection`] is the task that owns the socket and the session from then on; [`Door::watch`]
-//! pings the silent and gives up the dead, for all connections at once.
+//! pings the silent, gives up the dead and evicts those who do not read, for all connections at once.
 //!
 //! The door carries out what the session decides, through the hub. It knows the Pusher wire and WebSocket frames,
 //! and nothing of how an event travels. Start at [`Door::upgrade`].
@@ -11,6 +11,7 @@ mod admission;
 mod connection;
 mod upgrade;
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +22,19 @@ use crate::addresses::Addresses;
 use crate::apps::Apps;
 use crate::hub::Hub;
 use crate::limits::{Count, Limit};
-use crate::outbox::Outbox;
-use crate::protocol::CloseCode;
+use crate::machine;
+use crate::outbox::{Budget, Outbox};
 use crate::protocol::wire::websocket;
-use crate::rejections::Example;
 use crate::session::liveness::{Signs, Timers, Verdict};
 
 /// Pings sent before other work gets its turn.
 const SENDS_A_TURN: usize = 64;
+
+/// The least that may wait for all clients together, however little memory there is.
+const QUEUED_BYTES_MIN: usize = 64 * 1024 * 1024;
+
+/// Between two looks at what may be evicted.
+const EVICT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How this door serves, whatever the app.
 #[derive(Clone, Debug)]
@@ -41,6 +47,10 @@ pub struct Options {
     pub pong_timeout: Duration,
     /// A message that is not whole so long after its first byte ends the connection (4100). Default 60 s.
     pub message_timeout: Duration,
+    /// A client that takes nothing for so long of what waits for it is closed (4100). Default 30 s.
+    pub write_timeout: Duration,
+    /// Bytes that may wait for all clients together; 0: a quarter of the memory that there is.
+    pub queued_bytes_max: usize,
     /// Connections this node takes; `None`: as many as the system lets it. Above it: 4100.
     pub connections_max: Option<u32>,
     /// Connections for which this process has files; above it: 4100. `None`: what the server finds out when it starts.
@@ -54,6 +64,8 @@ impl Default for Options {
             ping_interval: Duration::from_secs(50),
             pong_timeout: Duration::from_secs(30),
             message_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            queued_bytes_max: 0,
             connections_max: None,
             files_max: None,
         }
@@ -85,6 +97,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Connections that this node has, established and not yet gone.
     places_taken: Count,
+    /// What may wait for all of them.
+    budget: Arc<Budget>,
 }
 
 impl Door {
@@ -97,13 +111,23 @@ impl Door {
         options: Options,
         tasks: TaskTracker,
     ) -> Self {
-        Self(Arc::new(Inner { hub, apps, addresses, options, tasks, places_taken: Count::default() }))
+        let budget = Arc::new(Budget::new(match options.queued_bytes_max {
+            0 => QUEUED_BYTES_MIN.max(machine::memory().total / 4),
+            bytes_max => bytes_max,
+        }));
+        Self(Arc::new(Inner { hub, apps, addresses, options, tasks, places_taken: Count::default(), budget }))
     }
 
-    /// Pings the silent and closes the dead, once a second, until it is dropped.
+    /// Looks after all connections, until it is dropped: pings the silent, closes the dead, and evicts where too much
+    /// waits for them.
     pub async fn watch(&self) {
-        let Options { ping_interval, pong_timeout, message_timeout, .. } = self.0.options;
-        let timers = Timers { ping_interval, pong_timeout, message_timeout };
+        tokio::join!(self.sweep(), self.keep_budget());
+    }
+
+    /// Pings the silent and closes the dead, once a second.
+    async fn sweep(&self) {
+        let Options { ping_interval, pong_timeout, message_timeout, write_timeout, .. } = self.0.options;
+        let timers = Timers { ping_interval, pong_timeout, message_timeout, write_timeout };
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
@@ -115,6 +139,7 @@ impl Door {
                     silence: pulse.silence(now),
                     unanswered: pulse.unanswered(now),
                     unfinished: pulse.unfinished_for(now),
+                    stalled: outbox.stalled_for(now),
                     is_unauthorized: pulse.is_unauthorized(now),
                 });
                 if verdict != Verdict::Alive {
@@ -131,18 +156,54 @@ impl Door {
                         outbox.pulse.pinged(now);
                         outbox.send_first(&websocket::ping());
                     }
-                    Verdict::MessageTooLate => {
-                        if outbox.closing().is_none() {
-                            let example = Example::default().socket(outbox.socket());
-                            let example = example.value(message_timeout.as_secs());
-                            self.0.hub.reject(Limit::MessageTime, None, example);
-                            outbox.close(CloseCode::OverCapacity, "Message not received in time");
-                        }
-                    }
+                    Verdict::Limit(limit, reason) => outbox.close_at(limit, reason),
                     Verdict::Close(code, reason) => outbox.close(code, reason),
                 }
             }
         }
+    }
+
+    /// Evicts connections whenever too much waits for all of them: those first for which most has waited longest.
+    async fn keep_budget(&self) {
+        loop {
+            self.0.budget.tight().await;
+            self.evict().await;
+            // What is left may belong to connections that are ending.
+            tokio::time::sleep(EVICT_INTERVAL).await;
+        }
+    }
+
+    async fn evict(&self) {
+        let now = self.0.hub.now();
+        let connections = self.0.hub.connections().all().into_iter();
+        let mut queued: Vec<_> = connections
+            .filter_map(|outbox| {
+                let stalled = outbox.stalled_for(now).unwrap_or_default();
+                let weight = outbox.queued_bytes() as u64 * (1 + stalled.as_secs());
+                (weight > 0).then_some((Reverse(weight), outbox))
+            })
+            .collect();
+        queued.sort_unstable_by_key(|(weight, _)| *weight);
+        for (at, (_, outbox)) in queued.into_iter().enumerate() {
+            if self.0.budget.is_relieved() {
+                return;
+            }
+            if at % SENDS_A_TURN == SENDS_A_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            outbox.evict();
+        }
+    }
+
+    /// The value of one of the node's own limits on what waits for clients and on their time.
+    fn value_of(&self, limit: Limit) -> Option<u64> {
+        let Options { message_timeout, write_timeout, .. } = &self.0.options;
+        let values = [
+            (Limit::MessageTime, message_timeout.as_secs()),
+            (Limit::WriteTime, write_timeout.as_secs()),
+            (Limit::QueuedBytes, self.0.budget.bytes_max() as u64),
+        ];
+        values.into_iter().find_map(|(of, value)| (of == limit).then_some(value))
     }
 
     /// Takes a place on this node, unless it is full.

@@ -28,7 +28,7 @@ use super::{
     Cache, ChannelInfo, ChannelKey, ChannelPlace, ChannelPlaces, Join, JoinError, Joined, KeptFrame, Left,
     Published, Registry,
 };
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Share};
 use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::{self, Compression};
 use crate::protocol::wire::{Frame, pusher};
@@ -307,6 +307,7 @@ impl Channel {
             return Some(Err(JoinError::TooManyChannels));
         }
         let occupied = state.subscribers.is_empty();
+        let said_before = state.queue.bytes;
         let member_added = join.member.as_ref().is_some_and(|member| self.add_member(&mut state, member));
         let member = join.member.as_ref().map(|member| member.id.clone());
         let since = state.queue.next;
@@ -315,11 +316,13 @@ impl Channel {
         let caches = self.name().is_cached();
         let cache_miss = caches && state.cached(now).is_none();
         if let Some(cached) = state.cached(now) {
-            outbox.send(cached.frame.bytes());
+            outbox.answer(cached.frame.bytes());
         } else if caches {
             outbox.say(&ServerMessage::CacheMiss { channel: self.name() });
         }
         let count = if join.counts { self.count_changed(&mut state, registry, now) } else { None };
+        let changes = u16::from(occupied) + u16::from(join.member.is_some());
+        outbox.provoked(self.provoked_bytes(&state, said_before, join.member.as_ref()), changes);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
         Some(Ok(Joined { occupied, member_added, cache_miss, again: false, count, drive, backlog }))
@@ -338,9 +341,17 @@ impl Channel {
         let acknowledgement =
             |members| pusher::encode(&ServerMessage::Subscribed { channel: self.name(), members });
         match &mut state.presence {
-            Some(presence) => outbox.send(presence.roster(acknowledgement).bytes()),
-            None => outbox.send(acknowledgement(None).bytes()),
+            Some(presence) => outbox.answer(presence.roster(acknowledgement).bytes()),
+            None => outbox.answer(acknowledgement(None).bytes()),
         }
+    }
+
+    /// What the subscribers are sent because one of them has come, or gone: what was said since `said_before`, and to
+    /// how many. In a cluster it comes back from there, and is as long as the member's info at least.
+    fn provoked_bytes(&self, state: &State, said_before: usize, member: Option<&Member>) -> usize {
+        let shared = member.filter(|_| state.presence.as_ref().is_some_and(|presence| presence.is_shared()));
+        let said = state.queue.bytes - said_before + shared.map_or(0, |member| member.info.len());
+        said * state.subscribers.len()
     }
 
     /// See [`Registry::leave`].
@@ -354,6 +365,7 @@ impl Channel {
         let mut state = self.state.lock();
         let place = state.place(socket)?;
         let left = state.remove(place);
+        let said_before = state.queue.bytes;
         left.outbox.between_sends(|| left.gone.store(true, Ordering::Relaxed));
         let vacated = state.subscribers.is_empty();
         state.leave_place();
@@ -368,6 +380,8 @@ impl Channel {
             member_removed = Some(user.clone());
         }
         let count = if counts { self.count_changed(&mut state, registry, now) } else { None };
+        let changes = u16::from(vacated) + u16::from(left.member.is_some());
+        left.outbox.provoked(self.provoked_bytes(&state, said_before, None), changes);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
         Some(Left { vacated, member: left.member.clone(), member_removed, count, drive, backlog })
@@ -521,7 +535,12 @@ impl Channel {
         }
         state.queue.driven = true;
         let is_small = state.subscribers.len() <= SMALL;
-        Some(Drive { registry: registry.clone(), channel: Arc::clone(self), is_small })
+        Some(Drive { registry: registry.clone(), channel: Arc::clone(self), is_small, is_over: false })
+    }
+
+    /// See [`Registry::undriven`].
+    pub(super) fn drive_again(self: &Arc<Self>, registry: &Registry) -> Option<Drive> {
+        self.start(registry, &mut self.state.lock())
     }
 
     /// Tells the count, or notes that it is due; the count, if it is told.
@@ -629,7 +648,8 @@ impl CountDue {
 }
 
 /// The duty to deliver what is pending in a channel. Whoever holds it takes passes until there is none; nobody
-/// else delivers meanwhile.
+/// else delivers meanwhile. If it is dropped before, by a panic or with its task, it goes back: to whoever publishes
+/// next, or asks [`Registry::undriven`].
 #[derive(Debug)]
 #[must_use = "what is pending waits until it is driven"]
 pub struct Drive {
@@ -637,12 +657,15 @@ pub struct Drive {
     channel: Arc<Channel>,
     /// Whether the channel was small enough to be delivered on the spot when the duty was taken.
     is_small: bool,
+    /// Whether the duty has been given back.
+    is_over: bool,
 }
 
 impl Drive {
     /// The next pass over the subscribers; `None` ends the drive.
     pub fn next_pass(&mut self) -> Option<Pass> {
-        let mut state = self.channel.state.lock();
+        let channel = Arc::clone(&self.channel);
+        let mut state = channel.state.lock();
         if let Some(batch) = state.queue.take() {
             return Some(Pass { batch, subscribers: Arc::clone(&state.subscribers), served: 0 });
         }
@@ -660,7 +683,8 @@ impl Drive {
         }
         let Some(mut pass) = self.next_pass() else { return Ok(0) };
         while pass.serve() {}
-        let mut state = self.channel.state.lock();
+        let channel = Arc::clone(&self.channel);
+        let mut state = channel.state.lock();
         if !state.queue.rest() {
             drop(state);
             return Err(self);
@@ -671,11 +695,27 @@ impl Drive {
 
     /// Gives the channel up, if its last subscriber left while it was driven. The duty has been given back: only
     /// `state`, as it was then, may be looked at.
-    fn ended(&self, state: MutexGuard<'_, State>) {
+    fn ended(&mut self, state: MutexGuard<'_, State>) {
+        self.is_over = true;
         let vacated = state.subscribers.is_empty();
         drop(state);
         if vacated {
             self.registry.give_up_if_unused(&self.channel);
+        }
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        self.is_over = true;
+        let mut state = self.channel.state.lock();
+        if !state.queue.rest() {
+            state.queue.driven = false;
+            drop(state);
+            self.registry.0.undriven.lock().push(Arc::clone(&self.channel));
         }
     }
 }
@@ -693,8 +733,8 @@ impl Pass {
     pub fn serve(&mut self) -> bool {
         let end = self.subscribers.len().min(self.served + TURN);
         for subscriber in &self.subscribers[self.served..end] {
-            if let Some(bytes) = self.batch.bytes_for(subscriber) {
-                subscriber.outbox.send_if(&bytes, || !subscriber.gone.load(Ordering::Relaxed));
+            if let Some((bytes, share)) = self.batch.bytes_for(subscriber) {
+                subscriber.outbox.send_if(&bytes, share, || !subscriber.gone.load(Ordering::Relaxed));
             }
         }
         self.served = end;
@@ -709,6 +749,8 @@ struct Batch {
     first: u64,
     messages: Vec<Pending>,
     joined: Bytes,
+    /// What `joined` is counted by where it waits.
+    share: Share,
     /// The same for connections that take them compressed, made when the first of these has its turn.
     compressed: Option<Compressed>,
     /// Connections that do not get all of it.
@@ -719,6 +761,7 @@ struct Batch {
 #[derive(Debug)]
 struct Compressed {
     joined: Bytes,
+    share: Share,
     /// Where each message ends.
     ends: Vec<usize>,
 }
@@ -733,7 +776,7 @@ impl Compressed {
                 end += message.frame.bytes().len();
                 end
             });
-            return Self { ends: ends.collect(), joined: joined.clone() };
+            return Self { ends: ends.collect(), joined: joined.clone(), share: Share::default() };
         }
         let mut own = Vec::with_capacity(joined.len() / 2);
         let ends = messages.iter().map(|message| {
@@ -742,7 +785,7 @@ impl Compressed {
         });
         let ends = ends.collect();
         own.shrink_to_fit();
-        Self { ends, joined: own.into() }
+        Self { ends, joined: own.into(), share: Share::default() }
     }
 
     /// The message at `place` in the batch.
@@ -763,15 +806,15 @@ impl Batch {
             }
         };
         let excepted = messages.iter().filter_map(|message| message.except).collect();
-        Self { first, messages, joined, compressed: None, excepted }
+        Self { first, messages, joined, share: Share::default(), compressed: None, excepted }
     }
 
-    /// What a subscriber gets: nearly always the common bytes.
-    fn bytes_for(&mut self, subscriber: &Subscriber) -> Option<Cow<'_, Bytes>> {
+    /// What a subscriber gets, and what it is counted by where it waits: nearly always the common bytes.
+    fn bytes_for(&mut self, subscriber: &Subscriber) -> Option<(Cow<'_, Bytes>, Option<&Share>)> {
         let socket = subscriber.outbox.socket();
         let gets_all = subscriber.since <= self.first && !self.excepted.contains(&socket);
         match subscriber.outbox.compression() {
-            Compression::Off if gets_all => Some(Cow::Borrowed(&self.joined)),
+            Compression::Off if gets_all => Some((Cow::Borrowed(&self.joined), Some(&self.share))),
             Compression::Off => self.own(subscriber, |place| self.messages[place].frame.bytes()),
             Compression::Deflate { bytes_min } => {
                 if self.compressed.is_none() {
@@ -779,7 +822,7 @@ impl Batch {
                 }
                 let compressed = self.compressed.as_ref()?;
                 if gets_all {
-                    return Some(Cow::Borrowed(&compressed.joined));
+                    return Some((Cow::Borrowed(&compressed.joined), Some(&compressed.share)));
                 }
                 self.own(subscriber, |place| compressed.message(place))
             }
@@ -787,7 +830,11 @@ impl Batch {
     }
 
     /// What a subscriber gets who does not get all of it, of messages as `form` has them.
-    fn own<'f>(&self, subscriber: &Subscriber, form: impl Fn(usize) -> &'f [u8]) -> Option<Cow<'_, Bytes>> {
+    fn own<'f>(
+        &self,
+        subscriber: &Subscriber,
+        form: impl Fn(usize) -> &'f [u8],
+    ) -> Option<(Cow<'_, Bytes>, Option<&Share>)> {
         let socket = subscriber.outbox.socket();
         let mut own = Vec::with_capacity(self.joined.len());
         for ((place, message), number) in self.messages.iter().enumerate().zip(self.first..) {
@@ -795,7 +842,7 @@ impl Batch {
                 own.extend_from_slice(form(place));
             }
         }
-        (!own.is_empty()).then(|| Cow::Owned(own.into()))
+        (!own.is_empty()).then(|| (Cow::Owned(own.into()), None))
     }
 }
 

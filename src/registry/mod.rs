@@ -8,7 +8,8 @@
 //!
 //! One map leads from a name to a channel. It is a dashmap, sharded, and no guard of it is ever held while a
 //! channel's lock is taken: a channel that is given up is marked before it leaves the map, and who finds a marked
-//! one looks again. Locks are taken in the order channel, list of counts that are due, outbox; and user, outbox.
+//! one looks again. Locks are taken in the order channel, list of counts that are due, outbox; and user, those who
+//! leave, outbox.
 
 pub mod channel;
 mod connections;
@@ -55,6 +56,8 @@ struct Shared {
     channels: DashMap<ChannelKey, Arc<Channel>>,
     /// Channels whose subscribers have yet to be told how many they are.
     counts_due: Mutex<Vec<Arc<Channel>>>,
+    /// Channels in which something is pending that nobody delivers any more.
+    undriven: Mutex<Vec<Arc<Channel>>>,
     /// Channels that hold an event for later subscribers.
     cached: AtomicUsize,
 }
@@ -189,6 +192,7 @@ impl Default for Registry {
         Self(Arc::new(Shared {
             channels: DashMap::with_hasher_and_shard_amount(RandomState::new(), SHARDS),
             counts_due: Mutex::default(),
+            undriven: Mutex::default(),
             cached: AtomicUsize::new(0),
         }))
     }
@@ -396,6 +400,13 @@ impl Registry {
     pub fn counts_due(&self) -> Vec<CountDue> {
         let due = std::mem::take(&mut *self.0.counts_due.lock());
         due.into_iter().map(|channel| CountDue::new(self, channel)).collect()
+    }
+
+    /// The duty to deliver what nobody delivers any more, because whoever did ended early; call about once a second.
+    #[must_use = "each is to be driven"]
+    pub fn undriven(&self) -> Vec<Drive> {
+        let undriven = std::mem::take(&mut *self.0.undriven.lock());
+        undriven.iter().filter_map(|channel| channel.drive_again(self)).collect()
     }
 
     /// Forgets cached events that have expired; call about once a minute. Until then an expired event costs

@@ -1,4 +1,5 @@
 use std::sync::LazyLock;
+use std::task::{Context, Waker};
 
 use super::*;
 use crate::protocol::NameRules;
@@ -421,4 +422,86 @@ fn a_channel_that_shrinks_to_a_hundred_is_told_at_once_again() {
         [100].map(|count| format!("subscription_count {{\"subscription_count\":{count}}}"))
     );
     assert!(tell_counts(&registry, Duration::from_secs(60)).is_empty(), "nothing is due");
+}
+
+#[test]
+fn a_channel_whose_driver_ends_early_is_driven_by_whoever_looks() {
+    let (registry, reader) = (Registry::default(), outbox(1));
+    join(&registry, "x", &reader, &plain());
+    reader.take_queued();
+    let say = |data| {
+        let event = Event { channel: &name("x"), name: "e", data, except: None, source: Source::App };
+        registry.publish(&"app".into(), &event, cache(), NOW)
+    };
+    drop(say("1").drive.expect("nobody drives"));
+    assert!(reader.take_queued().is_empty());
+    for each in registry.undriven() {
+        drive(Some(each));
+    }
+    assert_eq!(heard(&reader), ["1"]);
+    assert!(registry.undriven().is_empty());
+
+    // Or by whoever publishes next.
+    drop(say("2").drive);
+    drive(say("3").drive);
+    assert_eq!(heard(&reader), ["2", "3"]);
+    assert!(registry.undriven().is_empty(), "nothing is left to do");
+
+    // A panic ends a drive as well, and what had been taken is gone with it.
+    let mut panicking = say("4").drive.unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _pass = panicking.next_pass();
+        panic!("in the middle of a pass");
+    }));
+    assert!(panicked.is_err());
+    drive(say("5").drive);
+    assert_eq!(heard(&reader), ["5"]);
+}
+
+#[test]
+fn publishers_that_wait_go_on_when_a_driver_has_ended_early() {
+    let (registry, reader) = (Registry::default(), outbox(1));
+    join(&registry, "x", &reader, &plain());
+    reader.take_queued();
+    let data = format!("\"{}\"", "x".repeat(300_000));
+    let event = Event { channel: &name("x"), name: "e", data: &data, except: None, source: Source::App };
+    let published = registry.publish(&"app".into(), &event, cache(), NOW);
+    let mut backlog = published.backlog.expect("more waits than should");
+    drop(published.drive);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(backlog.poll_room(&mut cx).is_pending());
+    for each in registry.undriven() {
+        drive(Some(each));
+    }
+    assert!(backlog.poll_room(&mut cx).is_ready());
+}
+
+#[test]
+fn who_joins_and_leaves_is_charged_for_what_everybody_is_told() {
+    let registry = Registry::default();
+    let members: Vec<_> = (1..=10).map(outbox).collect();
+    let as_user = |id: u32| Join { member: Some(member(&id.to_string())), ..plain() };
+    for (id, each) in (1..).zip(&members) {
+        join(&registry, "presence-x", each, &as_user(id));
+        let (_, changes) = each.take_provoked();
+        assert_eq!(changes, if id == 1 { 2 } else { 1 }, "a member, and at first a channel");
+    }
+    let tenth = &members[9];
+    members.iter().for_each(|each| drop(each.take_queued()));
+    leave(&registry, "presence-x", tenth);
+    let removed: usize = members[0].take_queued().iter().map(|frame| frame.len()).sum();
+    assert_eq!(tenth.take_provoked(), ((9 * removed) as u32, 1));
+
+    join(&registry, "presence-x", tenth, &as_user(10));
+    let added: usize = members[0].take_queued().iter().map(|frame| frame.len()).sum();
+    let roster: usize = tenth.take_queued().iter().map(|frame| frame.len()).sum();
+    assert_eq!(tenth.take_provoked(), ((roster + 10 * added) as u32, 1));
+
+    join(&registry, "presence-x", tenth, &as_user(10));
+    assert_eq!(tenth.take_provoked(), (roster as u32, 0), "told again, nothing has changed");
+    assert_eq!(members[0].take_provoked(), (0, 0), "others are charged nothing");
+
+    join(&registry, "y", tenth, &plain());
+    leave(&registry, "y", tenth);
+    assert_eq!(tenth.take_provoked().1, 2, "the first and the last of a channel");
 }

@@ -6,7 +6,8 @@
 //!
 //! Source: protocol.md §6.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +34,9 @@ struct Shared {
     /// Whether it is the cluster that says who is online.
     in_cluster: bool,
     users: DashMap<UserKey, Arc<Mutex<User>>>,
-    /// Users whose last connection ended, with when they may count as offline, by that time.
-    leaving: Mutex<Vec<(Duration, UserKey)>>,
+    /// Users whose last connection ended, each once, by when they may count as offline. Locked after the user, so what
+    /// is read of a clock before the user's lock may come out of order.
+    leaving: Mutex<BinaryHeap<Reverse<(Duration, UserKey)>>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +50,8 @@ struct User {
     present: bool,
     /// When the last connection ended.
     left: Duration,
+    /// Whether they stand among those that are leaving.
+    is_leaving: bool,
     /// Out of the map, or about to be: of no use any more.
     forgotten: bool,
 }
@@ -133,8 +137,7 @@ impl Users {
         });
         if !present {
             // Forgotten at once, if nobody wants to know.
-            self.with_known(&key, |user| user.left = now);
-            self.0.leaving.lock().push((now + LINGER, key));
+            self.with_known(&key, |user| self.left(user, &key, now));
         }
     }
 
@@ -148,31 +151,48 @@ impl Users {
     /// Counts a connection as no longer signed in; whether it was the user's last.
     pub fn sign_out(&self, app: &Arc<str>, id: &UserId, socket: SocketId, now: Duration) -> bool {
         let key = (Arc::clone(app), id.clone());
-        let last = self.with_known(&key, |user| {
-            user.left = now;
-            user.connections.remove(&socket).is_some() && user.connections.is_empty()
+        let was_last = self.with_known(&key, |user| {
+            let was_last = user.connections.remove(&socket).is_some() && user.connections.is_empty();
+            if was_last && !self.0.in_cluster {
+                self.left(user, &key, now);
+            }
+            was_last
         });
-        let was_last = last == Some(true);
-        if was_last && !self.0.in_cluster {
-            self.0.leaving.lock().push((now + LINGER, key));
+        was_last == Some(true)
+    }
+
+    /// Notes that a user has left, and when they may count as offline.
+    fn left(&self, user: &mut User, key: &UserKey, now: Duration) {
+        user.left = user.left.max(now);
+        if !std::mem::replace(&mut user.is_leaving, true) {
+            self.0.leaving.lock().push(Reverse((user.left + LINGER, key.clone())));
         }
-        was_last
     }
 
     /// Counts as offline whoever left long enough ago and has not come back since; call about once a second.
     pub fn settle(&self, now: Duration) {
-        let mut leaving = self.0.leaving.lock();
-        let due = leaving.partition_point(|(due, _)| *due <= now);
-        let due: Vec<_> = leaving.drain(..due).collect();
-        drop(leaving);
-        for (_, key) in due {
+        while let Some(key) = self.due(now) {
             self.with_known(&key, |user| {
+                user.is_leaving = false;
                 let is_gone = if self.0.in_cluster { !user.present } else { user.connections.is_empty() };
                 if is_gone && user.left + LINGER <= now {
                     user.turn(false, &key.1);
+                } else if is_gone {
+                    // They have been back in between, and left again.
+                    self.left(user, &key, user.left);
                 }
             });
         }
+    }
+
+    /// Whose time has come.
+    fn due(&self, now: Duration) -> Option<UserKey> {
+        let mut leaving = self.0.leaving.lock();
+        leaving
+            .peek()
+            .is_some_and(|Reverse((due, _))| *due <= now)
+            .then(|| leaving.pop())?
+            .map(|next| next.0.1)
     }
 
     /// Tells `outbox` who of `watched` is online, now and from now on.
@@ -302,6 +322,49 @@ mod tests {
         assert!(heard(&watcher).is_empty(), "gone for a tenth of a second");
         users.settle(at(3900));
         assert_eq!(heard(&watcher), [OFFLINE]);
+    }
+
+    #[test]
+    fn users_who_leave_at_once_are_offline_in_the_end_whoever_looked_at_the_clock_first() {
+        let (users, app, watcher) = (Users::default(), Arc::from("app"), outbox(1));
+        let at = Duration::from_millis;
+        users.sign_in(&app, &user("8"), &outbox(2));
+        users.sign_in(&app, &user("9"), &outbox(3));
+        users.watch(&app, &[user("8"), user("9")], &watcher);
+        watcher.take_queued();
+        users.sign_out(&app, &user("8"), SocketId::new(2, 0), at(1001));
+        users.sign_out(&app, &user("9"), SocketId::new(3, 0), at(1000));
+        users.settle(at(3000));
+        assert_eq!(heard(&watcher), [r#"[{"name":"offline","user_ids":["9"]}]"#]);
+        users.settle(at(9000));
+        assert_eq!(heard(&watcher), [OFFLINE]);
+    }
+
+    #[test]
+    fn in_a_cluster_a_connection_that_ends_here_does_not_keep_a_user_online_that_is_gone() {
+        let (users, app, watcher) = (Users::of_cluster(), Arc::from("app"), outbox(1));
+        let at = Duration::from_millis;
+        users.sign_in(&app, &user("8"), &outbox(2));
+        users.present(&app, &user("8"), true, at(0));
+        users.watch(&app, &[user("8")], &watcher);
+        assert_eq!(heard(&watcher), [ONLINE]);
+        users.present(&app, &user("8"), false, at(1000));
+        users.sign_out(&app, &user("8"), SocketId::new(2, 0), at(2000));
+        users.settle(at(3000));
+        assert_eq!(heard(&watcher), [OFFLINE]);
+    }
+
+    #[test]
+    fn a_user_who_comes_and_goes_is_looked_at_by_one_timer() {
+        let (users, app) = (Users::default(), Arc::from("app"));
+        for at in 0..1000 {
+            users.sign_in(&app, &user("8"), &outbox(2));
+            users.sign_out(&app, &user("8"), SocketId::new(2, 0), Duration::from_millis(at));
+            users.settle(Duration::from_millis(at));
+            assert_eq!(users.0.leaving.lock().len(), 1);
+        }
+        users.settle(Duration::from_millis(2999));
+        assert!(users.is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::limits::Limit;
 use crate::protocol::CloseCode;
 
 /// The clocks of a connection.
@@ -13,6 +14,8 @@ pub struct Timers {
     pub pong_timeout: Duration,
     /// How long a message may take from its first byte to its last, whatever is said in between.
     pub message_timeout: Duration,
+    /// How long a client may take nothing of what waits for it, whatever it says meanwhile.
+    pub write_timeout: Duration,
 }
 
 /// What is known of a connection.
@@ -24,6 +27,8 @@ pub struct Signs {
     pub unanswered: Option<Duration>,
     /// For how long a message has begun and not ended.
     pub unfinished: Option<Duration>,
+    /// For how long it has taken nothing of what waits for it.
+    pub stalled: Option<Duration>,
     /// Whether it should have proved by now that the application lets it in, and has not.
     pub is_unauthorized: bool,
 }
@@ -35,8 +40,8 @@ pub enum Verdict {
     Alive,
     /// Send a WebSocket Ping: the only one that every client answers.
     Ping,
-    /// Close: its message does not come to an end.
-    MessageTooLate,
+    /// Close with 4100: it has reached a limit.
+    Limit(Limit, &'static str),
     /// Close.
     Close(CloseCode, &'static str),
 }
@@ -51,7 +56,10 @@ impl Timers {
         }
         // Moments are whole seconds: only what is longer than the timeout has surely taken so long.
         if signs.unfinished.is_some_and(|since| since > self.message_timeout) {
-            return Verdict::MessageTooLate;
+            return Verdict::Limit(Limit::MessageTime, "Message not received in time");
+        }
+        if signs.stalled.is_some_and(|since| since > self.write_timeout) {
+            return Verdict::Limit(Limit::WriteTime, "Reading too slowly: nothing was taken in time");
         }
         match signs.unanswered {
             Some(waited) if waited >= self.pong_timeout => {
@@ -74,16 +82,29 @@ mod tests {
         ping_interval: Duration::from_secs(50),
         pong_timeout: Duration::from_secs(30),
         message_timeout: Duration::from_secs(60),
+        write_timeout: Duration::from_secs(30),
     };
 
-    const SIGNS: Signs =
-        Signs { silence: Duration::ZERO, unanswered: None, unfinished: None, is_unauthorized: false };
+    const SIGNS: Signs = Signs {
+        silence: Duration::ZERO,
+        unanswered: None,
+        unfinished: None,
+        stalled: None,
+        is_unauthorized: false,
+    };
 
     #[test]
     fn a_message_that_does_not_end_is_closed_however_lively_the_client_is() {
         let verdict = |secs| TIMERS.verdict(Signs { unfinished: Some(SECS(secs)), ..SIGNS });
         assert_eq!(verdict(60), Verdict::Alive);
-        assert_eq!(verdict(61), Verdict::MessageTooLate);
+        assert!(matches!(verdict(61), Verdict::Limit(Limit::MessageTime, _)));
+    }
+
+    #[test]
+    fn who_takes_nothing_in_time_is_closed_however_lively_the_client_is() {
+        let verdict = |secs| TIMERS.verdict(Signs { stalled: Some(SECS(secs)), ..SIGNS });
+        assert_eq!(verdict(30), Verdict::Alive);
+        assert!(matches!(verdict(31), Verdict::Limit(Limit::WriteTime, _)));
     }
 
     #[test]

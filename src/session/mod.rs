@@ -21,6 +21,7 @@ use crate::protocol::json;
 use crate::protocol::message::{
     CLIENT_EVENT_RATE, ChannelData, ClientEvent, ClientMessage, Refusal, SignIn, Subscribe,
 };
+use crate::protocol::name::shown;
 use crate::protocol::{Access, ChannelName, CloseCode, Member, SocketId, UserId, UserIdError};
 use crate::rejections::{Mistake, Rejection};
 use refusal::Refused;
@@ -38,6 +39,9 @@ fn frames(messages: Rate) -> Rate {
     Rate { per_second: messages.per_second.max(FRAMES.per_second), burst: messages.burst.max(FRAMES.burst) }
 }
 
+/// A connection that has used up what it may cause, and goes on for so long without a rest, is closed.
+const UNRESTED_MAX: Duration = Duration::from_secs(60);
+
 const WRONG_KIND: &str = "only supported on private and presence channels that are not encrypted";
 
 /// The state of one established connection. See the module's documentation.
@@ -54,6 +58,23 @@ pub struct Session {
     events: TokenBucket,
     errors: TokenBucket,
     event_errors: TokenBucket,
+    /// Bytes of answers, and of what others are told.
+    answer_bytes: TokenBucket,
+    /// Changes that others are told of.
+    changes: TokenBucket,
+    /// 0, or since when it has used up more than it may without a rest, in seconds, plus one.
+    unrested_since_secs: u32,
+}
+
+/// Whether a connection that has caused something is read from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pace {
+    /// It is.
+    GoOn,
+    /// Not for so long, because of a limit.
+    Rest(Duration, Limit),
+    /// No more: it has gone on for too long.
+    Close(Limit),
 }
 
 #[derive(Debug)]
@@ -156,10 +177,10 @@ impl Session {
     /// The session of a connection to `app` that has just been established.
     #[must_use]
     pub fn new(socket: SocketId, app: Arc<App>) -> Self {
-        let (messages, events) = (app.limits.messages, app.limits.client_events);
+        let app_limits = &app.limits;
+        let (messages, events) = (app_limits.messages, app_limits.client_events);
         Self {
             socket,
-            app,
             subscriptions: Vec::new(),
             signed_in: None,
             messages: TokenBucket::new(messages),
@@ -167,6 +188,10 @@ impl Session {
             events: TokenBucket::new(events),
             errors: TokenBucket::new(ERRORS),
             event_errors: TokenBucket::new(EVENT_ERRORS),
+            answer_bytes: TokenBucket::new(app_limits.answer_bytes),
+            changes: TokenBucket::new(app_limits.changes),
+            unrested_since_secs: 0,
+            app,
         }
     }
 
@@ -196,6 +221,34 @@ impl Session {
         (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many frames" })
     }
 
+    /// Charges what the connection has caused: bytes that it and others were sent, and changes that others are told of.
+    /// It is not refused what it wants, but waits for it: so a client that comes back with all its channels is served,
+    /// and one that goes on is no more than its rate.
+    pub fn provoked(&mut self, bytes: u32, changes: u16, now: Duration) -> Pace {
+        let limits = &self.app.limits;
+        let now_secs = now.as_secs() as u32 + 1;
+        if self.answer_bytes.is_rested(limits.answer_bytes, now)
+            && self.changes.is_rested(limits.changes, now)
+        {
+            self.unrested_since_secs = 0;
+        }
+        let for_bytes = self.answer_bytes.spend(bytes, limits.answer_bytes, now);
+        let for_changes = self.changes.spend(changes.into(), limits.changes, now);
+        let (wait, limit) = match (for_bytes, for_changes) {
+            (None, None) => return Pace::GoOn,
+            (for_bytes, for_changes) if for_bytes >= for_changes => (for_bytes, Limit::AnswerBytes),
+            (_, for_changes) => (for_changes, Limit::Changes),
+        };
+        if self.unrested_since_secs == 0 {
+            self.unrested_since_secs = now_secs;
+        }
+        let unrested_secs = now_secs.saturating_sub(self.unrested_since_secs);
+        if Duration::from_secs(unrested_secs.into()) > UNRESTED_MAX {
+            return Pace::Close(limit);
+        }
+        Pace::Rest(wait.unwrap_or_default(), limit)
+    }
+
     /// Answers a text that is not a message. Error frames have a rate of their own.
     pub fn malformed(&mut self, problem: impl ToString, now: Duration) -> Action<'static> {
         if self.errors.take(ERRORS, now) {
@@ -220,8 +273,7 @@ impl Session {
             ClientMessage::SignIn(request) => self.sign_in(request, now),
             ClientMessage::Event(event) => self.client_event(event, now),
             ClientMessage::Unsupported { event } => {
-                let name = &event[..event.floor_char_boundary(200)];
-                self.malformed(format_args!("Unsupported event received on socket: {name}"), now)
+                self.malformed(format_args!("Unsupported event received on socket: {}", shown(&event)), now)
             }
         }
     }

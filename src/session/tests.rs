@@ -459,3 +459,69 @@ fn a_flood_ends_the_connection_and_a_reconnecting_client_is_no_flood() {
     transcript(&format!("{subscribes}{pings}> {{\"event\":\"pusher:ping\"}}\n= close 4100"));
     transcript(&format!("{subscribes}{pings}+ 1000ms\n> {{\"event\":\"pusher:ping\"}}\n= pong"));
 }
+
+fn session() -> Session {
+    Session::new(SOCKET, Arc::new(App::new("1001", KEY, SECRET)))
+}
+
+#[test]
+fn a_client_that_comes_back_with_all_its_channels_is_served_without_a_pause() {
+    let (mut thousand, mut rooms, now) = (session(), session(), Duration::from_secs(5));
+    for _ in 0..1000 {
+        assert_eq!(thousand.provoked(150, 1, now), Pace::GoOn);
+    }
+    // A hundred rooms of a thousand members each: who is there, and telling them.
+    for _ in 0..100 {
+        assert_eq!(rooms.provoked(110_000 + 1000 * 180, 1, now), Pace::GoOn);
+    }
+}
+
+#[test]
+fn a_client_that_causes_more_than_it_may_waits_for_it() {
+    let (mut session, mut now, mut rested) = (session(), Duration::from_secs(5), 0);
+    // A room of a thousand members with 2 KB each, left and joined 95 times a second for 8 s.
+    let (mut caused, begin) = (0u64, now);
+    while now < begin + Duration::from_secs(8) {
+        let bytes = 2_200_000 + 1000 * 2_200;
+        caused += bytes;
+        if let Pace::Rest(wait, limit) = session.provoked(bytes as u32, 2, now) {
+            assert_eq!(limit, Limit::AnswerBytes);
+            (rested, now) = (rested + 1, now + wait);
+        }
+        now += Duration::from_millis(21);
+    }
+    assert!(rested > 0 && caused < 50_000_000, "{caused} bytes of 1,640,000,000");
+}
+
+#[test]
+fn changes_have_a_rate_of_their_own() {
+    let (mut session, now) = (session(), Duration::from_secs(5));
+    assert_eq!(session.provoked(0, 1000, now), Pace::GoOn);
+    let Pace::Rest(wait, limit) = session.provoked(0, 2, now) else { panic!("two more than may be at once") };
+    assert_eq!((wait.as_millis(), limit), (100, Limit::Changes));
+}
+
+#[test]
+fn who_never_rests_is_closed_after_a_minute_and_who_rests_is_not() {
+    let (mut session, mut now) = (session(), Duration::from_secs(5));
+    let begin = now;
+    session.provoked(0, 1000, now);
+    let closed_at = loop {
+        match session.provoked(0, 20, now) {
+            Pace::GoOn => {}
+            Pace::Rest(wait, _) => now += wait,
+            Pace::Close(limit) => {
+                assert_eq!(limit, Limit::Changes);
+                break now;
+            }
+        }
+    };
+    assert!((60..65).contains(&(closed_at - begin).as_secs()), "{closed_at:?}");
+
+    for _ in 0..10 {
+        // As much as it may, and the time in which it comes back.
+        now += Duration::from_secs(60);
+        assert_eq!(session.provoked(0, 1000, now), Pace::GoOn);
+        assert!(matches!(session.provoked(0, 20, now), Pace::Rest(..)));
+    }
+}

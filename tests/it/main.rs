@@ -28,6 +28,7 @@ mod messages;
 mod ordering;
 mod presence;
 mod process;
+mod provoked;
 mod redis;
 mod refusals;
 mod rejections;

@@ -330,7 +330,7 @@ async fn a_message_in_fragments_that_does_not_end_is_closed_whatever_is_said_in_
     };
     assert!(close.text().contains("4100"), "{close:?}");
     assert!(pongs > 2, "{pongs}");
-    server.has_refused(Limit::MessageTime, 1);
+    server.refuses(Limit::MessageTime, 1).await;
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! A client that does not read costs a bounded amount, and is closed; nobody waits for it. Source: protocol.md §2.4.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
-use crate::harness::{NEWS, RawSocket, Request, Server, channel_auth, text_frame};
+use crate::harness::{NEWS, RawSocket, Request, Server, channel_auth, frame, in_time, text_frame};
 
 /// An established connection on `news` whose system takes in no more than so many bytes ahead of it.
 async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
@@ -61,24 +63,116 @@ async fn a_client_that_reads_too_late_is_told_4100() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_the_answers_it_asks_for_is_cut_off() {
-    let server = Server::with_app(|app| {
-        app.limits.messages = Rate { per_second: u32::MAX, burst: u32::MAX };
-        app.limits.outbox_bytes_max = 64 * 1024;
+async fn a_client_that_does_not_read_what_it_asks_for_is_not_read_from_and_cut_off_in_the_end() {
+    let server = Server::with(|setup| {
+        setup.app.limits.messages = Rate { per_second: u32::MAX, burst: u32::MAX };
+        // Were it read from, so much would wait for it at once.
+        setup.app.limits.outbox_bytes_max = 256 * 1024;
+        setup.options.pusher.write_timeout = Duration::from_secs(1);
     })
     .await;
-    let mut stuck = subscribe_without_reading(&server, 4096).await;
     let mut other = server.connect().await;
-    let asking = text_frame(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).repeat(1000);
-    let flood = async {
-        while stuck.try_write(&asking).await.is_ok() {}
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = flood => {}
-        () = server.has_connections(1) => {}
+    let mut floods = Vec::new();
+    // One is told that it is subscribed, the other that it is not.
+    for channel in ["news".to_owned(), "!".repeat(150)] {
+        let ask = json!({ "event": "pusher:subscribe", "data": { "channel": channel } });
+        let asking = text_frame(&ask.to_string()).repeat(500);
+        let mut stuck = subscribe_without_reading(&server, 4096).await;
+        floods.push(async move { while stuck.try_write(&asking).await.is_ok() {} });
     }
+    in_time("both are cut off", join_all(floods)).await;
+    server.has_connections(1).await;
+    server.has_refused(Limit::WriteTime, 2);
     other.fence().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_in_time_is_closed_with_4100_whatever_it_sends() {
+    let server = Server::with(|setup| setup.options.pusher.write_timeout = Duration::from_secs(1)).await;
+    let mut stuck = subscribe_without_reading(&server, 4096).await;
+    let mut reading = server.connect().await;
+    reading.subscribe(NEWS).await;
+    let data = "x".repeat(100_000);
+    for _ in 0..10 {
+        server.publish(NEWS, "e", &data).await;
+        assert_eq!(reading.next().await["event"], "e");
+    }
+    // 1 MB waits of the 8 that may. It is as lively as can be.
+    let pongs = async {
+        while stuck.try_write(&frame(0x8a, b"")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    in_time("it is closed", async { tokio::join!(pongs, server.refuses(Limit::WriteTime, 1)) }).await;
+    server.has_refused(Limit::WriteTime, 1);
+    server.has_connections(1).await;
+    reading.fence().await;
+}
+
+#[tokio::test]
+async fn when_too_much_waits_for_all_together_those_with_most_go_first() {
+    const BUDGET: usize = 4 * 1024 * 1024;
+    let server = Server::with(|setup| setup.options.pusher.queued_bytes_max = BUDGET).await;
+    let mut reading = server.connect().await;
+    reading.subscribe(NEWS).await;
+    let channels: Vec<_> = (0..8).map(|at| format!("room-{at}")).collect();
+    let mut stuck = Vec::new();
+    for channel in &channels {
+        let mut raw = server.connect_raw().await;
+        SockRef::from(raw.stream()).set_recv_buffer_size(4096).unwrap();
+        raw.send(&format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}"}}}}"#)).await;
+        raw.next().await;
+        stuck.push(raw);
+    }
+    let data = "x".repeat(100_000);
+    // The first has 1 MB, which is less than its own limit by far; the others some more each, until it is too much.
+    for _ in 0..14 {
+        server.publish("room-0", "e", &data).await;
+    }
+    for _ in 0..7 {
+        for channel in &channels[1..] {
+            server.publish(channel, "e", &data).await;
+        }
+        server.publish(NEWS, "e", "").await;
+        assert_eq!(reading.next().await["event"], "e");
+    }
+    server.has_subscriptions("room-0", 0).await;
+    let evicted = server.metrics.rejected(Limit::QueuedBytes).get();
+    assert!((1..8).contains(&evicted), "{evicted} of 8: not one more than is needed");
+    server.has_refused(Limit::QueuedBytes, evicted);
+    reading.fence().await;
+}
+
+#[tokio::test]
+async fn what_many_slow_readers_wait_for_counts_once_for_the_node() {
+    let server = Server::with(|setup| setup.options.pusher.queued_bytes_max = 4 * 1024 * 1024).await;
+    let mut stuck = Vec::new();
+    for _ in 0..20 {
+        stuck.push(subscribe_without_reading(&server, 4096).await);
+    }
+    let data = "x".repeat(100_000);
+    for _ in 0..20 {
+        server.publish(NEWS, "e", &data).await;
+    }
+    // 1.5 MB wait for each of them, 30 in all, and are in memory once.
+    server.has_subscriptions(NEWS, 20).await;
+    server.has_refused(Limit::QueuedBytes, 0);
+}
+
+#[tokio::test]
+async fn answers_repeat_no_more_than_200_bytes_of_a_name() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let long = "é".repeat(5_000);
+    client.ask(&long).await;
+    client.expect_refusal(&format!("{}…", "é".repeat(98)), "LimitReached", 413, Value::Null).await;
+    client.ask("x!").await;
+    client.expect_refusal("x!", "InvalidChannel", 400, Value::Null).await;
+    client.send(json!({ "event": format!("pusher:{long}"), "data": {} })).await;
+    assert!(client.expect_error(Value::Null).await.len() < 260);
+    client.fence().await;
+    let nowhere = server.send(Request::get(&format!("/{}", "x".repeat(5_000)))).await;
+    assert!(nowhere.refused(404).len() < 260);
 }
 
 #[tokio::test]

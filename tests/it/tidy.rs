@@ -4,14 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 17] = [
+const MAP: [(&str, &[&str]); 18] = [
     ("protocol", &[]),
     ("limits", &[]),
     ("rejections", &["protocol", "limits"]),
+    ("machine", &[]),
     ("addresses", &["limits"]),
     ("apps", &["protocol", "limits", "rejections"]),
     ("session", &["protocol", "limits", "rejections", "apps"]),
-    ("outbox", &["protocol"]),
+    ("outbox", &["protocol", "limits"]),
     ("metrics", &["rejections"]),
     ("webhooks", &["protocol", "metrics", "apps"]),
     ("cluster", &["protocol", "metrics", "limits"]),
@@ -20,10 +21,21 @@ const MAP: [(&str, &[&str]); 17] = [
         "hub",
         &["protocol", "limits", "rejections", "apps", "outbox", "metrics", "webhooks", "cluster", "registry"],
     ),
-    ("http", &["hub", "apps", "protocol", "limits", "rejections", "metrics"]),
+    ("http", &["hub", "apps", "protocol", "limits", "rejections", "metrics", "machine"]),
     (
         "pusher",
-        &["hub", "addresses", "apps", "protocol", "limits", "rejections", "metrics", "session", "outbox"],
+        &[
+            "hub",
+            "addresses",
+            "apps",
+            "protocol",
+            "limits",
+            "rejections",
+            "metrics",
+            "session",
+            "outbox",
+            "machine",
+        ],
     ),
     (
         "config",

@@ -221,7 +221,7 @@ impl Decoder {
     }
 
     /// Takes `bytes` in and hands every message that is now complete to `each`, in order. Stops where `each`
-    /// answers `false`; what follows is then discarded.
+    /// answers `false`; what follows is kept until it is fed again, with more or with nothing.
     ///
     /// A length over `message_bytes_max` is refused when its header arrives, before any of it is kept; a compressed
     /// message that is longer than that when it is inflated, as soon as it is.
@@ -274,7 +274,7 @@ impl Decoder {
             unmask(payload, head.mask);
             at += head.end;
             if !self.take(&head, payload, max, each)? {
-                return Ok(bytes.len());
+                break;
             }
         }
         Ok(at)

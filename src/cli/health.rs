@@ -60,7 +60,7 @@ enum Unhealthy {
     Timeout,
     #[error("what answers is no HTTP server: {0}")]
     NotHttp(String),
-    #[error("the port does not speak TLS: ask with http:// or without tls_cert ({0})")]
+    #[error("the port does not speak TLS 1.2 or 1.3: ask with http:// or without tls_cert ({0})")]
     NotTls(io::Error),
     #[error("not ready: {0}")]
     Status(Answer),
@@ -193,7 +193,14 @@ async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
 
 fn is_no_tls(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref());
-    matches!(error, Some(rustls::Error::InvalidMessage(_)))
+    // The alert is how pusherd answers on a port without TLS.
+    matches!(
+        error,
+        Some(
+            rustls::Error::InvalidMessage(_)
+                | rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)
+        )
+    )
 }
 
 async fn converse(

@@ -51,13 +51,14 @@
 //! | [`limits`] | the token bucket, the count of places, the name of every limit. Pure. | nothing |
 //! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | protocol, limits |
 //! | [`machine`] | the memory that there is | nothing |
+//! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
 //! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, metrics, limits |
+//! | [`cluster`] | what several nodes agree on, and the brokers between them | bounded_file, protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |
 //! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits, machine |
@@ -134,6 +135,7 @@
 
 pub mod addresses;
 pub mod apps;
+pub mod bounded_file;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -1,7 +1,6 @@
 //! Loads settings, starts logging, serves, and picks the exit code.
 
 use std::io;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +9,6 @@ use pusherd::apps::Apps;
 use pusherd::cli::{self, Cli, Command};
 use pusherd::config::{LogFormat, Settings};
 use pusherd::server::{self, Listeners};
-use tokio::net::lookup_host;
 
 /// How long the banner is waited for, so that it comes before the log.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -105,9 +103,8 @@ async fn listen(settings: &Settings) -> io::Result<Listeners> {
 }
 
 async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::net::TcpListener> {
-    let host = &*settings.server.host;
-    let address = settings.server.address_text(port);
-    let explain = |error: io::Error| {
+    let server = &settings.server;
+    let explain = |address: String, error: io::Error| {
         let hints = [
             (
                 io::ErrorKind::AddrInUse,
@@ -123,9 +120,12 @@ async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::ne
         );
         io::Error::new(error.kind(), text)
     };
-    // Names like localhost often have two addresses; older clients know the IPv4 one only.
-    let mut addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(explain)?.collect();
-    addresses.sort_by_key(SocketAddr::is_ipv6);
-    let address = addresses.first().ok_or_else(|| explain(io::ErrorKind::AddrNotAvailable.into()))?;
-    server::bind(*address).map_err(explain)
+    let mut addresses = Vec::new();
+    for host in std::iter::once(&*server.host).chain(server.fallback_host) {
+        let found = server::addresses_of(host, port).await;
+        addresses.extend(found.map_err(|error| explain(server.address_text(port), error))?);
+    }
+    server::bind_first(&addresses).map_err(|(address, error)| {
+        explain(address.map_or_else(|| server.address_text(port), |address| address.to_string()), error)
+    })
 }

@@ -5,6 +5,7 @@
 //! delivery relies on. A handshake of TLS belongs to the task of its connection; nobody else waits for it.
 
 mod arrivals;
+mod certificate;
 mod connection;
 mod descriptors;
 mod drain;
@@ -15,14 +16,14 @@ mod stream;
 mod tls;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -179,6 +180,45 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Listens on the first of `addresses` that this machine has: a name often has one of each family, and a machine may
+/// have the other family only.
+///
+/// # Errors
+/// The address that it has and cannot listen on, or else the first one, and what the system says.
+pub fn bind_first(addresses: &[SocketAddr]) -> Result<TcpListener, (Option<SocketAddr>, io::Error)> {
+    let mut failed = None;
+    for address in addresses {
+        match bind(*address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if is_absent(&error) => {
+                failed.get_or_insert((Some(*address), error));
+            }
+            Err(error) => return Err((Some(*address), error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| (None, io::ErrorKind::AddrNotAvailable.into())))
+}
+
+/// Whether this machine does not have the address, or nothing of its family.
+fn is_absent(error: &io::Error) -> bool {
+    let no_family = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(no_family)
+}
+
+/// The addresses of `host`, those of IPv4 first, since older clients know them only. `localhost` is this machine
+/// whatever a resolver says. Source: RFC 6761 §6.3.
+///
+/// # Errors
+/// What the resolver says.
+pub async fn addresses_of(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
+    }
+    let mut addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    Ok(addresses)
 }
 
 /// Lets this process open as many files as the system would let it: every connection is one, and what a process may
@@ -407,5 +447,42 @@ impl Server {
     fn made_room(&self, evicted: u64) {
         let example = || Example::default().value(self.arrivals.places() as u64);
         (0..evicted).for_each(|_| self.hub.reject(Limit::Unauthenticated, None, example()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    /// An address of documentation (RFC 5737), which no machine has.
+    const ABSENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
+    const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    #[tokio::test]
+    async fn the_first_address_that_this_machine_has_is_listened_on() {
+        assert_eq!(bind_first(&[ABSENT, LOCAL]).unwrap().local_addr().unwrap().ip(), LOCAL.ip());
+        let (address, error) = bind_first(&[ABSENT, ABSENT]).unwrap_err();
+        assert_eq!((address, error.kind()), (Some(ABSENT), io::ErrorKind::AddrNotAvailable));
+        let (address, error) = bind_first(&[]).unwrap_err();
+        assert_eq!((address, error.kind()), (None, io::ErrorKind::AddrNotAvailable));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_not_passed_over() {
+        let listener = bind(LOCAL).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (failed, error) = bind_first(&[ABSENT, address, LOCAL]).unwrap_err();
+        assert_eq!((failed, error.kind()), (Some(address), io::ErrorKind::AddrInUse));
+    }
+
+    #[tokio::test]
+    async fn localhost_is_this_machine_in_both_families() {
+        for host in ["localhost", "LOCALHOST"] {
+            let addresses = addresses_of(host, 7).await.unwrap();
+            assert_eq!(addresses, [(Ipv4Addr::LOCALHOST, 7).into(), (Ipv6Addr::LOCALHOST, 7).into()]);
+        }
+        assert_eq!(addresses_of("::1", 7).await.unwrap(), [(Ipv6Addr::LOCALHOST, 7).into()]);
     }
 }

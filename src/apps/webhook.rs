@@ -246,12 +246,14 @@ impl fmt::Debug for WebhookUrl {
     }
 }
 
-/// Headers that are pusherd's or the connection's to set.
-const RESERVED: [&str; 14] = [
+/// Headers that every webhook has, beside those that begin with `x-pusher-`.
+const OWN: [&str; 3] = ["content-type", "user-agent", "x-pusherd-event-ids"];
+
+/// Headers that are the connection's to set.
+const RESERVED: [&str; 11] = [
     "connection",
     "content-encoding",
     "content-length",
-    "content-type",
     "expect",
     "host",
     "keep-alive",
@@ -260,8 +262,6 @@ const RESERVED: [&str; 14] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "user-agent",
-    "x-pusherd-event-ids",
 ];
 
 /// Why a header may not be added to webhooks. Says nothing of its value.
@@ -273,7 +273,10 @@ pub enum WebhookHeaderError {
     /// A value that HTTP has no room for.
     #[error("must be visible ASCII characters, spaces and tabs")]
     Value,
-    /// One that pusherd sets.
+    /// One that says what a webhook is, and who sent it.
+    #[error("is a header that every webhook has")]
+    Own,
+    /// One that says how the request is sent.
     #[error("is a header that pusherd sets itself")]
     Reserved,
 }
@@ -284,7 +287,10 @@ pub enum WebhookHeaderError {
 /// [`WebhookHeaderError`] names the rule that it breaks.
 pub fn webhook_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), WebhookHeaderError> {
     let name: HeaderName = name.parse().map_err(|_| WebhookHeaderError::Name)?;
-    if name.as_str().starts_with("x-pusher-") || RESERVED.contains(&name.as_str()) {
+    if name.as_str().starts_with("x-pusher-") || OWN.contains(&name.as_str()) {
+        return Err(WebhookHeaderError::Own);
+    }
+    if RESERVED.contains(&name.as_str()) {
         return Err(WebhookHeaderError::Reserved);
     }
     let mut value = HeaderValue::from_str(value).map_err(|_| WebhookHeaderError::Value)?;
@@ -393,16 +399,12 @@ mod tests {
 
     #[test]
     fn headers_of_pusherds_own_are_refused_and_values_do_not_print() {
-        use WebhookHeaderError::{Name, Reserved, Value};
-        for name in [
-            "Content-Type",
-            "HOST",
-            "X-Pusher-Key",
-            "x-pusher-anything",
-            "X-Pusherd-Event-Ids",
-            "User-Agent",
-            "Connection",
-        ] {
+        use WebhookHeaderError::{Name, Own, Reserved, Value};
+        for name in ["Content-Type", "X-Pusher-Key", "x-pusher-anything", "X-Pusherd-Event-Ids", "User-Agent"]
+        {
+            assert_eq!(webhook_header(name, "x"), Err(Own), "{name}");
+        }
+        for name in ["HOST", "Connection", "content-length"] {
             assert_eq!(webhook_header(name, "x"), Err(Reserved), "{name}");
         }
         assert_eq!(webhook_header("a b", "x"), Err(Name));

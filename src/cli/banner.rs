@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
+use std::net::{IpAddr, SocketAddr};
 
 use super::health::reachable;
 use crate::apps::App;
@@ -155,7 +156,11 @@ impl Way {
     fn of_application(settings: &Settings, listening: &Listening) -> Self {
         listening.plain.map_or_else(
             || Self::of_browsers(settings, listening),
-            |address| Self { host: client_host(settings), port: address.port(), scheme: "http" },
+            |address| Self {
+                host: client_host(settings, Some(address)),
+                port: address.port(),
+                scheme: "http",
+            },
         )
     }
 
@@ -168,7 +173,7 @@ impl Way {
                 scheme: "https",
             },
             (None, address) => Self {
-                host: client_host(settings),
+                host: client_host(settings, address),
                 port: address.map_or(settings.server.port, |address| address.port()),
                 scheme: "http",
             },
@@ -176,9 +181,11 @@ impl Way {
     }
 }
 
-/// The host that an application and a browser on this machine can use.
-fn client_host(settings: &Settings) -> String {
-    let host = reachable(&settings.server.host);
+/// The host that an application and a browser on this machine can use: the address that it became, or its name.
+fn client_host(settings: &Settings, address: Option<SocketAddr>) -> String {
+    let named = &settings.server.host;
+    let address = address.filter(|_| named.parse::<IpAddr>().is_ok()).map(|address| address.ip().to_string());
+    let host = reachable(address.as_deref().unwrap_or(named));
     if host.contains(':') { format!("[{host}]") } else { host }
 }
 

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::{Health, complain};
 use crate::cluster::redis::Anyone;
 use crate::config::load;
+use crate::server::addresses_of;
 
 /// Time for everything: container engines ask every few seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -112,7 +113,11 @@ impl Health {
         let tls = server.port_speaks_tls() || server.tls_port == Some(server.port);
         match server.port {
             0 => Err(Unhealthy::AnyPort),
-            port => Ok(Target { tls, host: reachable(&server.host), port, path: PATH.to_owned() }),
+            port => {
+                // Of two addresses of this machine, whichever it has.
+                let host = server.fallback_host.map_or(&*server.host, |_| "localhost");
+                Ok(Target { tls, host: reachable(host), port, path: PATH.to_owned() })
+            }
         }
     }
 }
@@ -169,7 +174,7 @@ impl fmt::Display for Answer {
 }
 
 async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
+    let stream = TcpStream::connect(&*addresses_of(&target.host, target.port).await?).await?;
     if !target.tls {
         return converse(target, stream).await;
     }

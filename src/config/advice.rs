@@ -11,6 +11,7 @@ use super::redis::{self, Redis};
 use super::section::Section;
 use super::{Server, Webhooks};
 use crate::apps::{EventType, EventTypes, Webhook};
+use crate::server::Tls;
 
 /// A remark on settings that work, but hardly as meant.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -144,6 +145,9 @@ pub(super) fn advise(
                  PUSHERD_HOST"
             ));
         }
+    }
+    if let Some((is_refused, remark)) = tls.as_ref().and_then(Tls::dates_remark) {
+        advice.push(Advice { loud: is_refused, text: format!("{}: {remark}", server.place("tls_cert")) });
     }
     if apps.iter().any(Draft::has_default_secret) && !is_loopback(host) {
         let text = format!(

@@ -4,6 +4,8 @@
 //! gives up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is
 //! none of pusherd's business.
 
+use std::fmt;
+
 /// The longest value, its variables put in. Without a bound, a few lines that name each other grow without end.
 const VALUE_BYTES_MAX: usize = 64 * 1024;
 const TOO_LONG: &str = "the value is longer than 64 KiB";
@@ -15,6 +17,28 @@ pub(super) struct Dotenv {
     pub(super) entries: Vec<(String, String)>,
     /// Entries that cannot be read.
     pub(super) malformed: Vec<Malformed>,
+    /// Lines that are no entries.
+    pub(super) stray: Option<Stray>,
+}
+
+/// Lines that are neither entries nor comments. Nothing of them is kept: one may hold a secret.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Stray {
+    /// How many.
+    lines: usize,
+    /// The first of them, from 1.
+    first: usize,
+}
+
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { lines: 1, first } => write!(f, "line {first} is no assignment (NAME=value)"),
+            Self { lines, first } => {
+                write!(f, "{lines} lines are no assignments (NAME=value), the first of them line {first}")
+            }
+        }
+    }
 }
 
 /// An entry that cannot be read.
@@ -31,7 +55,7 @@ pub(super) struct Malformed {
 /// Reads `text`. `${NAME}` stands for the value that `outside` has for the name, or else an earlier entry.
 pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dotenv {
     let mut found = Dotenv::default();
-    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut rest = text;
     let mut line = 0;
     while !rest.is_empty() {
         line += 1;
@@ -40,8 +64,18 @@ pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dot
         rest = after;
         let trimmed = current.trim_matches(is_space);
         // A name without `=` is a variable without a value.
-        let Some((name, _)) = trimmed.split_once('=').filter(|_| !trimmed.starts_with('#')) else { continue };
-        let Some(name) = checked_name(name) else { continue };
+        if trimmed.is_empty() || trimmed.starts_with('#') || checked_name(trimmed).is_some() {
+            continue;
+        }
+        let Some(name) = trimmed.split_once('=').and_then(|(name, _)| checked_name(name)) else {
+            found.stray.get_or_insert(Stray { lines: 0, first: line }).lines += 1;
+            // `NAME: value`, as in YAML, and `NAME value`: a variable of ours that is meant is not passed over.
+            let end = trimmed.find(|char: char| char == ':' || is_space(char)).unwrap_or(trimmed.len());
+            if let Some(name) = checked_name(&trimmed[..end]) {
+                found.malformed.push(Malformed { name: name.to_owned(), line, why: "is not followed by =" });
+            }
+            continue;
+        };
         let value = &entry[entry.find('=').map_or(0, |at| at + 1)..];
         let lookup = |name: &str| {
             let earlier = |(_, value): &(String, String)| value.clone();
@@ -250,7 +284,6 @@ mod tests {
             ("A=$OUTSIDE", "$OUTSIDE"),
             ("A=${", "${"),
             ("A=\"é ü\"", "é ü"),
-            ("\u{feff}A=1", "1"),
         ];
         for (text, expected) in table {
             assert_eq!(entries(text), [("A".to_owned(), expected.to_owned())], "{text:?}");
@@ -263,6 +296,18 @@ mod tests {
         let expected = [("A", "1"), ("B", "2"), ("C", "x\ny"), ("D", "1x\ny")];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(entries(text), expected);
+        assert_eq!(parse(text, outside).stray, Some(Stray { lines: 1, first: 11 }));
+    }
+
+    #[test]
+    fn lines_that_are_no_assignments_are_counted_and_a_name_at_their_begin_is_kept() {
+        let text = "# comment\n\nA=1\nexport B\nC: hunter2\n- D=hunter2\nE hunter2\nhunter2/x\n  F : x=1\n";
+        let found = parse(text, outside);
+        assert_eq!(found.stray, Some(Stray { lines: 5, first: 5 }));
+        let named: Vec<_> = found.malformed.iter().map(|at| (at.name.as_str(), at.line, at.why)).collect();
+        let why = "is not followed by =";
+        assert_eq!(named, [("C", 5, why), ("E", 7, why), ("F", 9, why)]);
+        assert_eq!(parse("A=1\nB\n", outside).stray, None);
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Files: read with a limit, parsed into a tree of values, secrets taken in.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use config::{FileFormat, Format, Map, Value};
 
+use super::encoding::{self, NotUtf8};
 use super::problem::{Problems, Source};
 use super::secret::Secret;
+use super::{foreign_file, yaml};
+use crate::bounded_file;
 
 /// Largest configuration and `.env` file. Both are written by hand; what is larger is another file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -30,7 +31,12 @@ impl ConfigFile {
     /// Reads the file `path`, called `name`; what is wrong with it is reported.
     pub(super) fn read(path: &Path, name: &Path, problems: &mut Problems) -> Option<Self> {
         let name: Arc<str> = name.display().to_string().into();
-        let table = text(path).and_then(|text| parse(path, &text));
+        let table = text(path).and_then(|text| parse(path, &text)).and_then(|table| {
+            match foreign_file::recognise(&table) {
+                None => Ok(table),
+                Some(what) => Err(what),
+            }
+        });
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
         match table {
             Ok(table) => Some(Self { name, directory, table }),
@@ -46,24 +52,31 @@ impl ConfigFile {
     }
 }
 
-/// The text of a `.env` file. Bytes that are not UTF-8 become U+FFFD: they matter only in variables that are
-/// used.
-pub(super) fn dotenv_text(path: &Path) -> Result<String, String> {
-    Ok(String::from_utf8_lossy(&bytes(path, FILE_BYTES_MAX)?).into_owned())
+/// The text of a `.env` file, and what is remarkable about it. Bytes that are not UTF-8 become U+FFFD: they matter only
+/// in variables that are used.
+pub(super) fn dotenv_text(path: &Path) -> Result<(String, Option<String>), String> {
+    match encoding::text(bytes(path)?) {
+        Ok(text) => Ok((text, None)),
+        Err(NotUtf8::Bytes { line, lossy }) => {
+            let remark = format!("{}; the rest was read", NotUtf8::Bytes { line, lossy: String::new() });
+            Ok((lossy, Some(remark)))
+        }
+        Err(wide @ NotUtf8::Wide { .. }) => Err(wide.to_string()),
+    }
 }
 
 /// The secret that the file `path` holds, without the end of its line.
 pub(super) fn secret(path: &Path) -> Result<Secret, String> {
     let shown = path.display();
-    let bytes = bytes(path, SECRET_FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
-    let text = str::from_utf8(&bytes).map_err(|_| format!("{shown} is not UTF-8 text"))?;
+    let bytes = bounded_file::read(path, SECRET_FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
+    let text = encoding::text(bytes).map_err(|why| format!("{shown} {why}"))?;
     Ok(Secret::new(text.trim_end_matches(['\n', '\r'])))
 }
 
 /// Looks whether the file `path` can be read and has certificates in PEM.
 pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
     let shown = path.display();
-    let bytes = bytes(path, FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
+    let bytes = bounded_file::read(path, FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
     let has_certificate = String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----");
     if has_certificate {
         Ok(())
@@ -73,33 +86,11 @@ pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
 }
 
 fn text(path: &Path) -> Result<String, String> {
-    let bytes = bytes(path, FILE_BYTES_MAX)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        format!("is not UTF-8 text (at byte {valid})")
-    })
+    encoding::text(bytes(path)?).map_err(|why| why.to_string())
 }
 
-fn bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let say = |error: io::Error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            "does not exist".to_owned()
-        } else if error.kind() == io::ErrorKind::PermissionDenied {
-            "may not be read by the user that runs pusherd".to_owned()
-        } else {
-            format!("cannot be read: {error}")
-        }
-    };
-    let file = File::open(path).map_err(say)?;
-    if file.metadata().map_err(say)?.is_dir() {
-        return Err("is a directory".to_owned());
-    }
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(say)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(format!("is larger than {} KiB", bytes_max / 1024));
-    }
-    Ok(bytes)
+fn bytes(path: &Path) -> Result<Vec<u8>, String> {
+    bounded_file::read(path, FILE_BYTES_MAX).map_err(|why| why.to_string())
 }
 
 /// What the message of a parser begins with where the whole file is one text, which follows.
@@ -111,9 +102,16 @@ fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, String> {
         "toml" => (FileFormat::Toml, "TOML"),
         "json" => (FileFormat::Json, "JSON"),
         "yaml" | "yml" => (FileFormat::Yaml, "YAML"),
+        "php" => {
+            return Err(
+                "is PHP, of which pusherd reads nothing: give it the .env of the application".to_owned()
+            );
+        }
         _ => return Err("must have a name that ends in .toml, .json, .yaml or .yml".to_owned()),
     };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if called == "YAML" {
+        yaml::check(text, FILE_BYTES_MAX)?;
+    }
     Format::parse(&format, None, text)
         .map_err(|error| format!("is not valid {called}: {}", without_excerpt(&error.to_string())))
 }
@@ -153,6 +151,12 @@ mod tests {
             ("a.yaml", "apps\nsecret = 'hunter2'", "one text"),
             ("a.yaml", "secret: @hunter2", "line 1"),
             ("a.yaml", "a: 1\n---\nb: 2", "documents"),
+            ("a.yaml", "a: &a [x, *a]\nb: hunter2: 3", "line 2"),
+            ("a.yaml", &"- ".repeat(200), "nested deeper than 128"),
+            ("a.yaml", &"[".repeat(100_000), "not valid YAML"),
+            ("a.json", &"[".repeat(200), "recursion limit"),
+            ("a.toml", &format!("a = {}", "[".repeat(200)), "recursion depth"),
+            ("reverb.php", "<?php return ['secret' => 'hunter2'];", "is PHP"),
             ("a.ini", "", ".toml"),
             ("a", "", ".toml"),
         ];
@@ -173,13 +177,19 @@ mod tests {
     fn a_secret_file_is_read_without_its_last_line_end_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        for (text, expected) in [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a\nb ", " a\nb ")] {
+        for (text, expected) in
+            [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a\nb ", " a\nb "), ("\u{feff}s", "s")]
+        {
             std::fs::write(&path, text).unwrap();
             assert_eq!(secret(&path).unwrap().expose(), expected);
         }
         std::fs::write(&path, b"hunter2\xff").unwrap();
-        assert!(secret(&path).unwrap_err().ends_with("is not UTF-8 text"));
-        assert!(secret(directory.path()).unwrap_err().ends_with("is a directory"));
+        assert!(secret(&path).unwrap_err().contains("is not UTF-8 text: line 1 "));
+        std::fs::write(&path, b"\xff\xfeh\0i\0").unwrap();
+        assert!(secret(&path).unwrap_err().contains("is UTF-16 text (UTF-16LE)"));
+        assert!(
+            secret(directory.path()).unwrap_err().ends_with("is a directory, and must be a regular file")
+        );
         assert!(secret(&directory.path().join("none")).unwrap_err().ends_with("does not exist"));
         std::fs::write(&path, vec![b'x'; 64 * 1024 + 1]).unwrap();
         assert!(secret(&path).unwrap_err().ends_with("is larger than 64 KiB"));

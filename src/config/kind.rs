@@ -94,8 +94,8 @@ pub(super) trait Tables {
     fn of_variable(&self, text: &str) -> Result<Vec<serde_json::Value>, String> {
         list_of_json(text)
     }
-    /// Takes the tables in, or says what is wrong with each that is.
-    fn parse(&mut self, tables: Vec<serde_json::Value>) -> Result<(), String>;
+    /// Takes the tables in and answers what is remarkable, or says what is wrong with each that is.
+    fn parse(&mut self, tables: Vec<serde_json::Value>) -> Result<Vec<String>, String>;
     /// The list as TOML, secrets masked.
     fn show(&self) -> String;
 }
@@ -179,12 +179,17 @@ impl<T> Setting<T> {
         format!("{prefix}{}", self.key.to_ascii_uppercase().replace('.', "_"))
     }
 
-    /// Checks `given` and puts it into its field of `target`, or says what it must be.
-    pub(super) fn put(&self, target: &mut T, given: &Given<'_>) -> Result<(), String> {
+    /// Checks `given`, puts it into its field of `target` and answers what is remarkable, or says what it must be.
+    pub(super) fn put(&self, target: &mut T, given: &Given<'_>) -> Result<Vec<String>, String> {
         match &self.kind {
             Kind::Number { zero, min, max, field } => {
                 let must = self.may_be();
-                let number = given.number().map_err(|found| format!("must be {must}, not {found}"))?;
+                let number = given.number().map_err(|found| {
+                    format!(
+                        "must be {must}, not {found}{}",
+                        given.in_quotes(|text| text.parse::<u64>().is_ok())
+                    )
+                })?;
                 let in_range = (*min..=*max).contains(&number) || (number == 0 && zero.is_some());
                 if !in_range {
                     return Err(format!("must be {must}, not {number}"));
@@ -192,8 +197,12 @@ impl<T> Setting<T> {
                 field(target).put(number);
             }
             Kind::Switch(field) => {
-                *field(target) =
-                    given.switch().map_err(|found| format!("must be true or false, not {found}"))?;
+                *field(target) = given.switch().map_err(|found| {
+                    format!(
+                        "must be true or false, not {found}{}",
+                        given.in_quotes(|text| text.parse::<bool>().is_ok())
+                    )
+                })?;
             }
             Kind::Choice { words, field } => {
                 let synonym = self.synonyms.iter().find(|(word, _)| given.is_word(word));
@@ -214,11 +223,11 @@ impl<T> Setting<T> {
             Kind::Tables { field, .. } => {
                 let field = field(target);
                 let items = given.items(field)?;
-                field.parse(items)?;
+                return field.parse(items);
             }
             Kind::List { field, .. } => field(target).parse(&given.list()?)?,
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// Whether a variable set to the empty text means that, and not that it is not set.
@@ -296,6 +305,15 @@ pub(super) fn excerpt(text: &str) -> String {
     format!("\"{}{more}\"", text.chars().take(CHARS_MAX).collect::<String>().escape_debug())
 }
 
+/// What a variable that is a switch says.
+fn switch_of(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "on" | "yes" => Some(true),
+        "false" | "0" | "off" | "no" => Some(false),
+        _ => None,
+    }
+}
+
 impl<'a> Given<'a> {
     fn number(&self) -> Result<u64, String> {
         match self {
@@ -308,11 +326,7 @@ impl<'a> Given<'a> {
 
     fn switch(&self) -> Result<bool, String> {
         match self {
-            Self::Text(text) => match text.trim().to_ascii_lowercase().as_str() {
-                "true" | "1" | "on" | "yes" => Ok(true),
-                "false" | "0" | "off" | "no" => Ok(false),
-                _ => Err(excerpt(text)),
-            },
+            Self::Text(text) => switch_of(text).ok_or_else(|| excerpt(text)),
             Self::Value(ValueKind::Boolean(value)) => Ok(*value),
             Self::Value(value) => Err(found(value)),
         }
@@ -331,6 +345,16 @@ impl<'a> Given<'a> {
             Self::Text(text) => excerpt(text),
             Self::Value(value) => found(value),
         })
+    }
+
+    /// What to say of a text of a file that would be right without its quotes.
+    fn in_quotes(&self, would_be_right: impl Fn(&str) -> bool) -> &'static str {
+        match self {
+            Self::Value(ValueKind::String(text)) if would_be_right(text.trim()) => {
+                ": write it without quotes"
+            }
+            Self::Value(_) | Self::Text(_) => "",
+        }
     }
 
     /// Whether it is this word.
@@ -572,14 +596,17 @@ mod tests {
             (members, "100001", Err("must be 1 to 100000, not 100001")),
             (members, "-1", Err("must be 1 to 100000, not -1")),
             (members, "1.5", Err("must be 1 to 100000, not 1.5")),
-            (members, "'7'", Err("must be 1 to 100000, not \"7\"")),
+            (members, "'7'", Err("must be 1 to 100000, not \"7\": write it without quotes")),
+            (members, "' 7 '", Err("must be 1 to 100000, not \" 7 \": write it without quotes")),
+            (members, "'seven'", Err("must be 1 to 100000, not \"seven\"")),
             (members, "true", Err("must be 1 to 100000, not true")),
             (members, "[1]", Err("must be 1 to 100000, not a list")),
             (port, "0", Ok("0")),
             (port, "-1", Err("must be 0 (no limit) or 1 to 4294967295, not -1")),
             (switch, "false", Ok("false")),
             (switch, "0", Err("must be true or false, not 0")),
-            (switch, "'false'", Err("must be true or false, not \"false\"")),
+            (switch, "'false'", Err("must be true or false, not \"false\": write it without quotes")),
+            (switch, "'maybe'", Err("must be true or false, not \"maybe\"")),
             (choice, "'off'", Ok("\"off\"")),
             (choice, "false", Ok("\"off\"")),
             (choice, "true", Ok("\"members\"")),
@@ -652,7 +679,7 @@ mod tests {
             let value = value(&shown);
             assert_eq!(
                 row.put(&mut defaults, &Given::Value(&value.kind)),
-                Ok(()),
+                Ok(Vec::new()),
                 "{}: its default",
                 row.key
             );

@@ -4,20 +4,22 @@
 //! the words for what is wrong with them ([`Problems`]). It alone reads the environment. It fills in the
 //! `Options` that the rooms define and knows nothing of what they do with them.
 //!
-//! The way of a value: `file`, `variables` and the flags hold it as it was written; `families` chooses the credentials
-//! that count among those of several servers, and `foreign` says what becomes of other servers' variables; `section`
-//! takes the sources from the lowest to the highest and has each value checked by its row (`kind`), so that all problems
-//! are found at once; `apps` puts apps together, `redis` what says where Redis is, and `clients` what says where clients
-//! connect to; `advice` looks at the whole. To add a setting, add a row to `schema`; to read another server's variable, a
-//! row to `foreign`.
+//! The way of a value: `file` (with `encoding`, `yaml` and `foreign_file` ahead of the parser), `variables` and the
+//! flags hold it as it was written; `families` chooses the credentials that count among those of several servers, and
+//! `foreign` says what becomes of other servers' variables; `section` takes the sources from the lowest to the highest
+//! and has each value checked by its row (`kind`), so that all problems are found at once; `apps` puts apps together,
+//! `redis` what says where Redis is, and `clients` what says where clients connect to; `advice` looks at the whole. To
+//! add a setting, add a row to `schema`; to read another server's variable, a row to `foreign`.
 
 mod advice;
 mod apps;
 mod clients;
 mod dotenv;
+mod encoding;
 mod families;
 mod file;
 mod foreign;
+mod foreign_file;
 mod kind;
 mod problem;
 mod pusher_url;
@@ -28,6 +30,7 @@ mod section;
 mod show;
 mod variables;
 mod webhooks;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -107,6 +110,8 @@ pub struct Settings {
 pub struct Server {
     /// The address to listen on, or a name that has one.
     pub host: Box<str>,
+    /// The address to listen on where this machine does not have `host`.
+    pub fallback_host: Option<&'static str>,
     /// The port to listen on; 0: any free one.
     pub port: u16,
     /// The certificate, where TLS is spoken.
@@ -128,6 +133,7 @@ impl Default for Server {
         // The port of Soketi and laravel-websockets.
         Self {
             host: "0.0.0.0".into(),
+            fallback_host: None,
             port: 6001,
             tls: None,
             tls_port: None,
@@ -305,7 +311,12 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     if let Some(path) = sources.find(env_file.as_deref(), &[Path::new(DOTENV_FILE)]) {
         let name: Arc<str> = path.display().to_string().into();
         match file::dotenv_text(&directory.join(path)) {
-            Ok(text) => variables.add_dotenv(&name, &text),
+            Ok((text, remark)) => {
+                if let Some(remark) = remark {
+                    problems.remark(&Source::File(Arc::clone(&name)), "", remark);
+                }
+                variables.add_dotenv(&name, &text, &mut problems);
+            }
             Err(why) => problems.add(&Source::File(Arc::clone(&name)), "", why),
         }
         files.push(name);
@@ -375,6 +386,7 @@ pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     let (main_app, key_source) = main;
     let mut advice = advice::of_families(&choice);
     advice.extend(advice::advise(&server, &redis, &webhooks, &apps));
+    advice.extend(problems.remarks());
     advice.extend(foreign::remark(&variables, is_clear).map(Advice::quiet));
     advice.extend(clients.as_ref().and_then(|clients| clients.advise(&server.value)));
     advice.extend(advice::publishes_elsewhere(&key_source, &choice, clients.as_ref()));
@@ -420,6 +432,7 @@ fn settle(server: &mut Section<Server>, apps: &[Draft], choice: &Choice, problem
     }
     if !server.is_set("host") && apps.iter().any(Draft::has_default_secret) {
         server.value.host = "127.0.0.1".into();
+        server.value.fallback_host = Some("::1");
     }
     if server.value.cluster != Cluster::None && !server.is_set("drain_secs") {
         server.value.options.drain = CLUSTER_DRAIN;
@@ -457,21 +470,25 @@ fn settle_tls(
             refuse(server, PORT, "needs tls_cert and tls_key beside it, which are not set");
         }
         (true, true) => {}
-        (false, true) => refuse(server, CERT, "needs tls_key beside it, which is not set"),
         (true, false) => refuse(server, KEY, "needs tls_cert beside it, which is not set"),
         _ if !reads_certificate => {}
-        (false, false) if *tls_port == Some(*port) => {
+        (false, _) if *tls_port == Some(*port) => {
             refuse(
                 server,
                 PORT,
                 &format!("must be another than port, which is {port} and has no TLS beside it"),
             );
         }
-        (false, false) => {
+        (false, is_combined) => {
             let path = |key, text: &str| placed(&server.source(key), text, (directory, folder));
-            match server::Tls::load(path(CERT, tls_cert), path(KEY, tls_key)) {
+            let cert = path(CERT, tls_cert);
+            let key = if is_combined { cert.clone() } else { path(KEY, tls_key) };
+            match server::Tls::load(cert, key) {
                 Ok(tls) => server.value.tls = Some(tls),
                 Err(server::TlsError::Certificate(why)) => refuse(server, CERT, &why),
+                Err(server::TlsError::Key(why)) if is_combined => {
+                    refuse(server, CERT, &format!("needs tls_key beside it, which is not set: {why}"));
+                }
                 Err(server::TlsError::Key(why)) => refuse(server, KEY, &why),
             }
         }

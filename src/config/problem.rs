@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::advice::Advice;
+
 /// Where a value was written.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
@@ -64,30 +66,44 @@ impl Source {
     }
 }
 
-/// Everything that is wrong with a configuration, each as `source: key: what`. Never holds a secret.
+/// Everything that is wrong with a configuration, each as `source: key: what`, and beside it what is only remarkable.
+/// Never holds a secret.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Problems(Vec<String>);
+pub struct Problems {
+    problems: Vec<String>,
+    remarks: Vec<String>,
+}
 
 impl Problems {
     pub(super) fn add(&mut self, source: &Source, key: &str, what: impl fmt::Display) {
-        self.0.push(format!("{}: {what}", source.at(key)));
+        self.problems.push(format!("{}: {what}", source.at(key)));
+    }
+
+    /// Notes what works, but was hardly meant.
+    pub(super) fn remark(&mut self, source: &Source, key: &str, what: impl fmt::Display) {
+        self.remarks.push(format!("{}: {what}", source.at(key)));
+    }
+
+    /// What was noted, in the order of the sources.
+    pub(super) fn remarks(self) -> impl Iterator<Item = Advice> {
+        self.remarks.into_iter().map(|text| Advice { loud: false, text })
     }
 
     /// The problems, in the order of the sources.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
+        self.problems.iter().map(String::as_str)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.problems.is_empty()
     }
 }
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let noun = if self.0.len() == 1 { "problem" } else { "problems" };
-        writeln!(f, "{} {noun} in the configuration", self.0.len())?;
-        self.0.iter().try_for_each(|problem| writeln!(f, "  {problem}"))
+        let noun = if self.problems.len() == 1 { "problem" } else { "problems" };
+        writeln!(f, "{} {noun} in the configuration", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| writeln!(f, "  {problem}"))
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) const SERVER: &[Setting<Server>] = &[
     server(
         "tls_key",
         text("a file", path, |server| &mut server.tls_key),
-        "The PEM file of the private key that belongs to `tls_cert`.",
+        "The PEM file of the private key that belongs to `tls_cert`; empty: it is in that file.",
     ),
     server(
         "tls_port",
@@ -348,8 +348,9 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "allowed_origins",
         list("hosts and origins", |app| &mut app.allowed_origins),
-        "Where browsers may connect from: hosts or whole origins (`https://app.example.com`), `*` for any \
-         characters. Clients that are not browsers are not asked.",
+        "Where browsers may connect from: hosts, hosts with a port, or whole origins (`https://app.example.com`, \
+         `capacitor://localhost`, `file://`, `null`), `*` for any characters. A whole origin without a port has that \
+         of its scheme. Clients that are not browsers are not asked.",
     ),
     app(
         "client_events",

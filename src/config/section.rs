@@ -136,9 +136,7 @@ impl<T> Section<T> {
             let Some((value, source)) = reader.twin(&own, setting.may_be_empty()) else { continue };
             let put = value.and_then(|value| setting.put(&mut self.value, &Given::Text(&value)));
             match put {
-                Ok(()) => {
-                    self.sources.insert(setting.key, source);
-                }
+                Ok(remarks) => self.note(setting, source, &remarks, problems),
                 Err(what) => problems.add(&source, "", format_args!("{what}; {own} goes above it")),
             }
         }
@@ -188,11 +186,15 @@ impl<T> Section<T> {
 
     fn put(&mut self, setting: &Setting<T>, given: &Given<'_>, source: Source, problems: &mut Problems) {
         match setting.put(&mut self.value, given) {
-            Ok(()) => {
-                self.sources.insert(setting.key, source);
-            }
+            Ok(remarks) => self.note(setting, source, &remarks, problems),
             Err(what) => problems.add(&source, &self.path(setting.key), what),
         }
+    }
+
+    /// Notes where a setting was set, and what is remarkable about that.
+    fn note(&mut self, setting: &Setting<T>, source: Source, remarks: &[String], problems: &mut Problems) {
+        remarks.iter().for_each(|remark| problems.remark(&source, &self.path(setting.key), remark));
+        self.sources.insert(setting.key, source);
     }
 
     /// The settings as they are in effect, in the order of the table.

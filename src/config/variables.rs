@@ -30,6 +30,9 @@ pub(super) const PLATFORM_PORT: &str = "PORT";
 /// Sets nodes of one Redis apart: Reverb's name for what they talk by.
 pub(super) const SCALING_CHANNEL: &str = "REVERB_SCALING_CHANNEL";
 
+/// Says whether Redis speaks TLS: what Laravel's configuration of Redis takes its `scheme` from.
+pub(super) const SCHEME: &str = "REDIS_SCHEME";
+
 /// What the variables of Soketi begin with.
 pub(super) const SOKETI: &str = "SOKETI_";
 
@@ -62,11 +65,19 @@ impl Variables {
     }
 
     /// Adds those of a `.env` file that the process does not have.
-    pub(super) fn add_dotenv(&mut self, file: &Arc<str>, text: &str) {
+    pub(super) fn add_dotenv(&mut self, file: &Arc<str>, text: &str, problems: &mut Problems) {
         let found = dotenv::parse(text, |name| self.by_name.get(name).map(|variable| variable.raw.clone()));
         for at in found.malformed {
             let source = Source::Variable { dotenv: Some(Arc::clone(file)), name: at.name.as_str().into() };
             self.malformed.push((source, at.name, format!("{} (line {})", at.why, at.line)));
+        }
+        let source = Source::File(Arc::clone(file));
+        match found.stray {
+            Some(stray) if found.entries.is_empty() => {
+                problems.add(&source, "", format_args!("{stray}: nothing was read"));
+            }
+            Some(stray) => problems.remark(&source, "", format_args!("{stray}: not read")),
+            None => {}
         }
         let of_file: BTreeMap<_, _> = found.entries.into_iter().collect();
         for (name, raw) in of_file {
@@ -161,7 +172,7 @@ fn laravel(raw: &str) -> Option<String> {
 /// Whether another server's variable of this name says where Redis is. Laravel's `.env` nearly always has some, which
 /// matter only where pusherd is to use it.
 pub(super) fn is_of_redis(name: &str) -> bool {
-    name == SCALING_CHANNEL || REDIS.iter().any(|row| row.fallbacks.contains(&name))
+    [SCALING_CHANNEL, SCHEME].contains(&name) || REDIS.iter().any(|row| row.fallbacks.contains(&name))
 }
 
 /// Whether pusherd alone reads a variable of this name.
@@ -190,7 +201,7 @@ pub(super) fn known() -> impl Iterator<Item = String> {
     rows.chain(families::names())
         .chain(foreign::names())
         .chain(CLIENT_FAMILIES.into_iter().flat_map(client))
-        .chain([CONFIG, ENV_FILE, SCALING_CHANNEL].map(own))
+        .chain([CONFIG, ENV_FILE, SCALING_CHANNEL, SCHEME].map(own))
 }
 
 /// The names of the variables that are read for the settings of a section.

@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 use super::apps::Draft;
 use super::kind::{Tables, quoted};
 use super::problem::{Problems, closest};
-use crate::apps::{ChannelFilter, EventType, EventTypes, Webhook, WebhookUrl, webhook_header};
+use crate::apps::{
+    ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, webhook_header,
+};
 use crate::webhooks::target;
 
 const KEYS: [&str; 4] = ["url", "headers", "event_types", "filter"];
@@ -20,10 +22,11 @@ const MASK: &str = "***";
 const FILTER_KEYS: [&str; 2] = ["channel_name_starts_with", "channel_name_ends_with"];
 
 impl Tables for Vec<Webhook> {
-    fn parse(&mut self, tables: Vec<Value>) -> Result<(), String> {
-        let (mut webhooks, mut problems) = (Vec::with_capacity(tables.len()), Vec::new());
+    fn parse(&mut self, tables: Vec<Value>) -> Result<Vec<String>, String> {
+        let mut webhooks = Vec::with_capacity(tables.len());
+        let (mut problems, mut remarks) = (Vec::new(), Vec::new());
         for (at, table) in tables.into_iter().enumerate() {
-            match webhook(table) {
+            match webhook(table, &mut |remark| remarks.push(format!("[{at}]{remark}"))) {
                 Ok(webhook) => webhooks.push(webhook),
                 Err(found) => problems.extend(found.into_iter().map(|problem| format!("[{at}]{problem}"))),
             }
@@ -32,7 +35,7 @@ impl Tables for Vec<Webhook> {
             return Err(problems.join("; "));
         }
         *self = webhooks;
-        Ok(())
+        Ok(remarks)
     }
 
     fn show(&self) -> String {
@@ -69,8 +72,8 @@ fn show(webhook: &Webhook) -> String {
     text + " }"
 }
 
-/// A webhook of its table, or all that is wrong with it, each as `.key: what`.
-fn webhook(table: Value) -> Result<Webhook, Vec<String>> {
+/// A webhook of its table, or all that is wrong with it, each as `.key: what`; so is what is remarkable.
+fn webhook(table: Value, remark: &mut impl FnMut(String)) -> Result<Webhook, Vec<String>> {
     let Value::Object(mut table) = table else { return Err(vec![": must be a table with a url".to_owned()]) };
     let mut problems = Vec::new();
     for key in ["lambda_function", "lambda"] {
@@ -88,7 +91,7 @@ fn webhook(table: Value) -> Result<Webhook, Vec<String>> {
         Some(_) => Err("must be text".to_owned()),
     };
     let url = url.map_err(|what| note("url", what)).ok();
-    let headers = take(&mut table, "headers").map(|headers| self::headers(headers, &mut note));
+    let headers = take(&mut table, "headers").map(|headers| self::headers(headers, &mut note, remark));
     let event_types = take(&mut table, "event_types").map(event_types).transpose();
     let event_types = event_types.map_err(|what| note("event_types", what)).unwrap_or_default();
     let filter = take(&mut table, "filter").map(|filter| self::filter(filter, &mut note));
@@ -105,7 +108,12 @@ fn webhook(table: Value) -> Result<Webhook, Vec<String>> {
     }
 }
 
-fn headers(given: Value, note: &mut impl FnMut(&str, String)) -> hyper::HeaderMap {
+/// The headers, without those that every webhook has: Soketi lets them be written, and sets its own all the same.
+fn headers(
+    given: Value,
+    note: &mut impl FnMut(&str, String),
+    remark: &mut impl FnMut(String),
+) -> hyper::HeaderMap {
     let mut headers = hyper::HeaderMap::new();
     let Value::Object(given) = given else {
         note("headers", "must be a table of names and values".to_owned());
@@ -125,7 +133,10 @@ fn headers(given: Value, note: &mut impl FnMut(&str, String)) -> hyper::HeaderMa
             Ok((name, value)) => {
                 headers.insert(name, value);
             }
-            Err(error) => note(&at, error.to_string()),
+            Err(error @ WebhookHeaderError::Own) => remark(format!(".{at}: {error}: not sent as written")),
+            Err(
+                error @ (WebhookHeaderError::Name | WebhookHeaderError::Value | WebhookHeaderError::Reserved),
+            ) => note(&at, error.to_string()),
         }
     }
     headers
@@ -206,7 +217,22 @@ mod tests {
     fn parsed(tables: Value) -> Result<Vec<Webhook>, String> {
         let mut webhooks = Vec::new();
         let Value::Array(tables) = tables else { panic!("a list") };
-        Tables::parse(&mut webhooks, tables).map(|()| webhooks)
+        Tables::parse(&mut webhooks, tables).map(|_| webhooks)
+    }
+
+    #[test]
+    fn headers_that_every_webhook_has_are_left_out_with_a_remark() {
+        let mut webhooks: Vec<Webhook> = Vec::new();
+        let headers = json!({ "X-Pusher-Key": "hunter2", "content-type": "hunter2", "X-Env": "prod" });
+        let tables = vec![json!({ "url": "http://x" }), json!({ "url": "http://y", "headers": headers })];
+        let remarks = webhooks.parse(tables).unwrap();
+        assert_eq!(
+            remarks,
+            ["X-Pusher-Key", "content-type"].map(|name| format!(
+                "[1].headers.{name}: is a header that every webhook has: not sent as written"
+            ))
+        );
+        assert_eq!(webhooks[1].headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["x-env"]);
     }
 
     #[test]
@@ -243,14 +269,6 @@ mod tests {
             (
                 json!([{ "url": "http://u:hunter2@x/" }]),
                 "[0].url: must not hold a user and password; use a header, such as Authorization",
-            ),
-            (
-                json!([{ "url": "http://x", "headers": { "Content-Type": "hunter2" } }]),
-                "[0].headers.Content-Type: is a header that pusherd sets itself",
-            ),
-            (
-                json!([{ "url": "http://x", "headers": { "X-Pusher-Key": "hunter2" } }]),
-                "[0].headers.X-Pusher-Key: is a header that pusherd sets itself",
             ),
             (
                 json!([{ "url": "http://x", "headers": { "A": "hunter2\n" } }]),

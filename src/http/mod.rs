@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -284,10 +284,10 @@ fn router(api: Api) -> Router {
         .route("/health", get(health::health).options(health::options))
         .route("/ready", get(health::ready).options(health::options))
         .route("/accept-traffic", get(health::accept_traffic).options(health::options))
-        .fallback(|request: Request| async move {
+        .fallback(|State(api): State<Api>, request: Request| async move {
             match (request.method(), request.uri().path()) {
                 (&Method::OPTIONS, "*") => Ok(health::options().await),
-                (_, path) => Err(nothing_at(path)),
+                (_, path) => Err(nothing_at(&api, path)),
             }
         })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
@@ -295,16 +295,27 @@ fn router(api: Api) -> Router {
 }
 
 /// What is answered before it comes to the router: this has the router know its path and method only.
-async fn ahead(uri: Uri) -> ApiError {
-    nothing_at(uri.path())
+async fn ahead(State(api): State<Api>, uri: Uri) -> ApiError {
+    nothing_at(&api, uri.path())
 }
 
-fn nothing_at(path: &str) -> ApiError {
-    ApiError::NotFound(format!("There is nothing at {}", shown(path)))
+/// A 404 for a path that is no route. Where it is that of a request of an app behind other segments, the app's prefix is
+/// said: it is no secret, and a library or a proxy that cuts it is hard to find.
+fn nothing_at(api: &Api, path: &str) -> ApiError {
+    let behind = path.split_once("/apps/").filter(|(front, _)| !front.is_empty());
+    let of_app = behind.and_then(|(_, rest)| api.0.apps.by_id(rest.split('/').next()?));
+    let hint = match of_app.map(|app| (&*app.id.0, &*app.path_prefix)) {
+        None => String::new(),
+        Some((id, "")) => format!("; app {id} has no path_prefix: its requests begin with /apps/{id}/"),
+        Some((id, prefix)) => {
+            format!("; the path_prefix of app {id} is {prefix}: its requests begin with {prefix}/apps/{id}/")
+        }
+    };
+    ApiError::NotFound(format!("There is nothing at {}{hint}", shown(path)))
 }
 
 /// Seconds since 1970.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for signatures")]
-fn unix_now() -> i64 {
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for what has dates")]
+pub(crate) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

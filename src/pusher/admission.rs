@@ -275,6 +275,7 @@ mod tests {
         assert_eq!(code(&door, "/app/k", &[]).await, None, "native clients send none");
         assert_eq!(code(&door, "/app/k", &[("origin", "https://a.example.com")]).await, None);
         assert_eq!(code(&door, "/app/k", &[("origin", "https://evil.test")]).await, Some(4009));
+        assert_eq!(code(&door, "/app/k", &[("origin", "https://evil.test?.example.com")]).await, Some(4009));
         assert_eq!(code(&door, "/app/k", &[("origin", "null")]).await, Some(4009));
     }
 

@@ -1,7 +1,6 @@
 //! TLS of our own: the certificate, its renewal, and the handshake.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +17,12 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use super::certificate::{Certificate, Dates, KEYS, Warned};
 use super::stream::Stream;
+use crate::bounded_file;
+use crate::http::unix_now;
 
 /// How often the files are looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -56,6 +58,8 @@ struct Pem {
 struct Watched {
     /// The SHA-256 of what is in use: the key itself is kept once, where it signs.
     digest: [u8; 32],
+    /// What it says of itself.
+    certificate: Certificate,
     /// What is wrong with the files since, as it was logged.
     complaint: Option<String>,
 }
@@ -97,8 +101,9 @@ impl Tls {
         let files = Files { certificate, key };
         let provider = ring::default_provider();
         let pem = files.read()?;
-        let current = Arc::new(Current(RwLock::new(Arc::new(files.parse(&pem, &provider)?))));
-        let watched = Mutex::new(Watched { digest: pem.digest(), complaint: None });
+        let (key, certificate) = files.parse(&pem, &provider)?;
+        let current = Arc::new(Current(RwLock::new(Arc::new(key))));
+        let watched = Mutex::new(Watched { digest: pem.digest(), certificate, complaint: None });
         let config = config(provider, &current)
             .map_err(|error| TlsError::Certificate(format!("{}: {error}", files.certificate.display())))?;
         Ok(Self(Arc::new(Inner { files, current, config: Arc::new(config), watched })))
@@ -113,13 +118,13 @@ impl Tls {
             let digest = pem.digest();
             let is_new = digest != watched.digest;
             let parsed = is_new.then(|| files.parse(&pem, config.crypto_provider())).transpose()?;
-            Ok(parsed.map(|key| (digest, key)))
+            Ok(parsed.map(|parsed| (digest, parsed)))
         });
         let complaint = match renewed {
             Ok(None) => None,
-            Ok(Some((digest, key))) => {
+            Ok(Some((digest, (key, certificate)))) => {
                 *current.0.write() = Arc::new(key);
-                watched.digest = digest;
+                (watched.digest, watched.certificate) = (digest, certificate);
                 info!(file = %files.certificate.display(), "the certificate was renewed");
                 None
             }
@@ -131,14 +136,30 @@ impl Tls {
         watched.complaint = complaint;
     }
 
-    /// Reads the files again once a minute, until it is dropped.
+    /// What to say of the dates of the certificate now, and whether clients refuse it for them.
+    #[must_use]
+    pub fn dates_remark(&self) -> Option<(bool, String)> {
+        let (now, watched) = (unix_now(), self.0.watched.lock());
+        let refused = matches!(watched.certificate.dates(now), Dates::NotYet | Dates::Expired);
+        watched.certificate.remark(now).map(|remark| (refused, self.of_certificate(&remark)))
+    }
+
+    /// Reads the files again once a minute, and warns of the certificate's dates, until it is dropped.
     pub(super) async fn watch(&self) {
+        let mut warned = Warned::at_start(&self.0.watched.lock().certificate, unix_now());
         loop {
             sleep(CHECK_INTERVAL).await;
             let tls = self.clone();
             // An error is a runtime that ends.
             let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
+            if let Some(remark) = warned.due(&self.0.watched.lock().certificate, unix_now()) {
+                warn!("{}", self.of_certificate(&remark));
+            }
         }
+    }
+
+    fn of_certificate(&self, remark: &str) -> String {
+        format!("{} {remark}", self.0.files.certificate.display())
     }
 
     /// Shakes hands.
@@ -166,7 +187,7 @@ impl Files {
         Ok(Pem { certificate, key: read(&self.key).map_err(TlsError::Key)? })
     }
 
-    fn parse(&self, pem: &Pem, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    fn parse(&self, pem: &Pem, provider: &CryptoProvider) -> Result<(CertifiedKey, Certificate), TlsError> {
         // What the parsers say may quote the file, and one of them holds a secret: it is not repeated.
         let of_certificate =
             |why: &str| TlsError::Certificate(format!("{} {why}", self.certificate.display()));
@@ -174,8 +195,14 @@ impl Files {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem.certificate)
             .collect::<Result<_, _>>()
             .map_err(|_| of_certificate("is not a valid PEM file"))?;
-        if chain.is_empty() {
+        let Some(first) = chain.first() else {
             return Err(of_certificate("holds no certificate in PEM (BEGIN CERTIFICATE)"));
+        };
+        let Some(certificate) = Certificate::of(first) else {
+            return Err(of_certificate("begins with something else than a certificate of X.509"));
+        };
+        if let Some(why) = certificate.refusal() {
+            return Err(of_certificate(&why));
         }
         let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| {
             let is_encrypted = pem.key.windows(9).any(|word| word == b"ENCRYPTED");
@@ -185,34 +212,25 @@ impl Files {
             })
         })?;
         let key = provider.key_provider.load_private_key(key);
-        let key = key.map_err(|_| of_key("holds no key of a kind that is known: RSA, ECDSA or Ed25519"))?;
+        let key = key.map_err(|_| {
+            let of_any = || format!("holds no key of a kind that is known: {KEYS}");
+            of_key(&certificate.key_refusal().unwrap_or_else(of_any))
+        })?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
-            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+                Ok((certified, certificate))
+            }
             Err(rustls::Error::InconsistentKeys(_)) => {
                 let certificate = self.certificate.display();
                 Err(of_key(&format!("does not belong to the first certificate of {certificate}")))
             }
-            Err(error) => {
-                Err(of_certificate(&format!("begins with a certificate that is not valid: {error}")))
-            }
+            // What the library says is for its developers.
+            Err(_) => Err(of_certificate("begins with a certificate that TLS cannot use")),
         }
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let say = |error: io::Error| {
-        let hint = match error.kind() == io::ErrorKind::PermissionDenied {
-            true => "; it must be readable for the user that runs pusherd",
-            false => "",
-        };
-        format!("{shown} cannot be read: {error}{hint}")
-    };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(say)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(say)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("{shown} is larger than {} KiB", FILE_BYTES_MAX / 1024));
-    }
-    Ok(bytes)
+    bounded_file::read(path, FILE_BYTES_MAX).map_err(|why| format!("{} {why}", path.display()))
 }

@@ -762,6 +762,32 @@ async fn a_prefixed_path_may_be_signed_with_the_prefix_or_without() {
     client.fence().await;
 }
 
+#[tokio::test]
+async fn a_path_without_the_whole_prefix_is_answered_with_the_prefix() {
+    let server = Server::with_app(|app: &mut App| app.path_prefix = "/a/b".into()).await;
+    let bare = Server::start().await;
+    let nothing = "There is nothing at /a/apps/1001/events";
+    let no_app = "There is nothing at /a/apps/none/events";
+    for (server, path, expected) in [
+        (
+            &server,
+            "/a/apps/1001/events",
+            format!(
+                "{nothing}; the path_prefix of app 1001 is /a/b: its requests begin with /a/b/apps/1001/"
+            ),
+        ),
+        (
+            &bare,
+            "/a/apps/1001/events",
+            format!("{nothing}; app 1001 has no path_prefix: its requests begin with /apps/1001/"),
+        ),
+        (&server, "/a/apps/none/events", no_app.to_owned()),
+    ] {
+        let answer = server.send(Request::post(path, good())).await;
+        assert_eq!((answer.status, answer.text()), (404, expected.as_str()), "{path}");
+    }
+}
+
 // ---- signatures: what is refused
 
 /// Sends requests that must be refused with 401, and shows that none of them published.

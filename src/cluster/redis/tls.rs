@@ -1,7 +1,7 @@
 //! How Redis proves who it is.
 
+use std::io;
 use std::sync::Arc;
-use std::{fs, io};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -13,6 +13,10 @@ use tracing::warn;
 
 use super::StartError;
 use super::options::TlsOptions;
+use crate::bounded_file;
+
+/// Largest file of authorities. All that a system trusts are a quarter of it.
+const CA_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Reads the certificates once: what cannot be read is known at the start.
 pub(super) fn connector(options: &TlsOptions) -> Result<TlsConnector, StartError> {
@@ -43,7 +47,7 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, StartError> {
         return Ok(roots);
     };
     let wrong = |error| StartError::CaFile(path.clone(), error);
-    let pem = fs::read(path).map_err(wrong)?;
+    let pem = bounded_file::read(path, CA_FILE_BYTES_MAX).map_err(|why| wrong(io::Error::other(why)))?;
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| wrong(io::Error::other(error)))?;
         roots.add(certificate).map_err(|error| wrong(io::Error::other(error)))?;

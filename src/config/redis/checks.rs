@@ -113,7 +113,7 @@ impl Tables for Vec<Server> {
         Ok(items.map(Value::from).collect())
     }
 
-    fn parse(&mut self, items: Vec<Value>) -> Result<(), String> {
+    fn parse(&mut self, items: Vec<Value>) -> Result<Vec<String>, String> {
         let (mut servers, mut wrong) = (Vec::with_capacity(items.len()), Vec::new());
         for (at, item) in items.iter().enumerate() {
             match server(item) {
@@ -125,7 +125,7 @@ impl Tables for Vec<Server> {
             return Err(wrong.join("; "));
         }
         *self = servers;
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn show(&self) -> String {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::problem::{Problems, Source};
 use super::secret::Secret;
 use super::section::Section;
-use super::variables::{REDIS_PREFIX, SCALING_CHANNEL, SOKETI, Variables, is_of_redis};
+use super::variables::{REDIS_PREFIX, SCALING_CHANNEL, SCHEME, SOKETI, Variables, is_of_redis};
 use super::{Cluster, Server as Node};
 use crate::cluster::redis::options::{Options, Password, Server, Servers, TlsOptions};
 pub(super) use checks::{host, masked, master, password, prefix, username};
@@ -135,18 +135,40 @@ pub(super) fn fill_from_variables(
     let wanted = |name: &str| name.starts_with(SOKETI) == of_soketi;
     variables.check_readable(|name| is_of_redis(name) && wanted(name), problems);
     let is_placed = PLACES.iter().any(|key| redis.is_set(key) && redis.value.names(key));
-    let mut fill = |redis: &mut Section<Redis>, is_asked: fn(&str) -> bool| {
+    let fill = |redis: &mut Section<Redis>, problems: &mut Problems, is_asked: fn(&str) -> bool| {
         redis.fill_from_fallbacks(|key, name| is_asked(key) && wanted(name), variables, problems);
     };
     if !is_placed {
-        fill(redis, |key| ["nodes", "sentinels", "url"].contains(&key));
-        // A URL has Laravel's host and port beside it, and goes over them.
+        fill(redis, problems, |key| ["nodes", "sentinels", "url"].contains(&key));
         if redis.value.nodes.is_empty() && redis.value.sentinels.is_empty() {
-            fill(redis, |key| ["host", "port"].contains(&key));
+            // A URL has Laravel's host and port beside it, and goes over them.
+            let url = Url::parse(redis.value.url.expose()).ok();
+            if url.is_none() {
+                fill(redis, problems, |key| key == "host");
+                settle_scheme(redis, variables.get_filled(SCHEME).filter(|_| !of_soketi), problems);
+            }
+            let (host, port) =
+                url.map_or((redis.value.host.clone(), None), |url| (url.host.into(), url.port));
+            // The path of a socket has no port; Laravel's documentation writes 0 beside one.
+            if port.is_none() && !host.starts_with('/') {
+                fill(redis, problems, |key| key == "port");
+            }
         }
     }
-    fill(redis, |key| key != "port" && !PLACES.contains(&key));
+    fill(redis, problems, |key| key != "port" && !PLACES.contains(&key));
     settle_prefix(redis, variables.get_filled(SCALING_CHANNEL).filter(|_| !of_soketi), problems);
+}
+
+/// Whether TLS is spoken, where Laravel's configuration says it by a scheme.
+fn settle_scheme(redis: &mut Section<Redis>, scheme: Option<(String, Source)>, problems: &mut Problems) {
+    let Some((scheme, source)) = scheme.filter(|_| !redis.is_set("tls")) else { return };
+    match scheme.to_ascii_lowercase().as_str() {
+        "tls" | "ssl" | "rediss" if !redis.value.host.starts_with('/') => {
+            redis.derive("tls", source, |redis| redis.tls = true);
+        }
+        "tls" | "ssl" | "rediss" | "tcp" | "redis" | "unix" => {}
+        _ => problems.remark(&source, "", "is neither tcp nor tls: not read"),
+    }
 }
 
 /// Others' prefix and Reverb's channel become part of the prefix; pusherd's own is taken as it is.
@@ -215,7 +237,14 @@ fn refuse_several_places(redis: &Section<Redis>, problems: &mut Problems) {
 /// Puts what the URL says into the settings that say the same.
 fn settle_url(redis: &mut Section<Redis>, problems: &mut Problems) {
     let Ok(url) = Url::parse(redis.value.url.expose()) else { return };
-    let Url { host, port, tls, username, password, database } = url;
+    let Url { host, port, tls, username, password, database, unread } = url;
+    let source = redis.source("url");
+    if !unread.is_empty() && source.is_of_others() {
+        problems.remark(&source, "", format_args!("has parameters that are not read: {}", unread.join(", ")));
+    } else if !unread.is_empty() {
+        let what = "has a parameter other than database: use the settings beside url";
+        problems.add(&source, &redis.path("url"), what);
+    }
     settle_part(redis, "host", |redis| &mut redis.host, Some(host.into()), problems);
     settle_part(redis, "port", |redis| &mut redis.port, port, problems);
     settle_part(redis, "tls", |redis| &mut redis.tls, tls.then_some(true), problems);

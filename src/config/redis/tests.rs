@@ -129,6 +129,19 @@ fn what_laravel_knows_of_redis_is_read() {
             "REDIS_URL=rediss://u:q@h:1/2\nREDIS_HOST=x\nREDIS_PORT=6380\nREDIS_DB=3\nREDIS_PASSWORD=p\n",
             "h 1 u:q/2 tls",
         ),
+        // The path of a socket has no port, whatever stands beside it.
+        ("REDIS_HOST=/run/redis.sock\nREDIS_PORT=0\n", "/run/redis.sock 6379 -:-"),
+        ("REDIS_HOST=/run/redis.sock\nREDIS_PORT=-1\nREDIS_SCHEME=tls\n", "/run/redis.sock 6379 -:-"),
+        ("REDIS_HOST=unix:///run/redis.sock\nREDIS_PORT=none\n", "/run/redis.sock 6379 -:-"),
+        ("REDIS_URL=unix:///run/redis.sock\nREDIS_PORT=0\n", "/run/redis.sock 6379 -:-"),
+        ("REDIS_URL=redis://h:1\nREDIS_PORT=0\nREDIS_HOST='a b'\n", "h 1 -:-"),
+        ("REDIS_SCHEME=tls\nREDIS_HOST=h\n", "h 6379 -:- tls"),
+        ("REDIS_SCHEME=tcp\nREDIS_HOST=h\n", "h 6379 -:-"),
+        ("REDIS_SCHEME=tls\nREDIS_URL=redis://h\n", "h 6379 -:-"),
+        (
+            "REDIS_CLIENT=predis\nREDIS_CLUSTER=redis\nREDIS_CACHE_DB=x\nREDIS_PERSISTENT=x\n",
+            "127.0.0.1 6379 -:-",
+        ),
         // Another server's are not read here.
         (
             "SOKETI_DB_REDIS_HOST=x\nSOKETI_DB_REDIS_PORT=x\nSOKETI_ADAPTER_REDIS_PREFIX=x\n",
@@ -347,7 +360,6 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
         ("redis://u:hunter2@h/0/1", "has a database that is not a number"),
         ("redis://u:hunter2@h?database=x", "has a database that is not a number"),
         ("redis://u:hunter2@h/1?database=2", "names two databases"),
-        ("redis://u@h?password=hunter2", "has a parameter other than database"),
         ("redis://u:hunter2@a_b..c", "has a host that is neither"),
         ("redis://u:hunter2@h,h2:6379", "has a host that is neither"),
         ("redis://u:hunter2@1.2.3", "has a host that is neither"),
@@ -358,7 +370,6 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
         ("unix://hunter2", "has no path of a socket"),
         ("unix://hunter2/run/redis.sock", "must have no host"),
         ("unix:///", "must be the path of a Unix socket"),
-        ("unix:///hunter2?x=1", "has a parameter other than database"),
     ];
     for (url, expected) in table {
         let of_file = problem(&format!("redis.url = '{url}'"), "");
@@ -372,6 +383,34 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
     assert!(problem(&format!("redis.url = '{long}'"), "").ends_with("is longer than 1024 bytes"));
     let long = format!("unix:///{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
     assert!(problem(&format!("redis.url = '{long}'"), "").ends_with("107 bytes at most"));
+}
+
+#[test]
+fn parameters_of_a_url_that_others_share_are_remarked_upon_and_those_of_ones_own_refused() {
+    let table = [
+        ("redis://h?family=0", "h 6379 -:-", "family"),
+        ("redis://h?read_timeout=60&timeout=hunter2&db=2", "h 6379 -:-/2", "read_timeout, timeout"),
+        ("redis://h?password=hunter2", "h 6379 -:-", "password"),
+        ("redis://h?hunter2", "h 6379 -:-", "one that has no name"),
+        ("redis://h?Hunter2=1", "h 6379 -:-", "one that has no name"),
+        ("unix:///s?persistent=1", "/s 6379 -:-", "persistent"),
+    ];
+    for (url, expected, unread) in table {
+        let dotenv = format!("REVERB_SCALING_ENABLED=true\nREDIS_URL='{url}'\n");
+        assert_eq!(told("", &dotenv), expected, "{url}");
+        let advice = settings("", &dotenv, &[]).unwrap().advice;
+        let remark = format!(".env: REDIS_URL: has parameters that are not read: {unread}");
+        assert!(advice.iter().any(|advice| advice.text == remark), "{url}: {advice:?}");
+        let refused = problem(&format!("redis.url = '{url}'"), "");
+        assert_eq!(
+            refused,
+            "config/pusherd.toml: redis.url: has a parameter other than database: use the settings beside url"
+        );
+    }
+    let strange = settings("", "REVERB_SCALING_ENABLED=true\nREDIS_SCHEME=hunter2\n", &[]).unwrap().advice;
+    assert!(
+        strange.iter().any(|advice| advice.text == ".env: REDIS_SCHEME: is neither tcp nor tls: not read")
+    );
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(super) struct Url {
     pub(super) username: Option<String>,
     pub(super) password: Option<Secret>,
     pub(super) database: Option<u32>,
+    /// Parameters that mean nothing here.
+    pub(super) unread: Vec<String>,
 }
 
 /// What is wrong with a URL of no kind that is known. Not a word of it: it may hold a password.
@@ -56,8 +58,8 @@ impl Url {
             "" => None,
             path => Some(database(path)?),
         };
-        let database = of_query(uri.query(), of_path)?;
-        Ok(Self { host, port, tls, username, password, database })
+        let (database, unread) = of_query(uri.query(), of_path)?;
+        Ok(Self { host, port, tls, username, password, database, unread })
     }
 
     /// `unix://user:password@/path?database=0`, without the scheme.
@@ -70,8 +72,8 @@ impl Url {
         };
         let host = socket_path(&decoded(path)?)?;
         let (username, password) = credentials(user)?;
-        let database = of_query(query, None)?;
-        Ok(Self { host, port: None, tls: false, username, password, database })
+        let (database, unread) = of_query(query, None)?;
+        Ok(Self { host, port: None, tls: false, username, password, database, unread })
     }
 }
 
@@ -99,19 +101,27 @@ fn database(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| "has a database that is not a number of 0 to 65535, as in redis://host/0".to_owned())
 }
 
-/// The database, which the query may name instead of the path.
-fn of_query(query: Option<&str>, of_path: Option<u32>) -> Result<Option<u32>, String> {
-    let mut found = of_path;
+/// The database, which the query may name instead of the path, and the names of all other parameters. Laravel hands
+/// those to its Redis client, so a URL that is shared with it may have any.
+fn of_query(query: Option<&str>, of_path: Option<u32>) -> Result<(Option<u32>, Vec<String>), String> {
+    let (mut found, mut unread) = (of_path, Vec::new());
     for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
         let number = match parameter.split_once('=') {
             Some(("database" | "db", number)) => database(number)?,
-            _ => return Err("has a parameter other than database: use the settings beside url".to_owned()),
+            other => {
+                // What is no name may be the end of a password.
+                let is_name =
+                    |name: &&str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                let name = other.map(|(name, _)| name).filter(is_name);
+                unread.push(name.map_or("one that has no name".to_owned(), str::to_owned));
+                continue;
+            }
         };
         if found.replace(number).is_some_and(|before| before != number) {
             return Err("names two databases".to_owned());
         }
     }
-    Ok(found)
+    Ok((found, unread))
 }
 
 /// Empty, or a URL of Redis.

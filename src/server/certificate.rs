@@ -1,0 +1,301 @@
+//! What a certificate says of itself: whether clients take it, and from when to when. Pure: time is an argument.
+
+use std::fmt;
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::{FromDer as _, X509Version};
+use x509_parser::public_key::PublicKey;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+/// The keys that TLS is spoken with here.
+pub(super) const KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, or Ed25519";
+
+/// How to make a key and a certificate that every client takes, once it trusts it.
+pub(super) const RECIPE: &str = "`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj \
+                                 /CN=NAME -addext subjectAltName=DNS:NAME -keyout key.pem -out cert.pem`";
+
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
+
+/// A certificate with less time than this is warned of, or with a third of its time, whichever is less: one of 90 days
+/// is renewed with 30 to go, one of six days with two.
+const NEAR: i64 = 14 * DAY;
+
+/// What is known of a certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Certificate {
+    version: X509Version,
+    key: Key,
+    not_before: ASN1Time,
+    not_after: ASN1Time,
+}
+
+/// The kind of a public key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Key {
+    Rsa {
+        bits: usize,
+    },
+    /// On the curve of this name, or of this OID.
+    Curve(String),
+    Ed25519,
+    /// Of this OID.
+    Other(String),
+}
+
+/// Whether a certificate holds at a time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Dates {
+    /// It does, for long.
+    Valid,
+    /// It does, but not for long.
+    EndsSoon,
+    /// It does not yet.
+    NotYet,
+    /// It does no more.
+    Expired,
+}
+
+impl Certificate {
+    /// Of a certificate in DER; `None` if it is none.
+    pub(super) fn of(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let validity = certificate.validity();
+        Some(Self {
+            version: certificate.version(),
+            key: Key::of(certificate.public_key()),
+            not_before: validity.not_before,
+            not_after: validity.not_after,
+        })
+    }
+
+    /// Why no client takes it, whatever its key: words that follow the name of its file.
+    pub(super) fn refusal(&self) -> Option<String> {
+        (self.version != X509Version::V3).then(|| {
+            let version = self.version.0.saturating_add(1);
+            format!(
+                "begins with a certificate of X.509 version {version}, and clients take version 3 only; make one with {RECIPE}"
+            )
+        })
+    }
+
+    /// Why its key cannot be used, if that is because of its kind: words that follow the name of the key's file.
+    pub(super) fn key_refusal(&self) -> Option<String> {
+        (!self.key.is_usable()).then(|| {
+            format!("cannot be used: the certificate is for a key that is {}, and {KEYS} are; make one with {RECIPE}", self.key)
+        })
+    }
+
+    /// Whether it holds at the Unix time `now`.
+    pub(super) fn dates(&self, now: i64) -> Dates {
+        let (from, to) = (self.not_before.timestamp(), self.not_after.timestamp());
+        if now < from {
+            Dates::NotYet
+        } else if now > to {
+            Dates::Expired
+        } else if to - now < NEAR.min(to.saturating_sub(from) / 3) {
+            Dates::EndsSoon
+        } else {
+            Dates::Valid
+        }
+    }
+
+    /// What to say of its dates at the Unix time `now`: words that follow the name of its file.
+    pub(super) fn remark(&self, now: i64) -> Option<String> {
+        let date = |time: &ASN1Time| time.to_rfc2822().unwrap_or_else(|_| time.to_string());
+        match self.dates(now) {
+            Dates::Valid => None,
+            Dates::EndsSoon => {
+                let time = Span(self.not_after.timestamp() - now);
+                Some(format!("holds a certificate that expires in {time}, on {}", date(&self.not_after)))
+            }
+            Dates::NotYet => {
+                let time = Span(self.not_before.timestamp().saturating_sub(now));
+                Some(format!(
+                    "holds a certificate that is not valid yet: clients refuse it for another {time}, until {}; is the \
+                     clock of this machine right?",
+                    date(&self.not_before)
+                ))
+            }
+            Dates::Expired => {
+                let time = Span(now.saturating_sub(self.not_after.timestamp()));
+                Some(format!(
+                    "holds a certificate that expired {time} ago, on {}: clients refuse it",
+                    date(&self.not_after)
+                ))
+            }
+        }
+    }
+}
+
+impl Key {
+    fn of(info: &SubjectPublicKeyInfo<'_>) -> Self {
+        let oid = info.algorithm.algorithm.to_id_string();
+        match oid.as_str() {
+            "1.2.840.113549.1.1.1" => match info.parsed() {
+                Ok(PublicKey::RSA(key)) => Self::Rsa { bits: bits(key.modulus) },
+                Ok(_) | Err(_) => Self::Other("RSA that cannot be read".to_owned()),
+            },
+            "1.2.840.10045.2.1" => {
+                let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+                let curve = curve.map_or_else(|| "a curve of its own".to_owned(), |oid| oid.to_id_string());
+                Self::Curve(match curve.as_str() {
+                    "1.2.840.10045.3.1.7" => "P-256".to_owned(),
+                    "1.3.132.0.34" => "P-384".to_owned(),
+                    "1.3.132.0.35" => "P-521".to_owned(),
+                    "1.3.132.0.10" => "secp256k1".to_owned(),
+                    _ => curve,
+                })
+            }
+            "1.3.101.112" => Self::Ed25519,
+            "1.3.101.113" => Self::Other("Ed448".to_owned()),
+            _ => Self::Other(oid),
+        }
+    }
+
+    /// Whether it is one of [`KEYS`]. Source: ring's `signature`.
+    fn is_usable(&self) -> bool {
+        match self {
+            Self::Rsa { bits } => (2048..=4096).contains(bits),
+            Self::Curve(curve) => ["P-256", "P-384"].contains(&curve.as_str()),
+            Self::Ed25519 => true,
+            Self::Other(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rsa { bits } => write!(f, "RSA of {bits} bits"),
+            Self::Curve(curve) => write!(f, "ECDSA on {curve}"),
+            Self::Ed25519 => f.write_str("Ed25519"),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+fn bits(number: &[u8]) -> usize {
+    let number = number.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &number[first..]);
+    number.first().map_or(0, |first| number.len() * 8 - first.leading_zeros() as usize)
+}
+
+/// A number of seconds in words.
+struct Span(i64);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            seconds if seconds >= 2 * DAY => write!(f, "{} days", seconds / DAY),
+            seconds if seconds >= 2 * HOUR => write!(f, "{} hours", seconds / HOUR),
+            seconds => write!(f, "{} minutes", seconds / 60),
+        }
+    }
+}
+
+/// When the dates of a certificate were warned of: at each change, and once a day after that.
+#[derive(Debug)]
+pub(super) struct Warned {
+    dates: Dates,
+    at: i64,
+}
+
+impl Warned {
+    /// Of a start at the Unix time `now`, which warns as well.
+    pub(super) fn at_start(certificate: &Certificate, now: i64) -> Self {
+        Self { dates: certificate.dates(now), at: now }
+    }
+
+    /// What is to be said at the Unix time `now`.
+    pub(super) fn due(&mut self, certificate: &Certificate, now: i64) -> Option<String> {
+        let dates = certificate.dates(now);
+        let is_due = dates != self.dates || now.saturating_sub(self.at) >= DAY;
+        if !is_due {
+            return None;
+        }
+        *self = Self { dates, at: now };
+        certificate.remark(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    /// 2030-01-01.
+    const FROM: i64 = 1_893_456_000;
+
+    /// A certificate of so many days from [`FROM`].
+    fn certificate(days: i64) -> Certificate {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2030, 1, 1);
+        params.not_after = params.not_before + std::time::Duration::from_secs((days * DAY).cast_unsigned());
+        let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Certificate::of(made.der()).unwrap()
+    }
+
+    #[test]
+    fn dates_are_remarked_upon_before_they_matter() {
+        let (long, short) = (certificate(90), certificate(6));
+        let days = |days: i64| FROM + days * DAY;
+        let table = [
+            (
+                &long,
+                days(-3),
+                Some("is not valid yet: clients refuse it for another 3 days, until Tue, 01 Jan 2030"),
+            ),
+            (&long, days(0), None),
+            (&long, days(75), None),
+            (&long, days(77), Some("expires in 13 days, on Mon, 01 Apr 2030 00:00:00")),
+            (&long, days(90) - 5 * HOUR, Some("expires in 5 hours, on")),
+            (&long, days(90) - 119, Some("expires in 1 minutes, on")),
+            (&long, days(90) + 1, Some("expired 0 minutes ago, on Mon, 01 Apr 2030")),
+            (&long, days(1090), Some("expired 1000 days ago")),
+            (&short, days(3), None),
+            (&short, days(4) + 1, Some("expires in 47 hours, on")),
+        ];
+        for (certificate, now, expected) in table {
+            let said = certificate.remark(now);
+            match expected {
+                None => assert_eq!(said, None),
+                Some(words) => {
+                    assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{words}: {said:?}")
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_date_is_warned_of_at_each_change_and_once_a_day() {
+        let (certificate, renewed) = (certificate(90), certificate(120));
+        let mut warned = Warned::at_start(&certificate, FROM);
+        let mut said = Vec::new();
+        for hour in 0..=93 * 24 {
+            if warned.due(&certificate, FROM + hour * HOUR).is_some() {
+                said.push(hour);
+            }
+        }
+        // From the first hour with less than 14 days to go, each day, and in the first hour after the end.
+        let mut expected: Vec<i64> = (0..14).map(|day| 76 * 24 + 1 + day * 24).collect();
+        expected.extend((0..3).map(|day| 90 * 24 + 1 + day * 24));
+        assert_eq!(said, expected);
+        assert_eq!(warned.due(&renewed, FROM + 93 * DAY), None, "a renewed one is not warned of");
+        let mut of_old = Warned::at_start(&certificate, FROM + 91 * DAY);
+        assert_eq!(of_old.due(&certificate, FROM + 91 * DAY + HOUR), None, "the start has said it");
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_none() {
+        for der in [&b""[..], b"x", &[0x30, 0x82, 0xff, 0xff]] {
+            assert!(Certificate::of(der).is_none());
+        }
+    }
+
+    #[test]
+    fn the_bits_of_a_number_are_counted_from_its_first_that_is_set() {
+        assert_eq!([&[][..], &[0], &[0, 1], &[0, 0x80, 0], &[0xff; 128]].map(bits), [0, 0, 1, 16, 1024]);
+    }
+}

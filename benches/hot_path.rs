@@ -167,7 +167,7 @@ fn key() -> ChannelKey {
 fn join(registry: &Registry, outbox: &Arc<Outbox>) {
     let taken = Arc::default();
     let places = ChannelPlaces { taken: &taken, max: None };
-    let join = Join { member: None, members_max: 1000, counts: false, places };
+    let join = Join { member: None, members_max: 1000, counts: false, places, told: None };
     let joined = registry.join(&key(), outbox, &join, NOW).expect("not a presence channel");
     assert!(joined.drive.is_none());
     outbox.take_queued();

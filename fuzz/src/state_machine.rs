@@ -12,9 +12,9 @@ use arbitrary::{Arbitrary, Unstructured};
 use pusherd::apps::{App, AppLimits};
 use pusherd::limits::Rate;
 use pusherd::outbox::Outbox;
-use pusherd::protocol::message::{Event, Source};
+use pusherd::protocol::message::{Event, ServerMessage, Source};
 use pusherd::protocol::wire::Frame;
-use pusherd::protocol::wire::pusher::decode;
+use pusherd::protocol::wire::pusher::{decode, encode};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{
     Cache, ChannelInfo, ChannelKey, ChannelPlaces, Drive, Join, JoinError, Pass, Registry, Users,
@@ -192,6 +192,11 @@ fn is_presence(channel: usize) -> bool {
     CHANNELS[channel].starts_with("presence-")
 }
 
+/// A user's own channel, which is the sign-in's.
+fn is_users(channel: usize) -> bool {
+    CHANNELS[channel].starts_with('#')
+}
+
 fn needs_proof(channel: usize) -> bool {
     is_presence(channel) || CHANNELS[channel].starts_with("private-")
 }
@@ -201,7 +206,7 @@ fn is_cached(channel: usize) -> bool {
 }
 
 fn is_counted(app: usize, channel: usize) -> bool {
-    app == 1 && !is_presence(channel) && !CHANNELS[channel].starts_with('#')
+    app == 1 && !is_presence(channel) && !is_users(channel)
 }
 
 fn name(channel: usize) -> Option<ChannelName> {
@@ -347,14 +352,14 @@ impl World {
             name if name.starts_with("presence-") => is_good && member.is_some(),
             _ => true,
         };
-        let taken = self
-            .channels
-            .iter()
-            .filter(|((of, _), channel)| *of == app && channel.subscribers.contains_key(&who));
+        let taken = self.channels.iter().filter(|((of, at), channel)| {
+            *of == app && !is_users(*at) && channel.subscribers.contains_key(&who)
+        });
         let taken = taken.count();
         let there = self.channels.get(&(app, at)).and_then(|channel| channel.subscribers.get(&who));
         let user_id = member.as_ref().map(|(id, _)| id.clone());
-        let may = proven && there.map_or(taken < SUBSCRIPTIONS, |as_user| *as_user == user_id);
+        let may =
+            proven && there.map_or(taken < SUBSCRIPTIONS || is_users(at), |as_user| *as_user == user_id);
         let Done::Join(channel, as_member) = done else {
             assert!(!may, "{who} was refused {}", CHANNELS[at]);
             return;
@@ -376,7 +381,7 @@ impl World {
         let outbox = Arc::clone(&self.clients[&who].outbox);
         let user = as_member.as_ref().map(|member| member.id.clone());
         let places = places(&self.apps[app]);
-        let wish = Join { member: as_member, members_max: MEMBERS, counts: app == 1, places };
+        let wish = Join { member: as_member, members_max: MEMBERS, counts: app == 1, places, told: None };
         let joined = self.registry.join(&self.key(app, at), &outbox, &wish, now);
         let known = self.channels.entry((app, at)).or_default();
         let is_new = |(id, _): &(String, String)| !known.roster.iter().any(|(other, _)| other == id);
@@ -419,6 +424,22 @@ impl World {
         self.drive(joined.drive);
     }
 
+    /// A sign-in makes the connection a subscriber of its user's channel, and is told where others are told that they are
+    /// in.
+    fn join_own(&mut self, who: usize, at: usize, user_data: &str) {
+        let (app, now) = (of_app(who), self.now);
+        let outbox = Arc::clone(&self.clients[&who].outbox);
+        let places = places(&self.apps[app]);
+        let told = encode(&ServerMessage::SignedIn { user_data });
+        let wish = Join { member: None, members_max: 0, counts: false, places, told: Some(&told) };
+        let joined = self.registry.join(&self.key(app, at), &outbox, &wish, now).unwrap();
+        let known = self.channels.entry((app, at)).or_default();
+        let is_new = known.subscribers.insert(who, None).is_none();
+        assert_eq!(joined.again, !is_new);
+        self.drive(joined.drive);
+        self.expect_of_connection(who, "signed in".to_owned());
+    }
+
     fn unsubscribe(&mut self, who: usize, at: usize) {
         let done =
             self.receive(who, &json!({ "event": "pusher:unsubscribe", "data": { "channel": CHANNELS[at] } }));
@@ -429,7 +450,8 @@ impl World {
                 assert!(there && channel.as_str() == CHANNELS[at]);
                 self.leave(who, at);
             }
-            _ => assert!(!there),
+            // As long as it is signed in, it is there.
+            _ => assert!(!there || is_users(at)),
         }
     }
 
@@ -536,8 +558,12 @@ impl World {
         assert_eq!(before.len(), client.watches.len());
 
         // As the hub does it.
-        let id = &self.apps[app].id.0;
+        let id = &Arc::clone(&self.apps[app].id.0);
         self.users.sign_in(id, &signed_in.member.id, &outbox);
+        let own = CHANNELS.iter().position(|name| *name == format!("#server-to-user-{}", USERS[user]));
+        if let Some(at) = own {
+            self.join_own(who, at, &user_data);
+        }
         self.users.unwatch(id, &before, outbox.socket());
         self.users.watch(id, &signed_in.watchlist, &outbox);
 
@@ -579,7 +605,8 @@ impl World {
             .iter()
             .filter(|((of, _), known)| *of == app && known.subscribers.contains_key(&who));
         let there: Vec<usize> = there.map(|((_, at), _)| *at).collect();
-        let mut expected: Vec<_> = there.iter().map(|at| CHANNELS[*at].to_owned()).collect();
+        let mut expected: Vec<_> =
+            there.iter().filter(|at| !is_users(**at)).map(|at| CHANNELS[*at].to_owned()).collect();
         expected.sort();
         assert_eq!(left, expected, "the session knows where {who} is");
         for at in there {
@@ -789,6 +816,7 @@ fn word(payload: &[u8]) -> Word {
         "member_removed" => format!("-{}", text(&inner()["user_id"])),
         "subscription_count" => format!("count {}", inner()["subscription_count"]),
         "pusher:cache_miss" => "miss".to_owned(),
+        "pusher:signin_success" => "signed in".to_owned(),
         "watchlist_events" => {
             let inner = inner();
             let group = |group: &Value| {

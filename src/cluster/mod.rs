@@ -41,6 +41,7 @@
 //! | first or last connection of a member on a node | 1 script; those of one moment and channel share it; 1 more where nobody of the node was in the channel |
 //! | every other join and leave | none |
 //! | first or last sign-in of a user, or watcher of one, on a node | as subscriber and member |
+//! | publish to a user | 1 `PUBLISH`; a message to each node where they are signed in or watched |
 //! | change of a subscriber count, where it is told | 1 `PUBLISH` a node and round trip, however many changes |
 //! | a connection, where the app's are limited | 1 script, shared by those that wait; 1 a second to give back |
 //! | `GET` a channel, its users | 1 script, which reads all members |

@@ -3,7 +3,8 @@
 //! - A channel is the group `c/<app>/<channel>`. Who subscribes enters it, on presence channels as a member; the
 //!   subscription is carried out when the group says that it was entered. Who is there is what the group says.
 //! - A user is the group `u/<app>/<user>`, in which there is one member, [`ONLINE`], while they are signed in
-//!   anywhere. Who watches the user enters it without being that member.
+//!   anywhere. Who watches the user enters it without being that member. What is published on the user's own channel
+//!   goes to this group: who is signed in is in that channel, which has no group of its own.
 //!
 //! What is published goes to the broker and comes back, also to the node it was published on: so all nodes deliver what
 //! is said in a channel in one order. A message is the JSON that subscribers get, behind a few bytes:
@@ -30,7 +31,7 @@ use tokio::time::sleep;
 
 use super::quota::Quotas;
 use super::records::Records;
-use super::{Inner, Rewatch, Wanted};
+use super::{Inner, Rewatch, SignIn, Wanted};
 use crate::apps::{App, Apps, ConnectionPlace};
 use crate::cluster::driver::{Answering, Kept, Lost};
 use crate::cluster::node::{Acting, Audience, Cluster, Room, Unwanted};
@@ -78,8 +79,21 @@ enum Parked {
     Subscriber(Arc<Subscriber>),
     /// It wants to enter as a member, if there is a place, which nobody here knows: nobody is told of who is refused.
     Looker(Arc<Subscriber>),
+    /// The connection is signed in, and in its user's own channel.
+    SigningIn(SigningIn),
     /// One more of the users that it watches is known.
     Watcher(Arc<Watcher>),
+}
+
+/// A connection that is told that it is signed in when everything that is published to its user reaches it.
+#[derive(Clone, Debug)]
+struct SigningIn {
+    app: Arc<App>,
+    user: UserId,
+    told: Frame,
+    /// It has asked to be subscribed to the user's own channel meanwhile, and is to be told that it is.
+    subscribes: bool,
+    watcher: Arc<Watcher>,
 }
 
 #[derive(Debug)]
@@ -95,7 +109,8 @@ struct Watcher {
     app: Arc<str>,
     outbox: Arc<Outbox>,
     watchlist: Vec<UserId>,
-    /// Users of whom it is not known yet whether they are online.
+    cut_to: Option<usize>,
+    /// What is waited for: that it is signed in itself, and of each user whether they are online.
     unknown: AtomicUsize,
 }
 
@@ -142,8 +157,16 @@ fn channel_group(app: &str, channel: &str) -> Group {
     format!("c/{app}/{channel}").into()
 }
 
-fn user_group(app: &str, user: &UserId) -> Group {
+fn user_group(app: &str, user: &str) -> Group {
     format!("u/{app}/{user}").into()
+}
+
+/// The group that what is published on a channel goes to.
+fn group_of(app: &App, channel: &ChannelName) -> Group {
+    match channel.user() {
+        Some(user) => user_group(&app.id.0, user),
+        None => channel_group(&app.id.0, channel.as_str()),
+    }
 }
 
 /// Of a connection in the group of a channel.
@@ -278,8 +301,11 @@ impl Clustered {
         channel: &ChannelName,
         member: Option<Member>,
     ) -> Result<(), JoinError> {
-        let (group, ticket) = (channel_group(&app.id.0, channel.as_str()), subscribing(outbox.socket()));
         let Some(app) = self.apps.by_id(&app.id.0) else { return Ok(()) };
+        if let Some(user) = channel.user() {
+            return self.join_own(hub, app, outbox, channel, user);
+        }
+        let (group, ticket) = (channel_group(&app.id.0, channel.as_str()), subscribing(outbox.socket()));
         self.cluster.act(&group, |acting| {
             if hub.registry.is_subscribed(&super::key(app, channel), outbox.socket()) {
                 // It is told so again.
@@ -315,6 +341,26 @@ impl Clustered {
                 acting.enter(&group, true, None, ticket);
             }
             Ok(())
+        })
+    }
+
+    /// A connection that is signed in is in its user's own channel, or is told that it is when it gets there.
+    fn join_own(
+        &self,
+        hub: &Inner,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        channel: &ChannelName,
+        user: &str,
+    ) -> Result<(), JoinError> {
+        let group = user_group(&app.id.0, user);
+        self.cluster.act(&group, |_| {
+            let place = (Arc::clone(&group), signed_in(outbox.socket()));
+            if let Some(Parked::SigningIn(signing_in)) = self.parked.lock().get_mut(&place) {
+                signing_in.subscribes = true;
+                return Ok(());
+            }
+            hub.join(app, outbox, channel, None).map(|joined| hub.drive(joined.drive))
         })
     }
 
@@ -389,7 +435,7 @@ impl Clustered {
                     parked.outbox.provoked(0, 2);
                     (parked.member.as_ref().map(|member| member.id.clone()), None)
                 }
-                Some(Parked::Looker(_) | Parked::Watcher(_)) | None => {
+                Some(Parked::Looker(_) | Parked::SigningIn(_) | Parked::Watcher(_)) | None => {
                     let left = hub.leave(app, channel, socket)?;
                     (left.member.clone(), Some(left))
                 }
@@ -455,7 +501,7 @@ impl Clustered {
         let (mut messages, mut kept, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
             hub.log(app, &event);
-            let group = channel_group(&app.id.0, event.channel.as_str());
+            let group = group_of(app, event.channel);
             let message = message(&event).into();
             if matches!(event.source, Source::App) && event.channel.is_cached() {
                 kept.push(self.cluster.keep(group, message, app.limits.cache_ttl));
@@ -666,35 +712,57 @@ impl Clustered {
     // ---- users ----
 
     /// See [`super::Hub::sign_in`].
-    pub(super) fn sign_in(
-        &self,
-        hub: &Inner,
-        app: &App,
-        outbox: &Arc<Outbox>,
-        user: &UserId,
-        watched: &[UserId],
-        watchlist: &[UserId],
-    ) {
-        let (socket, group) = (outbox.socket(), user_group(&app.id.0, user));
-        self.cluster.act(&group, |acting| {
-            if !hub.users.is_signed_in(&app.id.0, user, socket) {
-                hub.users.sign_in(&app.id.0, user, outbox);
-                acting.enter(&group, true, Some(online()), signed_in(socket));
-            }
-        });
+    pub(super) fn sign_in(&self, hub: &Inner, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        let SignIn { user, watched, watchlist, cut_to, .. } = *sign_in;
+        let Some(app) = self.apps.by_id(&app.id.0) else { return };
+        let (socket, group) = (outbox.socket(), user_group(&app.id.0, user.as_str()));
         // While it waits to be told of the list before, it is told of the new one instead.
-        let Rewatch { gone, new } = if self.is_waiting(app, watched, socket) {
+        let own = (Arc::clone(&group), signed_in(socket));
+        let is_signing_in = self.cluster.act(&group, |_| self.parked.lock().contains_key(&own));
+        let Rewatch { gone, new } = if is_signing_in || self.is_waiting(app, watched, socket) {
             Rewatch { gone: watched.to_vec(), new: watchlist.to_vec() }
         } else {
             Rewatch::new(watched, watchlist)
         };
         outbox.provoked(0, Rewatch::changes(&gone, &new));
+        let unknown = AtomicUsize::new(1 + new.len());
+        let (of, outbox) = (Arc::clone(&app.id.0), Arc::clone(outbox));
+        let watcher = Arc::new(Watcher { app: of, outbox, watchlist: new, cut_to, unknown });
+        let outbox = &watcher.outbox;
+        self.cluster.act(&group, |acting| {
+            let signing_in = SigningIn {
+                app: Arc::clone(app),
+                user: user.clone(),
+                told: sign_in.told(),
+                subscribes: false,
+                watcher: Arc::clone(&watcher),
+            };
+            let is_new = !hub.users.is_signed_in(&app.id.0, user, socket);
+            let mut parked = self.parked.lock();
+            match parked.entry(own) {
+                // Of several sign-ins that wait, the last is answered.
+                Entry::Occupied(mut waiting) => {
+                    let before = waiting.insert(Parked::SigningIn(signing_in));
+                    if let (Parked::SigningIn(now), Parked::SigningIn(before)) = (waiting.get_mut(), before) {
+                        now.subscribes = before.subscribes;
+                    }
+                }
+                Entry::Vacant(place) if is_new => {
+                    place.insert(Parked::SigningIn(signing_in));
+                    drop(parked);
+                    hub.users.sign_in(&app.id.0, user, outbox);
+                    acting.enter(&group, true, Some(online()), signed_in(socket));
+                }
+                Entry::Vacant(_) => {
+                    drop(parked);
+                    signing_in.signed_in(hub);
+                }
+            }
+        });
+        // The former list is not told any more, even if it was about to be.
         self.unwatch(hub, app, &gone, socket);
-        let unknown = AtomicUsize::new(new.len());
-        let (app, outbox) = (Arc::clone(&app.id.0), Arc::clone(outbox));
-        let watcher = Arc::new(Watcher { app, outbox, watchlist: new, unknown });
         for user in &watcher.watchlist {
-            let group = user_group(&watcher.app, user);
+            let group = user_group(&watcher.app, user.as_str());
             self.cluster.act(&group, |acting| {
                 let place = (Arc::clone(&group), watching(socket));
                 self.parked.lock().insert(place, Parked::Watcher(Arc::clone(&watcher)));
@@ -712,9 +780,11 @@ impl Clustered {
         user: &UserId,
         watchlist: &[UserId],
     ) {
-        let group = user_group(&app.id.0, user);
+        let group = user_group(&app.id.0, user.as_str());
         self.cluster.act(&group, |acting| {
+            self.parked.lock().remove(&(Arc::clone(&group), signed_in(socket)));
             hub.users.sign_out(&app.id.0, user, socket, hub.now());
+            hub.leave_own(app, user, socket);
             acting.leave(&group, Some(&online().0), signed_in(socket));
         });
         self.unwatch(hub, app, watchlist, socket);
@@ -724,7 +794,7 @@ impl Clustered {
     /// after the other: of whoever is known, all has been done that follows from it.
     fn is_waiting(&self, app: &App, watched: &[UserId], socket: SocketId) -> bool {
         watched.iter().any(|user| {
-            let group = user_group(&app.id.0, user);
+            let group = user_group(&app.id.0, user.as_str());
             let place = (Arc::clone(&group), watching(socket));
             self.cluster.act(&group, |_| self.parked.lock().contains_key(&place))
         })
@@ -732,7 +802,7 @@ impl Clustered {
 
     fn unwatch(&self, hub: &Inner, app: &App, watched: &[UserId], socket: SocketId) {
         for user in watched {
-            let group = user_group(&app.id.0, user);
+            let group = user_group(&app.id.0, user.as_str());
             self.cluster.act(&group, |acting| {
                 self.parked.lock().remove(&(Arc::clone(&group), watching(socket)));
                 hub.users.unwatch(&app.id.0, std::slice::from_ref(user), socket);
@@ -752,14 +822,13 @@ impl Clustered {
         channel: &ChannelName,
         wanted: Wanted,
     ) -> Result<ChannelInfo, Lost> {
-        let group = channel_group(&app.id.0, channel.as_str());
+        let group = group_of(app, channel);
         let answer = self.cluster.look(Arc::clone(&group)).await?;
-        let mut info = ChannelInfo {
-            subscriptions: usize::from(answer.occupied),
-            users: answer.members.map_or(0, |members| members.len()),
-            cache: None,
-        };
-        if wanted.subscriptions && answer.occupied {
+        let users = answer.members.map_or(0, |members| members.len());
+        // Those who only watch a user are in the group as well.
+        let occupied = if channel.user().is_some() { users > 0 } else { answer.occupied };
+        let mut info = ChannelInfo { subscriptions: usize::from(occupied), users, cache: None };
+        if wanted.subscriptions && occupied {
             info.subscriptions = hub.registry.info(&super::key(app, channel), hub.now()).subscriptions;
             for answer in self.cluster.ask(format!("s{group}").as_bytes()).await? {
                 info.subscriptions += count(&answer);
@@ -790,9 +859,7 @@ impl Clustered {
         let groups = self.cluster.occupied(&channel_group(&app.id.0, prefix)).await?;
         let mut found = HashMap::new();
         for (group, users) in groups {
-            if let Some(Subject::Channel(_, channel)) = self.subject(&group)
-                && !channel.as_str().starts_with('#')
-            {
+            if let Some(Subject::Channel(_, channel)) = self.subject(&group) {
                 found.insert(channel, ChannelInfo { subscriptions: 1, users, cache: None });
             }
         }
@@ -827,12 +894,10 @@ impl Clustered {
     fn answer(&self, hub: &Inner, question: &str) -> Option<Vec<u8>> {
         let (kind, rest) = (question.get(..1)?, question.get(1..)?);
         let number = match kind {
-            "s" => match self.subject(rest)? {
-                Subject::Channel(app, channel) => {
-                    hub.registry.info(&super::key(app, &channel), hub.now()).subscriptions
-                }
-                Subject::User(..) => return None,
-            },
+            "s" => {
+                let (app, channel) = self.subject(rest)?.channel();
+                hub.registry.info(&super::key(app, &channel), hub.now()).subscriptions
+            }
             "n" => self.apps.by_id(rest)?.connections.now() as usize,
             "p" => {
                 let (app, prefix) = rest.split_once('/')?;
@@ -855,6 +920,39 @@ impl Clustered {
 /// A number that a node has answered; 0 if it makes no sense.
 fn count(answer: &Bytes) -> usize {
     std::str::from_utf8(answer).ok().and_then(|digits| digits.parse().ok()).unwrap_or_default()
+}
+
+impl<'a> Subject<'a> {
+    /// The channel, or the user's own.
+    fn channel(self) -> (&'a Arc<App>, ChannelName) {
+        match self {
+            Self::Channel(app, channel) => (app, channel),
+            Self::User(app, user) => (app, ChannelName::of_user(&user)),
+        }
+    }
+}
+
+impl SigningIn {
+    /// It is in the group of its user.
+    fn signed_in(&self, hub: &Inner) {
+        let Self { app, user, told, subscribes, watcher } = self;
+        hub.join_own(app, &watcher.outbox, user, told);
+        if *subscribes {
+            // It is told so.
+            let joined = hub.join(app, &watcher.outbox, &ChannelName::of_user(user), None);
+            hub.drive(joined.ok().and_then(|joined| joined.drive));
+        }
+        watcher.one_is_known(hub);
+    }
+}
+
+impl Watcher {
+    /// One thing less is waited for.
+    fn one_is_known(&self, hub: &Inner) {
+        if self.unknown.fetch_sub(1, Ordering::SeqCst) == 1 {
+            hub.watch(&self.app, &self.outbox, &self.watchlist, self.cut_to);
+        }
+    }
 }
 
 fn kept_frame(kept: Kept, now: Duration) -> Option<KeptFrame> {
@@ -924,13 +1022,14 @@ impl Audience for Inner {
                     });
                 }
             }
+            Some(Parked::SigningIn(signing_in)) => {
+                clustered.parked.lock().remove(&place);
+                signing_in.signed_in(self);
+            }
             Some(Parked::Watcher(watcher)) => {
                 clustered.parked.lock().remove(&place);
-                if watcher.unknown.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    self.users.watch(&watcher.app, &watcher.watchlist, &watcher.outbox);
-                }
+                watcher.one_is_known(self);
             }
-            // Who signs in waits for nothing.
             None => {}
         }
         Ok(())
@@ -965,12 +1064,8 @@ impl Audience for Inner {
 
     fn message(&self, group: &Group, number: Option<Version>, message: Bytes) -> Option<Room> {
         let clustered = self.clustered.as_ref()?;
-        match clustered.subject(group)? {
-            Subject::Channel(app, channel) => {
-                clustered.channel_message(self, group, (app, channel), number, &message)
-            }
-            Subject::User(..) => None,
-        }
+        let channel = clustered.subject(group)?.channel();
+        clustered.channel_message(self, group, channel, number, &message)
     }
 
     fn asked(&self, question: Bytes) -> Bytes {

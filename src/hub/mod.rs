@@ -27,7 +27,8 @@ use crate::cluster::node::Cluster;
 use crate::limits::Limit;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
-use crate::protocol::message::{Event, Source};
+use crate::protocol::message::{Event, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{ChannelName, CloseCode, Member, SocketId, UserId};
 pub use refusal::refuse;
 
@@ -314,28 +315,24 @@ impl Hub {
         published
     }
 
-    /// Counts a connection as signed in and tells it about its watchlist, instead of the one it `watched`: about those
-    /// who are new in it. Whoever signs in as before changes nothing.
-    pub fn sign_in(
-        &self,
-        app: &App,
-        outbox: &Arc<Outbox>,
-        user: &UserId,
-        watched: &[UserId],
-        watchlist: &[UserId],
-    ) {
+    /// Counts a connection as signed in, and tells it so: from then on it gets what is published to its user, and it
+    /// is told of its watchlist, instead of the one it watched: of those who are new in it. In a cluster when the nodes
+    /// have agreed upon it. Whoever signs in as before changes nothing.
+    pub fn sign_in(&self, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        let SignIn { user, watched, watchlist, .. } = *sign_in;
         if let Some(clustered) = &self.0.clustered {
-            clustered.sign_in(&self.0, app, outbox, user, watched, watchlist);
+            clustered.sign_in(&self.0, app, outbox, sign_in);
         } else {
             let ledger = self.0.webhooks.of_user(app, user);
             let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
             if let Some(mut ledger) = ledger.filter(|_| is_first) {
                 ledger.note(&webhooks::Event::UserOnline(user));
             }
+            self.0.join_own(app, outbox, user, &sign_in.told());
             let Rewatch { gone, new } = Rewatch::new(watched, watchlist);
             outbox.provoked(0, Rewatch::changes(&gone, &new));
             self.0.users.unwatch(&app.id.0, &gone, outbox.socket());
-            self.0.users.watch(&app.id.0, &new, outbox);
+            self.0.watch(&app.id.0, outbox, &new, sign_in.cut_to);
         }
         debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
     }
@@ -350,6 +347,7 @@ impl Hub {
         if let Some(mut ledger) = ledger.filter(|_| was_last) {
             ledger.note(&webhooks::Event::UserOffline(user));
         }
+        self.0.leave_own(app, user, socket);
         self.0.users.unwatch(&app.id.0, watchlist, socket);
     }
 
@@ -567,7 +565,7 @@ impl Inner {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
         let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
-        let join = Join { member, members_max, counts: app.subscription_counts, places };
+        let join = Join { member, members_max, counts: app.subscription_counts, places, told: None };
         // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
         let ledger = self.webhooks.of_subscription(app, channel);
         let joined = self.registry.join(&key, outbox, &join, self.now());
@@ -607,6 +605,29 @@ impl Inner {
         }
         debug!(app = %app.id, %user, connections = connections.len(), "user terminated");
         connections.len()
+    }
+
+    /// Makes a connection a subscriber of its user's own channel and tells it `told`, if it is one already, too. Nothing
+    /// is lost that is published to the user once it has heard that.
+    fn join_own(&self, app: &App, outbox: &Arc<Outbox>, user: &UserId, told: &Frame) {
+        let places = ChannelPlaces { taken: &app.channels, max: None };
+        let join = Join { member: None, members_max: 0, counts: false, places, told: Some(told) };
+        let joined = self.registry.join(&key(app, &ChannelName::of_user(user)), outbox, &join, self.now());
+        self.deliver(joined.ok().and_then(|joined| joined.drive));
+    }
+
+    fn leave_own(&self, app: &App, user: &UserId, socket: SocketId) {
+        let left = self.registry.leave(&key(app, &ChannelName::of_user(user)), socket, false, self.now());
+        self.deliver(left.and_then(|left| left.drive));
+    }
+
+    /// Tells a connection of the users on its watchlist, and by how much that was cut.
+    fn watch(&self, app: &Arc<str>, outbox: &Arc<Outbox>, watchlist: &[UserId], cut_to: Option<usize>) {
+        if let Some(users_max) = cut_to {
+            let message = format!("Watchlist limit exceeded: the first {users_max} ids are used");
+            outbox.say(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
+        }
+        self.users.watch(app, watchlist, outbox);
     }
 
     /// What receivers may hear of a join, in the order in which a channel fills. What a cluster decides, it records.
@@ -699,6 +720,28 @@ impl Rewatch {
     /// What a connection is charged for it.
     fn changes(gone: &[UserId], new: &[UserId]) -> u16 {
         u16::try_from(gone.len() + new.len()).unwrap_or(u16::MAX)
+    }
+}
+
+/// A sign-in that was granted.
+#[derive(Clone, Copy, Debug)]
+pub struct SignIn<'a> {
+    /// Who.
+    pub user: &'a UserId,
+    /// What was signed, which the client is given back.
+    pub user_data: &'a str,
+    /// Whom the connection watched until now.
+    pub watched: &'a [UserId],
+    /// Whom it watches from now on.
+    pub watchlist: &'a [UserId],
+    /// The watchlist was cut to so many.
+    pub cut_to: Option<usize>,
+}
+
+impl SignIn<'_> {
+    /// What the client is told when it is signed in.
+    fn told(&self) -> Frame {
+        pusher::encode(&ServerMessage::SignedIn { user_data: self.user_data })
     }
 }
 

@@ -169,10 +169,22 @@ impl ChannelName {
         }
     }
 
+    /// The own channel of a user whose id can be part of a name ([`UserId::with_channel`]).
+    #[must_use]
+    pub fn of_user(id: &UserId) -> Self {
+        Self(format!("{USER_CHANNEL}{id}").into())
+    }
+
+    /// The id of the user whose own channel this is.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.0.strip_prefix(USER_CHANNEL)
+    }
+
     /// Whether this is the own channel of the user `id`.
     #[must_use]
     pub fn belongs_to(&self, id: &UserId) -> bool {
-        self.0.strip_prefix(USER_CHANNEL) == Some(id.as_str())
+        self.user() == Some(id.as_str())
     }
 }
 
@@ -284,6 +296,7 @@ mod tests {
         assert!(name("#server-to-user-7").belongs_to(&id("7")));
         assert!(!name("#server-to-user-77").belongs_to(&id("7")));
         assert!(!name("server-to-user-7").belongs_to(&id("7")));
+        assert_eq!(ChannelName::of_user(&id("7")), name("#server-to-user-7"));
     }
 
     proptest! {

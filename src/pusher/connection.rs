@@ -22,7 +22,7 @@ use crate::apps::App;
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Held, Outbox, Pulse, Transport, Unfinished};
-use crate::protocol::message::{Event, ServerMessage, Source, WATCHLIST_CUT};
+use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
@@ -399,12 +399,14 @@ impl Connection {
             }
             Action::SignIn { user_data, signed_in, watched, cut_to } => {
                 outbox.pulse.authorize();
-                outbox.say(&ServerMessage::SignedIn { user_data: &user_data });
-                if let Some(users_max) = cut_to {
-                    let message = format!("Watchlist limit exceeded: the first {users_max} ids are used");
-                    outbox.say(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
-                }
-                hub.sign_in(&app, outbox, &signed_in.member.id, &watched, &signed_in.watchlist);
+                let sign_in = hub::SignIn {
+                    user: &signed_in.member.id,
+                    user_data: &user_data,
+                    watched: &watched,
+                    watchlist: &signed_in.watchlist,
+                    cut_to,
+                };
+                hub.sign_in(&app, outbox, &sign_in);
             }
             Action::Reject { limit, told } => {
                 let why = limit.map_or(Mistake::ClientEvent.into(), Rejection::from);

@@ -294,7 +294,7 @@ impl Channel {
             return None;
         }
         if state.place(outbox.socket()).is_some() {
-            self.acknowledge(&mut state, outbox);
+            self.acknowledge(&mut state, outbox, join.told);
             return Some(Ok(Joined { again: true, ..Joined::default() }));
         }
         if let Some(member) = &join.member {
@@ -303,7 +303,7 @@ impl Channel {
                 return Some(Err(JoinError::Full));
             }
         }
-        if !state.take_place(join.places) {
+        if self.name().user().is_none() && !state.take_place(join.places) {
             return Some(Err(JoinError::TooManyChannels));
         }
         let occupied = state.subscribers.is_empty();
@@ -312,7 +312,7 @@ impl Channel {
         let member = join.member.as_ref().map(|member| member.id.clone());
         let since = state.queue.next;
         state.add(Subscriber { outbox: Arc::clone(outbox), since, gone: AtomicBool::new(false), member });
-        self.acknowledge(&mut state, outbox);
+        self.acknowledge(&mut state, outbox, join.told);
         let caches = self.name().is_cached();
         let cache_miss = caches && state.cached(now).is_none();
         if let Some(cached) = state.cached(now) {
@@ -337,7 +337,10 @@ impl Channel {
         added
     }
 
-    fn acknowledge(&self, state: &mut State, outbox: &Outbox) {
+    fn acknowledge(&self, state: &mut State, outbox: &Outbox, told: Option<&Frame>) {
+        if let Some(told) = told {
+            return outbox.answer(told.bytes());
+        }
         let acknowledgement =
             |members| pusher::encode(&ServerMessage::Subscribed { channel: self.name(), members });
         match &mut state.presence {

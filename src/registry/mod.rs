@@ -105,8 +105,10 @@ pub struct Join<'a> {
     pub members_max: usize,
     /// Whether subscribers are told how many they are.
     pub counts: bool,
-    /// The places of the app's channels, of which a channel without subscribers takes one.
+    /// The places of the app's channels, of which a channel without subscribers takes one; a user's own takes none.
     pub places: ChannelPlaces<'a>,
+    /// What the connection is told instead of that it is subscribed, when it is let in or is in already.
+    pub told: Option<&'a Frame>,
 }
 
 /// What a join changed.

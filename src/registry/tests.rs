@@ -38,11 +38,11 @@ fn cache() -> Cache<'static> {
 }
 
 fn plain() -> Join<'static> {
-    Join { member: None, members_max: 1000, counts: false, places: places() }
+    Join { member: None, members_max: 1000, counts: false, places: places(), told: None }
 }
 
 fn presence(id: &str) -> Join<'static> {
-    Join { member: Some(member(id)), members_max: 3, counts: false, places: places() }
+    Join { member: Some(member(id)), members_max: 3, counts: false, places: places(), told: None }
 }
 
 fn drive(drive: Option<Drive>) {

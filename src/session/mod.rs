@@ -286,8 +286,12 @@ impl Session {
         self.place(channel).ok().map(|place| &self.subscriptions[place])
     }
 
-    /// Notes that the join of `channel`, as `user` on presence channels, was carried out.
+    /// Notes that the join of `channel`, as `user` on presence channels, was carried out. A connection is in its user's
+    /// own channel as long as it is signed in, whether it subscribes or unsubscribes.
     pub fn joined(&mut self, channel: ChannelName, user: Option<UserId>) {
+        if channel.access() == Access::User {
+            return;
+        }
         if let Err(place) = self.place(channel.as_str()) {
             // Most connections have few: room is made for one at a time until there are more.
             if self.subscriptions.len() < 4 {
@@ -313,7 +317,8 @@ impl Session {
                 if !own {
                     return Err(refusal::not_the_users_channel(&channel).into());
                 }
-                None
+                // It is in already, by its sign-in, and this is no channel of its own.
+                return Ok((channel, None));
             }
             Access::Private | Access::Encrypted => {
                 self.verify(&channel, request)?;

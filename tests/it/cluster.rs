@@ -500,6 +500,59 @@ async fn a_user_is_terminated_on_all_nodes_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn an_event_to_a_user_reaches_who_is_signed_in_on_whichever_node_once_subscribed_or_not() {
+    let nodes: [Node; 3] = nodes().await;
+    nodes[1].link.delay(Duration::from_millis(2));
+    let event = |name: &str| json!({ "event": name, "channel": "#server-to-user-7", "data": "" });
+    let mut watching = sign_in(&nodes[2], "8", json!(["7"])).await;
+    watching.expect_watched().await;
+    for round in 0..5 {
+        // As soon as the client knows that it is signed in, it is reached from every node.
+        let mut client = sign_in(&nodes[1], "7", Value::Null).await;
+        for node in &nodes {
+            node.publish("#server-to-user-7", "unasked", "").await;
+            client.expect(event("unasked")).await;
+        }
+        client.subscribe("#server-to-user-7").await;
+        let mut beside = sign_in(&nodes[0], "7", Value::Null).await;
+        nodes[2].publish("#server-to-user-7", "asked", "").await;
+        for client in [&mut client, &mut beside] {
+            client.expect(event("asked")).await;
+            client.fence().await;
+        }
+        let own = Request::get("/apps/1001/channels/%23server-to-user-7").with("info", "subscription_count");
+        let answer = json!({ "occupied": true, "subscription_count": 2 });
+        assert_eq!(nodes[2].send(own.signed()).await.ok(), answer, "round {round}");
+        assert_eq!(nodes[0].get_json("/apps/1001/channels").await, json!({ "channels": {} }));
+        client.close().await;
+        beside.close().await;
+        nodes[2].has_connections(1).await;
+    }
+    // Who only watches the user got none of it, and does not occupy the channel.
+    while watching.expect_watched().await != json!([["offline", ["7"]]]) {}
+    answers(&nodes[2], "/apps/1001/channels/%23server-to-user-7", json!({ "occupied": false })).await;
+}
+
+#[tokio::test]
+async fn whoever_signs_in_and_subscribes_at_once_is_told_both_in_order() {
+    let nodes: [Node; 2] = nodes().await;
+    nodes[0].link.delay(Duration::from_millis(5));
+    let mut client = nodes[0].connect().await;
+    let (first, second) = (r#"{"id":"7"}"#, r#"{"id":"7","watchlist":["8"]}"#);
+    let subscribe = json!({ "event": "pusher:subscribe", "data": { "channel": "#server-to-user-7" } });
+    let sign_ins = [client.signed_sign_in(first), subscribe, client.signed_sign_in(second)];
+    client.send_all(sign_ins).await;
+    // Of two that wait, the later one is answered.
+    client.expect_signed_in(second).await;
+    client.expect_subscribed("#server-to-user-7").await;
+    assert_eq!(client.expect_watched().await, json!([["offline", ["8"]]]));
+    nodes[1].publish("#server-to-user-7", "e", "").await;
+    client.expect(json!({ "event": "e", "channel": "#server-to-user-7", "data": "" })).await;
+    client.sign_in(json!({ "id": "7" })).await;
+    client.fence().await;
+}
+
+#[tokio::test]
 async fn a_user_gets_what_is_sent_to_them_on_all_nodes() {
     const MINE: &str = "#server-to-user-7";
     let nodes: [Node; 2] = nodes().await;

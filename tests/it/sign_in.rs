@@ -215,19 +215,105 @@ async fn a_users_own_channel_is_that_users_only() {
     client.expect(json!({ "event": "e", "channel": MINE, "data": "{\"n\":1}" })).await;
 }
 
+/// An event on the user's own channel.
+fn event(name: &str) -> Value {
+    json!({ "event": name, "channel": MINE, "data": "" })
+}
+
 #[tokio::test]
-async fn an_event_to_a_user_reaches_all_of_the_users_connections() {
+async fn an_event_to_a_user_reaches_all_of_the_users_connections_once_subscribed_or_not() {
     let server = Server::start().await;
     let [mut phone, mut laptop, mut other] = server.connect_many().await;
     for (client, id) in [(&mut phone, "7"), (&mut laptop, "7"), (&mut other, "8")] {
         client.sign_in(json!({ "id": id })).await;
-        client.subscribe(&format!("#server-to-user-{id}")).await;
     }
+    laptop.subscribe(MINE).await;
+    server.publish(MINE, "one", "").await;
+    server.publish_json(json!({ "name": "two", "channel": MINE, "data": "", "socket_id": phone.id })).await;
+    phone.expect(event("one")).await;
+    phone.fence().await;
+    for name in ["one", "two"] {
+        laptop.expect(event(name)).await;
+    }
+    for client in [&mut laptop, &mut other] {
+        client.fence().await;
+    }
+}
+
+#[tokio::test]
+async fn from_the_sign_in_on_no_event_to_the_user_is_missed_or_comes_twice_or_out_of_order() {
+    let server = Server::start().await;
+    let publishing = async {
+        for number in 0_u32.. {
+            server.publish(MINE, "n", &number.to_string()).await;
+        }
+    };
+    let clients = async {
+        for _ in 0..20 {
+            let mut client = server.connect().await;
+            client.sign_in(json!({ "id": "7" })).await;
+            let mut next = None;
+            let mut subscribed = 0;
+            for step in 0..30 {
+                // In the midst of it the client subscribes, twice, and unsubscribes.
+                match step {
+                    5 | 15 => client.ask(MINE).await,
+                    10 => client.unsubscribe(MINE).await,
+                    _ => {}
+                }
+                let frame = client.next().await;
+                if frame["event"] == "pusher_internal:subscription_succeeded" {
+                    subscribed += 1;
+                    continue;
+                }
+                let number: u32 = frame["data"].as_str().unwrap().parse().unwrap();
+                assert_eq!(number, next.unwrap_or(number));
+                next = Some(number + 1);
+            }
+            assert_eq!(subscribed, 2);
+        }
+    };
+    tokio::select! {
+        () = clients => {}
+        () = publishing => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn whoever_unsubscribes_from_the_own_channel_is_signed_in_still_and_gets_its_events() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.sign_in(json!({ "id": "7" })).await;
+    client.subscribe(MINE).await;
+    client.unsubscribe(MINE).await;
+    client.fence().await;
     server.publish(MINE, "e", "").await;
-    for client in [&mut phone, &mut laptop] {
-        client.expect(json!({ "event": "e", "channel": MINE, "data": "" })).await;
-    }
-    other.fence().await;
+    client.expect(event("e")).await;
+}
+
+#[tokio::test]
+async fn a_users_own_channel_is_none_of_the_channels_of_the_connection_or_the_app() {
+    let server = Server::with_app(|app: &mut App| {
+        app.limits.channels_per_connection_max = 1;
+        app.limits.channels_max = Some(1);
+        app.subscription_counts = true;
+    })
+    .await;
+    let mut client = server.connect().await;
+    client.subscribe("news").await;
+    client.expect_count("news", 1).await;
+    client.sign_in(json!({ "id": "7" })).await;
+    client.subscribe(MINE).await;
+    server.publish(MINE, "e", "").await;
+    client.expect(event("e")).await;
+    client.whisper(MINE, "client-x", json!(1)).await;
+    client.expect_error(Value::Null).await;
+    assert_eq!(server.get_json("/apps/1001/channels").await, json!({ "channels": { "news": {} } }));
+    let own = Request::get("/apps/1001/channels/%23server-to-user-7").signed();
+    assert_eq!(server.send(own.clone()).await.ok(), json!({ "occupied": true }));
+    client.close().await;
+    server.has_connections(0).await;
+    assert_eq!(server.send(own).await.ok(), json!({ "occupied": false }));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pusherd::apps::{App, Apps, ChannelFilter, EventType, EventTypes, KeyPair, Webhook, webhook_header};
-use pusherd::hub::Hub;
+use pusherd::hub::{Hub, SignIn};
 use pusherd::metrics::Metrics;
 use pusherd::outbox::Outbox;
 use pusherd::protocol::signature::SigningKey;
@@ -375,7 +375,9 @@ async fn whoever_comes_and_goes_at_once_is_told_by_turns_and_the_truth_last() {
             let outbox = Arc::new(Outbox::detached(SocketId::new(id, 0), usize::MAX));
             for _ in 0..ROUNDS {
                 hub.join(&app, &outbox, &channel, Some(member.clone())).unwrap();
-                hub.sign_in(&app, &outbox, &member.id, &[], &[]);
+                let user = &member.id;
+                let sign_in = SignIn { user, user_data: "{}", watched: &[], watchlist: &[], cut_to: None };
+                hub.sign_in(&app, &outbox, &sign_in);
                 hub.leave(&app, &channel, outbox.socket());
                 hub.sign_out(&app, outbox.socket(), &member.id, &[]);
                 outbox.take_queued();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pusherd::apps::App;
-use pusherd::hub::{Hub, Wanted};
+use pusherd::hub::{Hub, SignIn, Wanted};
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, Source};
 use pusherd::protocol::{ChannelName, Member, NameRules, SocketId, UserId};
@@ -89,7 +89,8 @@ async fn act(hub: Hub, app: Arc<App>, actor: u32) -> BTreeMap<Publisher, u32> {
         let mut there: BTreeMap<&str, u32> = BTreeMap::new();
         let signs_in = below(2) == 0;
         if signs_in {
-            hub.sign_in(&app, &outbox, &who, &[], &[]);
+            let sign_in = SignIn { user: &who, user_data: "{}", watched: &[], watchlist: &[], cut_to: None };
+            hub.sign_in(&app, &outbox, &sign_in);
         }
         let mut heard = Heard::default();
         for _ in 0..below(12) {
@@ -149,6 +150,9 @@ impl Heard {
     fn take(&mut self, outbox: &Outbox) {
         for (_, payload) in naive::frames(&outbox.take_queued().concat()) {
             let frame: Value = serde_json::from_slice(&payload).unwrap();
+            if frame["event"] == "pusher:signin_success" {
+                continue;
+            }
             let text = |key: &str| frame[key].as_str().unwrap().to_owned();
             let (channel, data) = (text("channel"), text("data"));
             let user =

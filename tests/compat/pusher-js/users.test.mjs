@@ -87,6 +87,25 @@ describe('events to a user', () => {
     assert.equal((await strangers.take())[0], 'fence');
   });
 
+  test('come to who is signed in, before the channel of the user is subscribed to', async (t) => {
+    const user = stage.unique('ada');
+    const pusher = await stage.connect(t, { user });
+    const inbox = listen(pusher.user, 'hello');
+    const subscribe = pusher.send_event.bind(pusher);
+    // Of what pusher-js says, everything but this subscribe.
+    pusher.send_event = (name, data, channel) =>
+      (name === 'pusher:subscribe' && data.channel.startsWith('#')) || subscribe(name, data, channel);
+    const success = next(pusher, 'pusher:signin_success');
+    pusher.signin();
+    await success;
+    await stage.sdk.main.sendToUser(user, 'hello', { n: 1 });
+    assert.deepEqual((await inbox.take())[0], { n: 1 });
+    subscribe('pusher:subscribe', { auth: '', channel: `#server-to-user-${user}` });
+    await next(pusher.user.serverToUserChannel, 'pusher:subscription_succeeded');
+    await stage.sdk.main.sendToUser(user, 'hello', { n: 2 });
+    assert.deepEqual((await inbox.take())[0], { n: 2 });
+  });
+
   test('to a user who is not there vanish', async () => {
     const response = await stage.sdk.main.sendToUser(stage.unique('nobody'), 'invoice', {});
     assert.equal(response.status, 200);

@@ -11,6 +11,7 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY malloc-trim ./malloc-trim
 # The dependencies are a layer of their own: they are built again only when Cargo.lock changes.
 RUN mkdir -p src benches \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \

@@ -36,13 +36,21 @@ pub fn memory() -> Memory {
     memory
 }
 
+/// The memory that this process has, in bytes; `None` where the system does not tell.
+#[must_use]
+pub fn resident() -> Option<usize> {
+    bytes_of("VmRSS", &std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
 /// By `/proc/meminfo`.
 fn of_machine(text: &str) -> Option<Memory> {
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().trim_end_matches(" kB").parse::<usize>().ok()?.checked_mul(1024)
-    };
-    Some(Memory { total: value("MemTotal")?, free: value("MemAvailable")? })
+    Some(Memory { total: bytes_of("MemTotal", text)?, free: bytes_of("MemAvailable", text)? })
+}
+
+/// The line `name: … kB`.
+fn bytes_of(name: &str, text: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().trim_end_matches(" kB").parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// By the files of a control group (version 2); `None` if it has no limit.

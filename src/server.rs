@@ -14,6 +14,7 @@ mod proxy_protocol;
 mod repoll;
 mod stream;
 mod tls;
+mod trim;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -291,6 +292,7 @@ pub async fn run(
         let door = server.door.clone();
         async move { door.watch().await }
     });
+    let mut trimming = tokio::spawn(trim::watch());
     let ended_early = |what: &str| Err(io::Error::other(format!("the task that {what} ended early")));
     let mut clock = {
         let mut accepting = pin!(server.accept_all(&listeners));
@@ -299,6 +301,7 @@ pub async fn run(
             () = &mut accepting => return ended_early("accepts connections"),
             _ = &mut keeping_time => return ended_early("keeps time"),
             _ = &mut watching => return ended_early("watches connections"),
+            _ = &mut trimming => return ended_early("gives memory back"),
             _ = &mut reading => return ended_early("reads the cluster's records"),
             _ = &mut in_cluster => return ended_early("is one of the cluster"),
             () = webhooks.ended() => return ended_early("sends webhooks"),
@@ -316,6 +319,7 @@ pub async fn run(
     server.end_connections(&mut clock).await;
     keeping_time.abort();
     watching.abort();
+    trimming.abort();
     webhooks.drain(clock.step_over(|| Pending { webhooks: webhooks.pending(), ..Pending::default() })).await;
     hub.close_records().await;
     reading.abort();

@@ -63,6 +63,7 @@ const MAP: [(&str, &[&str]); 19] = [
             "http",
             "hub",
             "limits",
+            "machine",
             "metrics",
             "outbox",
             "protocol",

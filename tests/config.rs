@@ -223,6 +223,37 @@ fn where_clients_connect_to_is_never_where_the_server_listens() {
 }
 
 #[test]
+fn presence_members_are_terminated_where_reverb_was_used_and_nothing_says_otherwise() {
+    let key = "terminate_presence_members";
+    let reverb = credentials("REVERB_APP", "7");
+    let of_reverb = "default; Reverb's, as its variables are in use";
+    let own = credentials("PUSHERD_APP", "7");
+    let own_setting = "PUSHERD_APP_TERMINATE_PRESENCE_MEMBERS";
+    let of_own = format!(".env: {own_setting}");
+    let pusher = credentials("PUSHER_APP", "8");
+    for (lines, value, source) in [
+        (String::new(), "false", "default"),
+        (own.clone(), "false", "default"),
+        (pusher.clone(), "false", "default"),
+        (reverb.clone(), "true", of_reverb),
+        (format!("{own}BROADCAST_CONNECTION=reverb\n"), "true", of_reverb),
+        (format!("{reverb}{pusher}BROADCAST_CONNECTION=pusher\n"), "false", "default"),
+        (format!("{reverb}{own_setting}=false\n"), "false", &*of_own),
+        (format!("{own_setting}=true\n"), "true", &*of_own),
+    ] {
+        Place::new().file(".env", lines).show("").assert(key, value, source);
+    }
+    let file = format!("{APP}{key} = false\n");
+    let place = Place::new().file("config/pusherd.toml", file);
+    place.env("BROADCAST_CONNECTION=reverb").show("").assert(key, "false", "config/pusherd.toml");
+    // Of two apps, the one is meant whose credentials they are.
+    let shown = Place::new().file("config/pusherd.toml", APP).file(".env", &reverb).show("");
+    assert_eq!(shown.apps(), 2);
+    let apps: Vec<_> = shown.0.lines().filter(|line| line.starts_with(key)).collect();
+    assert!(apps[0].ends_with("# default") && apps[1].ends_with(of_reverb), "{apps:?}");
+}
+
+#[test]
 fn each_source_goes_over_the_one_below() {
     let file = "[server]\nport = 7001\ndrain_secs = 1\nping_interval_secs = 11\npong_timeout_secs = 12\n";
     let dotenv = "PUSHERD_PORT=7002\nPUSHERD_DRAIN_SECS=2\nPUSHERD_PING_INTERVAL_SECS=22\n";

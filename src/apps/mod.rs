@@ -98,6 +98,8 @@ pub struct App {
     pub subscription_error_frames: SubscriptionErrorFrames,
     /// What connections are closed with when the app terminates a user: 4009 (stay away) or 4200 (come back).
     pub terminate_close_code: CloseCode,
+    /// Whether these are also members of presence channels with the user's id that never signed in, as with Reverb.
+    pub terminate_presence_members: bool,
     /// Who is told by HTTP of what happens.
     pub webhooks: Vec<Webhook>,
     /// Whether one request may tell of several events.
@@ -282,6 +284,7 @@ impl App {
             require_protocol: false,
             subscription_error_frames: SubscriptionErrorFrames::default(),
             terminate_close_code: CloseCode::Unauthorized,
+            terminate_presence_members: false,
             webhooks: Vec::new(),
             // Receivers are known that read the first event of a request only.
             webhook_batching: false,

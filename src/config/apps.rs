@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use config::{Map, Value, ValueKind};
 
+use super::OF_REVERB;
 use super::families::{Choice, Credentials};
 use super::file::{self, ConfigFile};
 use super::foreign;
@@ -91,6 +92,10 @@ impl Drafts {
                 let section = &mut apps[target].section;
                 section.fill_from_foreign(APP_PREFIX, &foreign::Reader { variables, choice }, problems);
                 section.fill_from_variables(APP_PREFIX, variables, problems);
+                if choice.is_of_reverb() {
+                    let key = "terminate_presence_members";
+                    section.put_default(key, OF_REVERB, |app| app.terminate_presence_members = true);
+                }
             }
             None if choice.refused => {}
             None => refuse_homeless(variables, problems),

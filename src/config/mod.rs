@@ -76,6 +76,9 @@ const DOTENV_FILE: &str = ".env";
 /// The port to listen on where Reverb is replaced and none is set. Source: Reverb's `config/reverb.php`.
 const REVERB_PORT: u16 = 8080;
 
+/// What is said beside a default that is Reverb's.
+const OF_REVERB: &str = "Reverb's, as its variables are in use";
+
 /// Everything settled: what to serve, where and for whom.
 #[derive(Debug)]
 pub struct Settings {
@@ -427,8 +430,7 @@ const CLUSTER_DRAIN: Duration = Duration::from_secs(10);
 /// Settles the settings of the server that depend on others.
 fn settle(server: &mut Section<Server>, apps: &[Draft], choice: &Choice, problems: &mut Problems) {
     if choice.is_of_reverb() {
-        let note = "Reverb's, as its variables are in use";
-        server.put_default("port", note, |server| server.port = REVERB_PORT);
+        server.put_default("port", OF_REVERB, |server| server.port = REVERB_PORT);
     }
     if !server.is_set("host") && apps.iter().any(Draft::has_default_secret) {
         server.value.host = "127.0.0.1".into();

@@ -416,6 +416,13 @@ pub(super) const APP: &[Setting<App>] = &[
         "How connections end when the app terminates a user's: 4009 is stay away, 4200 come back at once.",
     ),
     app(
+        "terminate_presence_members",
+        switch(|app| &mut app.terminate_presence_members),
+        "Whether these are also members of presence channels with that user id that never signed in, as with Reverb, and \
+         not only who is signed in, as with Pusher.",
+    )
+    .default("`false`; `true`, as Reverb, where its variables are in use"),
+    app(
         "webhooks",
         tables("tables with `url`, `headers`, `event_types` and `filter`", |app| &mut app.webhooks),
         "Who is told by HTTP of what happens on channels. In a variable, the same as JSON. See *Webhooks* below.",

@@ -908,7 +908,12 @@ impl Clustered {
             }
             "t" => {
                 let (app, user) = rest.split_once('/')?;
-                hub.terminate(self.apps.by_id(app)?, &UserId::parse(user, usize::MAX).ok()?);
+                let (app, user) = (self.apps.by_id(app)?, UserId::parse(user, usize::MAX).ok()?);
+                hub.terminate(app, &user);
+                if app.terminate_presence_members {
+                    let (runtime, hub, app) = (hub.runtime.clone(), hub.itself()?, Arc::clone(app));
+                    runtime.spawn(async move { hub.terminate_members(&app, &user).await });
+                }
                 return None;
             }
             _ => return None,

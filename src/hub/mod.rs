@@ -352,13 +352,19 @@ impl Hub {
     }
 
     /// Closes every connection that is signed in as `user`, in a cluster on all nodes; how many there were on this one.
+    /// If the app says so, those as well that are in presence channels as `user`.
     ///
     /// # Errors
     /// [`Lost`]: other nodes may not have heard of it.
     pub async fn terminate(&self, app: &App, user: &UserId) -> Result<usize, Lost> {
         let terminated = self.0.terminate(app, user);
-        if let Some(clustered) = &self.0.clustered {
-            clustered.terminate(app, user).await?;
+        // The others do it meanwhile.
+        let told = self.0.clustered.as_ref().map(|clustered| clustered.terminate(app, user));
+        if app.terminate_presence_members {
+            self.0.terminate_members(app, user).await;
+        }
+        if let Some(told) = told {
+            told.await?;
         }
         Ok(terminated)
     }
@@ -600,11 +606,20 @@ impl Inner {
 
     fn terminate(&self, app: &App, user: &UserId) -> usize {
         let connections = self.users.connections(&app.id.0, user);
-        for outbox in &connections {
-            outbox.close(app.terminate_close_code, "Disconnected by the application");
-        }
+        close_terminated(app, &connections);
         debug!(app = %app.id, %user, connections = connections.len(), "user terminated");
         connections.len()
+    }
+
+    /// Closes every connection that is in a presence channel of this node as `user`. There is no index of them: the
+    /// app's presence channels are walked through, in turns with everything else.
+    async fn terminate_members(&self, app: &App, user: &UserId) {
+        let mut members = self.registry.connections_of_member(&app.id.0, user);
+        while let Some(connections) = members.next_some() {
+            close_terminated(app, &connections);
+            tokio::task::yield_now().await;
+        }
+        debug!(app = %app.id, %user, "presence members terminated");
     }
 
     /// Makes a connection a subscriber of its user's own channel and tells it `told`, if it is one already, too. Nothing
@@ -754,6 +769,13 @@ pub struct Wanted {
     pub subscriptions: bool,
     /// The cached event.
     pub cache: bool,
+}
+
+/// Closes connections for the app; whoever is closing already is left to that.
+fn close_terminated(app: &App, connections: &[Arc<Outbox>]) {
+    for outbox in connections {
+        outbox.close(app.terminate_close_code, "Disconnected by the application");
+    }
 }
 
 fn key(app: &App, channel: &ChannelName) -> ChannelKey {

@@ -600,6 +600,18 @@ impl Channel {
         }
     }
 
+    /// The connections that are in it as `user`.
+    pub(super) fn connections_of(&self, user: &UserId) -> Vec<Arc<Outbox>> {
+        let state = self.state.lock();
+        if !state.presence.as_ref().is_some_and(|presence| presence.has(user)) {
+            return Vec::new();
+        }
+        let subscribers = Arc::clone(&state.subscribers);
+        drop(state);
+        let of_user = subscribers.iter().filter(|subscriber| subscriber.member.as_ref() == Some(user));
+        of_user.map(|subscriber| Arc::clone(&subscriber.outbox)).collect()
+    }
+
     pub(super) fn users(&self) -> Vec<UserId> {
         self.state.lock().presence.as_ref().map(|presence| presence.ids()).unwrap_or_default()
     }

@@ -35,6 +35,9 @@ use crate::protocol::message::Event;
 use crate::protocol::wire::Frame;
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 
+/// Channels that are looked at before other work gets its turn.
+const CHANNELS_AT_A_TURN: usize = 256;
+
 /// Shards of the map, so that cores seldom meet.
 const SHARDS: usize = 64;
 
@@ -385,6 +388,15 @@ impl Registry {
         infos.filter(|(_, info)| info.subscriptions > 0).collect()
     }
 
+    /// The connections of this node that are in presence channels of an app as `user`.
+    #[must_use]
+    pub fn connections_of_member(&self, app: &str, user: &UserId) -> MemberConnections {
+        let is_wanted = |key: &ChannelKey| *key.app == *app && key.channel.is_presence();
+        // Collected first: no channel is locked while a shard is.
+        let channels = self.0.channels.iter().filter(|entry| is_wanted(entry.key()));
+        MemberConnections { user: user.clone(), channels: channels.map(|entry| Arc::clone(&entry)).collect() }
+    }
+
     /// Channels that exist, occupied or only caching.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -435,6 +447,25 @@ impl Registry {
         if channel.give_up() {
             self.0.channels.remove_if(channel.key(), |_, found| Arc::ptr_eq(found, channel));
         }
+    }
+}
+
+/// The connections that are in presence channels as a user, those of some channels at a time: a connection comes once
+/// for each channel.
+#[derive(Debug)]
+pub struct MemberConnections {
+    user: UserId,
+    /// Those that have not been looked at.
+    channels: Vec<Arc<Channel>>,
+}
+
+impl MemberConnections {
+    /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
+    pub fn next_some(&mut self) -> Option<Vec<Arc<Outbox>>> {
+        let rest = self.channels.len().saturating_sub(CHANNELS_AT_A_TURN);
+        let channels = self.channels.drain(rest..);
+        (channels.len() > 0)
+            .then(|| channels.flat_map(|channel| channel.connections_of(&self.user)).collect())
     }
 }
 

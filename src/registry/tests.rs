@@ -505,3 +505,36 @@ fn who_joins_and_leaves_is_charged_for_what_everybody_is_told() {
     leave(&registry, "y", tenth);
     assert_eq!(tenth.take_provoked().1, 2, "the first and the last of a channel");
 }
+
+#[test]
+fn the_connections_of_a_member_are_found_in_turns() {
+    let registry = Registry::default();
+    let join = |key: &ChannelKey, id: u32, user: &str| {
+        let outbox = outbox(id);
+        registry.join(key, &outbox, &presence(user), NOW).unwrap();
+        outbox.socket()
+    };
+    let mut expected = Vec::new();
+    for at in 0..1000 {
+        let key = key(&format!("presence-{at}"));
+        join(&key, 2 * at, "other");
+        expected.extend((at % 10 == 0).then(|| join(&key, 2 * at + 1, "7")));
+    }
+    join(&ChannelKey { app: "other".into(), channel: name("presence-1") }, 3000, "7");
+    registry.join(&key("private-7"), &outbox(3001), &plain(), NOW).unwrap();
+    let many = key("presence-many");
+    expected.extend((4000..4100).map(|id| join(&many, id, "7")));
+    registry.leave(&many, expected.pop().unwrap(), false, NOW);
+
+    let mut members = registry.connections_of_member("app", &member("7").id);
+    let (mut found, mut turns) = (Vec::new(), 0);
+    while let Some(some) = members.next_some() {
+        found.extend(some.iter().map(|outbox| outbox.socket()));
+        turns += 1;
+    }
+    found.sort_unstable_by_key(|socket| socket.number());
+    expected.sort_unstable_by_key(|socket| socket.number());
+    assert_eq!(found, expected);
+    assert!(turns > 1, "others have their turn");
+    assert!(registry.connections_of_member("app", &member("nobody").id).next_some().unwrap().is_empty());
+}

@@ -500,6 +500,37 @@ async fn a_user_is_terminated_on_all_nodes_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn members_of_presence_channels_are_terminated_on_all_nodes_where_the_app_says_so() {
+    for is_so in [true, false] {
+        let nodes: [Node; 2] = nodes_with(|setup| setup.app.terminate_presence_members = is_so).await;
+        let mut other = nodes[1].connect().await;
+        other.join(ROOM, user("8")).await;
+        let mut members = Vec::new();
+        for node in &nodes {
+            let mut member = node.connect().await;
+            member.join(ROOM, user("7")).await;
+            members.push(member);
+        }
+        other.expect_added("7", Value::Null).await;
+        let mut both = sign_in(&nodes[1], "7", Value::Null).await;
+        both.join("presence-own", user("7")).await;
+        nodes[0].post_json("/apps/1001/users/7/terminate_connections", json!({})).await.ok();
+        both.expect_close(4009).await;
+        if is_so {
+            for member in &mut members {
+                assert_eq!(member.expect_close(4009).await, "Disconnected by the application");
+            }
+            other.expect_removed("7").await;
+            other.fence().await;
+            nodes[0].has_connections(1).await;
+        } else {
+            marker(&nodes[0], ROOM, &mut members.iter_mut().chain([&mut other]).collect::<Vec<_>>()).await;
+            nodes[0].has_connections(3).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_event_to_a_user_reaches_who_is_signed_in_on_whichever_node_once_subscribed_or_not() {
     let nodes: [Node; 3] = nodes().await;
     nodes[1].link.delay(Duration::from_millis(2));

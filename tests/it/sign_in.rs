@@ -5,6 +5,7 @@ use pusherd::protocol::CloseCode;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, DEMO, Key, OTHER, Request, Server, channel_auth, user_auth};
+use crate::presence::{ROOM, user};
 
 const MINE: &str = "#server-to-user-7";
 
@@ -379,6 +380,45 @@ async fn terminating_a_user_closes_all_that_are_signed_in_as_that_user_and_no_ot
         assert_eq!(client.expect_close(4009).await, "Disconnected by the application");
     }
     for client in [&mut other, &mut member, &mut stranger] {
+        client.fence().await;
+    }
+    server.has_connections(3).await;
+}
+
+#[tokio::test]
+async fn where_the_app_says_so_members_of_presence_channels_are_terminated_too_and_no_others() {
+    let server = Server::with(|setup| {
+        setup.app.terminate_presence_members = true;
+        setup.other.terminate_presence_members = true;
+    })
+    .await;
+    let [mut other, mut member, mut elsewhere, mut both, mut former, mut reader] =
+        server.connect_many().await;
+    other.join(ROOM, user("8")).await;
+    member.join(ROOM, user("7")).await;
+    other.expect_added("7", Value::Null).await;
+    elsewhere.join("presence-2", user("7")).await;
+    both.sign_in(json!({ "id": "7" })).await;
+    both.join(ROOM, user("7")).await;
+    both.join("presence-3", user("7")).await;
+    former.join("presence-3", user("7")).await;
+    former.unsubscribe("presence-3").await;
+    former.fence().await;
+    reader.subscribe("private-7").await;
+    let mut theirs = server.connect_to("/app/other-key").await;
+    let channel_data = user("7").to_string();
+    let auth = OTHER.auth(&format!("{}:{ROOM}:{channel_data}", theirs.id));
+    let data = json!({ "channel": ROOM, "auth": auth, "channel_data": channel_data });
+    theirs.send(json!({ "event": "pusher:subscribe", "data": data })).await;
+    theirs.expect_event("pusher_internal:subscription_succeeded", ROOM).await;
+
+    assert_eq!(server.post("/apps/1001/users/7/terminate_connections", "{}").await.ok(), json!({}));
+    for mut client in [member, elsewhere, both] {
+        // And nothing between the one error and the end.
+        assert_eq!(client.expect_close(4009).await, "Disconnected by the application");
+    }
+    other.expect_removed("7").await;
+    for client in [&mut other, &mut former, &mut reader, &mut theirs] {
         client.fence().await;
     }
     server.has_connections(3).await;

@@ -177,7 +177,7 @@ fn deliver(c: &mut Criterion) {
     let mut group = c.benchmark_group("deliver");
     let (app, channel) = ("app".into(), channel());
     let taken = Arc::default();
-    let cache = Cache { ttl: TTL, places: ChannelPlaces { taken: &taken, max: None } };
+    let cache = Cache { ttl: TTL, places: ChannelPlaces { taken: &taken, max: None }, bytes_max: usize::MAX };
     let event = Event { channel: &channel, name: "e", data: "\"x\"", except: None, source: Source::App };
     for count in [10, 1000, 10_000] {
         let (registry, outboxes) = subscribed(count);

@@ -87,6 +87,7 @@
 //! - An idle connection owns no buffer and no timer, nor a compressor: no message is compressed or inflated with
 //!   anything of the one before. (Of TLS, rustls keeps 4 KiB to read into.)
 //! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
+//! - What looks at all channels, connections or cached events does so in turns of a millisecond or so.
 //! - Whatever counts connections or channels is a place that gives itself back when it is dropped.
 //! - A connection is a stranger's, and bounded in number and time, until it is a WebSocket that was let in or a
 //!   request on it was signed: `server::arrivals`.
@@ -123,7 +124,9 @@
 //! - **axum** routes all HTTP but the paths by which applications publish, which [`http::Service`] matches by
 //!   hand: router, extractors and boxed futures were a tenth of a publish's instructions. The accept loop is our own
 //!   over hyper, because a connection that becomes a WebSocket is taken out of it down to the TCP stream.
-//! - **dashmap** is the map of channels, connections and users; no guard of it lives while a channel is locked.
+//! - **dashmap** is the map of users; no guard of it lives while a user is locked. Channels and connections are in
+//!   `registry::shards`, over hashbrown's table: their maps are walked through a shard at a time, which dashmap offers
+//!   with `unsafe` only.
 //!
 //! # Where practice differs from the style guide
 //!

@@ -1,7 +1,7 @@
 //! How often and how many: the token bucket behind every rate, the count behind every number of places, and the
 //! name of every limit. Time is an argument.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A limit that a running node holds: what refusals are counted by, and what the operator is told of.
@@ -35,6 +35,10 @@ pub enum Limit {
     ConnectionChannels,
     /// Channels of an app.
     AppChannels,
+    /// Bytes of an app's events that are kept: the least recently published are forgotten.
+    CachedBytes,
+    /// The same of all apps.
+    NodeCachedBytes,
     /// Users of a presence channel.
     PresenceMembers,
     /// HTTP requests of an app a second (429).
@@ -55,6 +59,10 @@ pub enum Limit {
     ClientEventBytes,
     /// The length of a request's body (413).
     RequestBytes,
+    /// Bytes of the bodies of an app's requests in flight (429).
+    RequestsInFlightBytes,
+    /// The same of all apps (503).
+    NodeRequestsInFlightBytes,
     /// Bytes that wait for a client (4100).
     OutboxBytes,
     /// Bytes that wait for all clients of the node: the largest and most stalled go (4100).
@@ -71,7 +79,7 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::AppConnections,
         Self::NodeConnections,
         Self::OpenFiles,
@@ -86,6 +94,8 @@ impl Limit {
         Self::ClientEvents,
         Self::ConnectionChannels,
         Self::AppChannels,
+        Self::CachedBytes,
+        Self::NodeCachedBytes,
         Self::PresenceMembers,
         Self::Requests,
         Self::Events,
@@ -96,6 +106,8 @@ impl Limit {
         Self::EventNameChars,
         Self::ClientEventBytes,
         Self::RequestBytes,
+        Self::RequestsInFlightBytes,
+        Self::NodeRequestsInFlightBytes,
         Self::OutboxBytes,
         Self::QueuedBytes,
         Self::WriteTime,
@@ -122,6 +134,8 @@ impl Limit {
             Self::ClientEvents => "limits.client_events_per_second",
             Self::ConnectionChannels => "limits.channels_per_connection",
             Self::AppChannels => "limits.channels",
+            Self::CachedBytes => "limits.cached_bytes",
+            Self::NodeCachedBytes => "server.cached_bytes",
             Self::PresenceMembers => "limits.presence_members",
             Self::Requests => "limits.requests_per_second",
             Self::Events => "limits.events_per_second",
@@ -132,6 +146,8 @@ impl Limit {
             Self::EventNameChars => "limits.event_name_chars",
             Self::ClientEventBytes => "limits.client_event_data_bytes",
             Self::RequestBytes => "limits.request_body_bytes",
+            Self::RequestsInFlightBytes => "limits.requests_in_flight_bytes",
+            Self::NodeRequestsInFlightBytes => "server.requests_in_flight_bytes",
             Self::OutboxBytes => "limits.outbox_bytes",
             Self::QueuedBytes => "server.queued_bytes",
             Self::WriteTime => "server.write_timeout_secs",
@@ -160,6 +176,10 @@ impl Limit {
             Self::MessageTime => "a client did not finish its message in time: it was disconnected",
             Self::ClientEvents => "a client sends too many client events",
             Self::ConnectionChannels => "a connection has as many subscriptions as it may have",
+            Self::CachedBytes => "an app's cached events have too many bytes: its oldest were forgotten",
+            Self::NodeCachedBytes => {
+                "the cached events of all apps have too many bytes: an app's oldest were forgotten"
+            }
             Self::AppChannels => "an app has as many channels as it may have",
             Self::PresenceMembers => "a presence channel has as many members as it may have",
             Self::Requests => "an app sends too many requests: answered with 429",
@@ -170,6 +190,12 @@ impl Limit {
             Self::UserIdChars => "a subscription or sign-in was refused: the user id is too long",
             Self::EventNameChars => "a client event was rejected: its name is too long",
             Self::ClientEventBytes => "a client event was rejected: its data is too long",
+            Self::RequestsInFlightBytes => {
+                "the bodies of an app's requests in flight have too many bytes: answered with 429"
+            }
+            Self::NodeRequestsInFlightBytes => {
+                "the bodies of all requests in flight have too many bytes: answered with 503"
+            }
             Self::RequestBytes => "a request was rejected: its body is too long",
             Self::OutboxBytes => "a client reads too slowly: it was disconnected",
             Self::QueuedBytes => "too much waits for all clients: one that reads slowly was disconnected",
@@ -205,7 +231,11 @@ impl Limit {
             Self::PresenceMembers => "members",
             Self::Requests => "requests a second",
             Self::Events => "events a second",
-            Self::MessageBytes
+            Self::CachedBytes
+            | Self::NodeCachedBytes
+            | Self::RequestsInFlightBytes
+            | Self::NodeRequestsInFlightBytes
+            | Self::MessageBytes
             | Self::ChannelNameBytes
             | Self::ChannelDataBytes
             | Self::UserInfoBytes
@@ -227,7 +257,11 @@ impl Limit {
             | Self::OpenFiles
             | Self::Unauthenticated
             | Self::AppChannels
+            | Self::CachedBytes
+            | Self::NodeCachedBytes
             | Self::PresenceMembers
+            | Self::RequestsInFlightBytes
+            | Self::NodeRequestsInFlightBytes
             | Self::Requests
             | Self::Events
             | Self::QueuedBytes
@@ -279,6 +313,31 @@ impl Count {
     /// Gives a place back.
     pub fn give_back(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many bytes are in use, counted so that two never share the last ones.
+#[derive(Debug, Default)]
+pub struct ByteCount(AtomicUsize);
+
+impl ByteCount {
+    /// How many are in use now.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes `bytes` of `max`, or answers `false` when fewer are left. Whoever has taken some gives them back once, when
+    /// dropped.
+    #[must_use = "bytes that are taken must be given back"]
+    pub fn take(&self, bytes: usize, max: usize) -> bool {
+        let grown = |count: usize| count.checked_add(bytes).filter(|count| *count <= max);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok()
+    }
+
+    /// Gives `bytes` back.
+    pub fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -438,6 +497,18 @@ mod tests {
         assert_eq!((taken, count.now()), (10, 10));
         count.give_back();
         assert!(count.take(Some(10)) && !count.take(Some(10)) && count.take(None));
+    }
+
+    #[test]
+    fn the_last_bytes_are_taken_once() {
+        let count = ByteCount::default();
+        let taken: usize = std::thread::scope(|scope| {
+            let takers = [(); 4].map(|()| scope.spawn(|| (0..10).filter(|_| count.take(3, 30)).count()));
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        assert_eq!((taken, count.now()), (10, 30));
+        count.give_back(6);
+        assert!(count.take(6, 30) && !count.take(1, 30) && !count.take(usize::MAX, usize::MAX));
     }
 
     #[test]

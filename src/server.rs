@@ -82,6 +82,8 @@ pub struct Options {
     /// Connections at once that are neither a WebSocket nor one whose requests are signed; fewer, where few files may be
     /// open. Default 4000.
     pub unauthenticated_max: u32,
+    /// Bytes of the events that cache channels keep, of all apps. Default 256 MiB.
+    pub cached_bytes_max: usize,
     /// A new connection that has neither become a WebSocket nor sent a signed request by then is ended. Default 10 s.
     pub handshake_timeout: Duration,
     /// An HTTP connection without a request for so long is dropped, before it has been so for twice as long.
@@ -108,6 +110,7 @@ impl Default for Options {
             addresses: addresses::Options::default(),
             proxy_protocol: false,
             unauthenticated_max: 4000,
+            cached_bytes_max: 256 * 1024 * 1024,
             metrics: Arc::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
@@ -253,6 +256,7 @@ pub async fn run(
             Hub::of_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
         }
     };
+    hub.limit_cached(options.cached_bytes_max);
     let cluster = member.as_ref().map(|member| member.cluster.clone());
     let mut in_cluster = tokio::spawn(async move {
         match member {

@@ -181,7 +181,7 @@ fn places(app: &App) -> ChannelPlaces<'_> {
 }
 
 fn cache(app: &App) -> Cache<'_> {
-    Cache { ttl: CACHE_TTL, places: places(app) }
+    Cache { ttl: CACHE_TTL, places: places(app), bytes_max: usize::MAX }
 }
 
 fn of_app(who: usize) -> usize {

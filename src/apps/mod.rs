@@ -21,7 +21,7 @@ pub use webhook::{
 
 use parking_lot::Mutex;
 
-use crate::limits::{Count, Limit, Rate, TokenBucket};
+use crate::limits::{ByteCount, Count, Limit, Rate, TokenBucket};
 use crate::protocol::signature::SigningKey;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
@@ -114,6 +114,8 @@ pub struct App {
     pub connections: Count,
     /// Channels that are occupied now, or that keep an event.
     pub channels: Arc<Count>,
+    /// Bytes of the bodies of HTTP requests in flight.
+    pub body_bytes: ByteCount,
     /// The HTTP requests of this second.
     pub requests: Mutex<TokenBucket>,
     /// The events published over HTTP in this second.
@@ -127,8 +129,12 @@ pub struct App {
 pub struct AppLimits {
     /// Connections at once; `None`: as many as the node takes.
     pub connections_max: Option<u32>,
-    /// Channels that are occupied or keep an event, at once; `None`: no limit.
+    /// Channels that are occupied or keep an event, at once, on each node; `None`: no limit.
     pub channels_max: Option<u32>,
+    /// Bytes of the events that cache channels keep.
+    pub cached_bytes_max: usize,
+    /// Bytes of the bodies of HTTP requests that arrive or are being answered; never less than one body.
+    pub requests_in_flight_bytes_max: usize,
     /// Signed HTTP requests a second, and as many at once; `None`: no limit.
     pub requests_per_second: Option<u32>,
     /// Events published over HTTP a second, however many channels each goes to, and as many at once, but never less
@@ -194,7 +200,12 @@ impl Default for AppLimits {
             Self::derived_channel_data_bytes(presence_user_info_bytes_max, user_id_chars_max);
         Self {
             connections_max: None,
-            channels_max: None,
+            // Several for each of the hundred thousand connections of a large node; without names and subscribers
+            // each is half a kilobyte.
+            channels_max: Some(500_000),
+            cached_bytes_max: 64 * 1024 * 1024,
+            // Ten of the longest bodies.
+            requests_in_flight_bytes_max: 64 * 1024 * 1024,
             requests_per_second: None,
             events_per_second: None,
             event_name_chars_max: 200,
@@ -293,6 +304,7 @@ impl App {
             limits: AppLimits::default(),
             connections: Count::default(),
             channels: Arc::default(),
+            body_bytes: ByteCount::default(),
             requests: Mutex::default(),
             events: Mutex::default(),
             reports: Arc::default(),
@@ -335,6 +347,12 @@ impl App {
         self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
     }
 
+    /// Bytes that the bodies of its requests in flight may have: one body always has its place.
+    #[must_use]
+    pub fn requests_in_flight_bytes_max(&self) -> usize {
+        self.limits.requests_in_flight_bytes_max.max(self.limits.request_body_bytes_max)
+    }
+
     /// The value of one of its limits, in the limit's unit. `None`: it has none, or the limit is the node's.
     #[must_use]
     pub fn value_of(&self, limit: Limit) -> Option<u64> {
@@ -346,6 +364,8 @@ impl App {
             Limit::ClientEvents => Some(limits.client_events.per_second.into()),
             Limit::ConnectionChannels => Some(limits.channels_per_connection_max as u64),
             Limit::AppChannels => limits.channels_max.map(u64::from),
+            Limit::CachedBytes => Some(limits.cached_bytes_max as u64),
+            Limit::RequestsInFlightBytes => Some(self.requests_in_flight_bytes_max() as u64),
             Limit::PresenceMembers => Some(limits.presence_members_max as u64),
             Limit::Requests => limits.requests_per_second.map(u64::from),
             Limit::Events => limits.events_per_second.map(u64::from),
@@ -362,6 +382,8 @@ impl App {
             Limit::IdempotencyKeys => Some(limits.idempotency_keys_max as u64),
             Limit::NodeConnections
             | Limit::OpenFiles
+            | Limit::NodeCachedBytes
+            | Limit::NodeRequestsInFlightBytes
             | Limit::AddressConnections
             | Limit::AddressRate
             | Limit::Unauthenticated

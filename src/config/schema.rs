@@ -127,6 +127,18 @@ pub(super) const SERVER: &[Setting<Server>] = &[
          second, the oldest first, and waits until then. A low limit of open files lowers it.",
     ),
     server(
+        "requests_in_flight_bytes",
+        number(MIB, 64 * GIB, |server| &mut server.options.http.requests_in_flight_bytes_max),
+        "Bytes that the bodies of HTTP requests may have, of all apps together, while they arrive or are answered (503). \
+         Bodies that come with their head are not counted.",
+    ),
+    server(
+        "cached_bytes",
+        number(64 * KIB, 64 * GIB, |server| &mut server.options.cached_bytes_max),
+        "Bytes of the events that cache channels keep, of all apps together. For a new one, the events of its app that \
+         were published least recently are forgotten.",
+    ),
+    server(
         "connections_per_address",
         number_or_zero("no limit", 1, u32::MAX as u64, |server| &mut server.options.addresses.connections_max),
         "WebSockets from one address at once (4100), and unauthenticated connections (not taken). Not those whose \
@@ -457,6 +469,18 @@ pub(super) const APP: &[Setting<App>] = &[
         number_or_zero("no limit", 1, u32::MAX as u64, |app| &mut app.limits.channels_max),
         "Channels at once that have a subscriber or keep an event. The first subscriber of the next is refused, and an \
          event for later subscribers is not kept.",
+    ),
+    app(
+        "limits.cached_bytes",
+        number(4 * KIB, 64 * GIB, |app| &mut app.limits.cached_bytes_max),
+        "Bytes of the events that cache channels keep. For a new one, those that were published least recently are \
+         forgotten.",
+    ),
+    app(
+        "limits.requests_in_flight_bytes",
+        number(KIB, 64 * GIB, |app| &mut app.limits.requests_in_flight_bytes_max),
+        "Bytes that the bodies of HTTP requests may have at once, while they arrive or are answered (429); one body \
+         always may. Bodies that come with their head are not counted.",
     ),
     app(
         "limits.requests_per_second",

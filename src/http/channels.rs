@@ -1,24 +1,77 @@
 //! Questions about channels. Source: protocol.md §8.6, §8.7, §8.9.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde::Serialize;
 
 use super::info::{Attributes, Info};
+use super::lists::{self, Parts};
 use super::{Api, ApiError, Signed};
 use crate::apps::App;
-use crate::protocol::ChannelName;
+use crate::hub;
+use crate::protocol::{ChannelName, UserId};
 
 /// The answer to [`channels`].
-#[derive(Debug, Serialize)]
-pub(super) struct Channels {
-    channels: BTreeMap<Box<str>, Attributes>,
+struct Channels {
+    channels: hub::Channels,
+    info: Info,
+    /// Whether there is something before the next one.
+    state: Begun,
+}
+
+/// How far a list is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Begun {
+    /// Nothing is written.
+    #[default]
+    No,
+    /// It is open, and there is nothing in it.
+    Empty,
+    /// There is something in it.
+    Yes,
+}
+
+impl Begun {
+    /// Writes what comes before an item.
+    fn before_item(&mut self, out: &mut Vec<u8>) {
+        if *self == Self::Yes {
+            out.push(b',');
+        }
+        *self = Self::Yes;
+    }
+
+    fn open(&mut self, out: &mut Vec<u8>, head: &[u8]) {
+        if *self == Self::No {
+            out.extend_from_slice(head);
+            *self = Self::Empty;
+        }
+    }
+}
+
+fn write(out: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(out, value).expect("names and numbers are written to memory");
+}
+
+impl Parts for Channels {
+    fn push(&mut self, out: &mut Vec<u8>) -> bool {
+        self.state.open(out, br#"{"channels":{"#);
+        let Some(some) = self.channels.next_some() else {
+            out.extend_from_slice(b"}}");
+            return false;
+        };
+        for (name, found) in &some {
+            self.state.before_item(out);
+            write(out, &name.as_str());
+            out.push(b':');
+            write(out, &self.info.of(name, found));
+        }
+        true
+    }
 }
 
 /// `GET /apps/{app_id}/channels`: the occupied ones.
-pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<Json<Channels>, ApiError> {
+pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<Response, ApiError> {
     let query = signed.query();
     let prefix = query.value("filter_by_prefix").unwrap_or_default();
     let allowed = Info { user_count: true, subscription_count: true, cache: false };
@@ -26,9 +79,9 @@ pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<J
     if info.user_count && !prefix.starts_with("presence-") {
         return Err(ApiError::bad("info: user_count needs a filter_by_prefix that starts with presence-"));
     }
-    let channels = api.0.hub.channels(&signed.app, &prefix, info.wanted()).await?.into_iter();
-    let channels = channels.map(|(name, found)| (name.as_str().into(), info.of(&name, &found)));
-    Ok(Json(Channels { channels: channels.collect() }))
+    let turn = api.0.lists.turn(&signed.app, api.0.options.answer_timeout).await?;
+    let channels = api.0.hub.channels(&signed.app, &prefix, info.wanted()).await?;
+    Ok(lists::answer(&api, Channels { channels, info, state: Begun::default() }, Some(turn)).await)
 }
 
 /// The answer to [`channel`].
@@ -63,24 +116,42 @@ pub(super) async fn stats(State(api): State<Api>, signed: Signed) -> Result<Json
 }
 
 /// The answer to [`users`].
-#[derive(Debug, Serialize)]
-pub(super) struct Users {
-    users: Vec<User>,
+struct Users {
+    users: std::vec::IntoIter<UserId>,
+    state: Begun,
 }
 
 #[derive(Debug, Serialize)]
-struct User {
-    id: Box<str>,
+struct User<'a> {
+    id: &'a str,
+}
+
+/// Users of an answer before other work gets its turn.
+const USERS_AT_ONCE: usize = 1000;
+
+impl Parts for Users {
+    fn push(&mut self, out: &mut Vec<u8>) -> bool {
+        self.state.open(out, br#"{"users":["#);
+        for user in self.users.by_ref().take(USERS_AT_ONCE) {
+            self.state.before_item(out);
+            write(out, &User { id: user.as_str() });
+        }
+        let is_more = !self.users.as_slice().is_empty();
+        if !is_more {
+            out.extend_from_slice(b"]}");
+        }
+        is_more
+    }
 }
 
 /// `GET /apps/{app_id}/channels/{channel}/users`, of presence channels.
-pub(super) async fn users(State(api): State<Api>, signed: Signed) -> Result<Json<Users>, ApiError> {
+pub(super) async fn users(State(api): State<Api>, signed: Signed) -> Result<Response, ApiError> {
     let channel = signed.channel()?;
     if !channel.is_presence() {
         return Err(ApiError::bad("Only presence channels have users"));
     }
     let users = api.0.hub.users(&signed.app, &channel).await?;
-    Ok(Json(Users { users: users.iter().map(|user| User { id: user.as_str().into() }).collect() }))
+    Ok(lists::answer(&api, Users { users: users.into_iter(), state: Begun::default() }, None).await)
 }
 
 /// The answer to [`connections`].

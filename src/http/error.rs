@@ -46,6 +46,9 @@ pub enum ApiError {
     /// 409: the first request with this idempotency key has not been answered yet.
     #[error("A request with this idempotency key is being answered")]
     InProgress,
+    /// 409: a body of a request with this signature is arriving.
+    #[error("A request with the same signature is being sent: its body has to come first")]
+    SignatureInUse,
     /// 422: the idempotency key was used for another request.
     #[error("The idempotency key was used for a request with another body")]
     KeyReused,
@@ -62,6 +65,16 @@ pub enum ApiError {
     /// 503: the broker between the nodes of the cluster does not answer; it will be back.
     #[error("The request was not carried out: {0}")]
     BrokerLost(#[from] Lost),
+    /// 429: so many lists of channels are made or waited for.
+    #[error(
+        "The app lists its channels too often at once: one list is made at a time, {0} at most are waited for"
+    )]
+    TooManyLists(u32),
+    /// 503: the bodies of all requests in flight have more bytes than this.
+    #[error(
+        "The server has more than {0} bytes of requests in flight (server.requests_in_flight_bytes); try again"
+    )]
+    Busy(usize),
     /// 503: the node is going away, which only those who ask for it are told: other requests are answered to the end.
     #[error("The server is shutting down")]
     Draining,
@@ -96,8 +109,10 @@ impl ApiError {
             | Self::Timeout
             | Self::TooLarge(_)
             | Self::InProgress
+            | Self::SignatureInUse
+            | Self::TooManyLists(_)
             | Self::KeyReused => Mistake::Request.into(),
-            Self::BrokerLost(_) | Self::Draining => return None,
+            Self::BrokerLost(_) | Self::Busy(_) | Self::Draining => return None,
         })
     }
 
@@ -110,10 +125,10 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) | Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::InProgress => StatusCode::CONFLICT,
+            Self::InProgress | Self::SignatureInUse => StatusCode::CONFLICT,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::BrokerLost(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooMany { .. } | Self::TooManyLists(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::BrokerLost(_) | Self::Busy(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -130,7 +145,12 @@ impl IntoResponse for ApiError {
             [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
         let retry_after_secs = match &self {
             Self::TooMany { retry_after_secs, .. } => Some(*retry_after_secs),
-            Self::BrokerLost(_) | Self::Draining | Self::InProgress => Some(1),
+            Self::BrokerLost(_)
+            | Self::Busy(_)
+            | Self::Draining
+            | Self::InProgress
+            | Self::SignatureInUse
+            | Self::TooManyLists(_) => Some(1),
             Self::BadRequest(_)
             | Self::Unauthorized(_)
             | Self::AppDisabled

@@ -10,11 +10,13 @@
 //!
 //! Source: protocol.md §8.
 
+mod bodies;
 mod channels;
 mod error;
 mod health;
 mod idempotency;
 mod info;
+mod lists;
 mod signed;
 mod trigger;
 mod users;
@@ -51,6 +53,8 @@ use crate::rejections::Example;
 pub struct Options {
     /// A request whose body makes no progress for so long is dropped. Default 30 s.
     pub read_timeout: Duration,
+    /// Bytes that the bodies of requests in flight may have, of all apps; never less than one body. Default 256 MiB.
+    pub requests_in_flight_bytes_max: usize,
     /// A request waits so long for the answer of the first one with its idempotency key. Default 10 s.
     pub answer_timeout: Duration,
     /// `/accept-traffic` answers 500 while the machine's memory is used beyond this. Default 90 %.
@@ -63,6 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             read_timeout: Duration::from_secs(30),
+            requests_in_flight_bytes_max: 256 * 1024 * 1024,
             answer_timeout: Duration::from_secs(10),
             accept_traffic_memory_percent: 90,
             unix_now,
@@ -80,6 +85,10 @@ struct Inner {
     apps: Arc<Apps>,
     /// The idempotency keys that are remembered.
     keys: idempotency::Keys,
+    /// Bodies that arrive, or are there.
+    bodies: bodies::Bodies,
+    /// Whose turn it is to list channels.
+    lists: lists::Lists,
     memory: health::LastLook,
     /// What the node waits for when it goes away: publishes that go on without their client are among it.
     tasks: TaskTracker,
@@ -90,8 +99,9 @@ impl Api {
     /// An API in front of `hub`. What it begins is one of `tasks`: wait for them before the node ends.
     #[must_use]
     pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
-        let keys = idempotency::Keys::of(&apps);
-        Self(Arc::new(Inner { hub, apps, keys, memory: health::LastLook::default(), tasks, options }))
+        let (keys, lists) = (idempotency::Keys::of(&apps), lists::Lists::of(&apps));
+        let (bodies, memory) = (bodies::Bodies::default(), health::LastLook::default());
+        Self(Arc::new(Inner { hub, apps, keys, bodies, lists, memory, tasks, options }))
     }
 
     /// Takes an app's path prefix off a request, and all slashes that it begins with but one, so that the routes stand

@@ -10,13 +10,14 @@ use std::time::Duration;
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, Uri, header, request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::bodies::{Body, Charge};
 use super::channels::parse as parse_channel;
 use super::{Api, ApiError, Caller, Received};
 use crate::apps::{App, Apps};
@@ -25,7 +26,7 @@ use crate::protocol::ChannelName;
 use crate::protocol::request::{Auth, Query, SignatureError};
 
 /// A body that makes progress, but only just, is given up after so many read timeouts.
-const BODY_TIMEOUTS: u32 = 10;
+pub(super) const BODY_TIMEOUTS: u32 = 10;
 
 /// A request whose signature holds, with its body.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Signed {
     pub headers: HeaderMap,
     /// Its body, of the size that the app allows.
     pub body: Bytes,
+    /// What is charged for it.
+    _charge: Option<Box<Charge>>,
 }
 
 impl FromRequest<Api> for Signed {
@@ -76,11 +79,11 @@ impl Signed {
         let app = find_app(&head, raw_query, api).inspect_err(count)?;
         let query = Query::parse(raw_query)?;
         let auth = check_signature(&head, &query, &app, api, caller).inspect_err(count)?;
-        let body = read(body, announced(&head), app.limits.request_body_bytes_max, api).await?;
+        let (body, charge) = read(body, announced(&head), &app, &auth, api).await?;
         auth.check_body(&body).map_err(ApiError::from).inspect_err(count)?;
         let has_parameters = query.has_parameters();
         drop(query);
-        Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body })
+        Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body, _charge: charge })
     }
 
     /// Its parameters.
@@ -194,33 +197,46 @@ fn announced(head: &request::Parts) -> usize {
 async fn read(
     mut body: impl HttpBody<Data = Bytes> + Unpin,
     announced: usize,
-    bytes_max: usize,
+    app: &Arc<App>,
+    auth: &Auth<'_>,
     api: &Api,
-) -> Result<Bytes, ApiError> {
+) -> Result<(Bytes, Option<Box<Charge>>), ApiError> {
+    let bytes_max = app.limits.request_body_bytes_max;
     if announced > bytes_max {
         return Err(ApiError::BodyTooLarge { bytes_max });
     }
     let mut patience = Patience { timeout: api.0.options.read_timeout, until: None };
     let mut first = Bytes::new();
-    let mut all = BytesMut::new();
+    let mut all: Option<Box<Body>> = None;
     while let Some(frame) = patience.next(&mut body).await? {
         let frame = frame.map_err(|_| ApiError::bad("The request body could not be read"))?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > bytes_max {
+        if first.len() + all.as_ref().map_or(0, |all| all.len()) + data.len() > bytes_max {
             return Err(ApiError::BodyTooLarge { bytes_max });
         }
         // A body that came in one piece, as most do, is not copied.
-        if first.is_empty() && all.is_empty() {
+        if first.is_empty() && all.is_none() {
             first = data;
             continue;
         }
-        if all.is_empty() {
-            all.reserve(announced);
-        }
-        all.extend_from_slice(&std::mem::take(&mut first));
-        all.extend_from_slice(&data);
+        let all = match &mut all {
+            Some(all) => all,
+            None => {
+                let ceiling = if announced > 0 { announced } else { bytes_max };
+                let all = all.insert(Box::new(Body::new(api, app, auth.signature(), ceiling).await?));
+                all.push(&std::mem::take(&mut first))?;
+                all
+            }
+        };
+        all.push(&data)?;
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(match all {
+        None => (first, None),
+        Some(all) => {
+            let (bytes, charge) = all.arrived();
+            (bytes.into(), Some(Box::new(charge)))
+        }
+    })
 }
 
 /// How long a body is waited for.

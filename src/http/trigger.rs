@@ -181,6 +181,9 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
         | ApiError::MethodNotAllowed
         | ApiError::Timeout
         | ApiError::InProgress
+        | ApiError::SignatureInUse
+        | ApiError::TooManyLists(_)
+        | ApiError::Busy(_)
         | ApiError::KeyReused
         | ApiError::TooMany { .. }
         | ApiError::BrokerLost(_)

@@ -193,8 +193,9 @@ fn online() -> MemberInfo {
     (ONLINE.into(), Bytes::new())
 }
 
-fn places(app: &App) -> ChannelPlaces<'_> {
-    ChannelPlaces { taken: &app.channels, max: app.limits.channels_max }
+fn cache(app: &App, ttl: Duration) -> Cache<'_> {
+    let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
+    Cache { ttl, places, bytes_max: app.limits.cached_bytes_max }
 }
 
 /// A member as a group has it; `None` if it makes no sense.
@@ -479,7 +480,10 @@ impl Clustered {
                     }
                     let key = super::key(&subscriber.app, &subscriber.channel);
                     if let Some(kept) = kept.and_then(|kept| kept_frame(kept, hub.now())) {
-                        hub.registry.keep(&key, &kept, places(&subscriber.app));
+                        let ttl = kept.expires.saturating_sub(hub.now());
+                        if let Some(limit) = hub.registry.keep(&key, &kept, cache(&subscriber.app, ttl)) {
+                            hub.not_kept(limit, &subscriber.app, &subscriber.channel);
+                        }
                     }
                     if let Err(Unwanted(member)) = clustered.subscribe(&hub, &group, &subscriber) {
                         acting.leave(&group, member.as_ref(), ticket);
@@ -577,12 +581,12 @@ impl Clustered {
             hub.metrics.cluster.dropped.count();
             return None;
         };
-        let cache = Cache { ttl: app.limits.cache_ttl, places: places(app) };
+        let cache = cache(app, app.limits.cache_ttl);
         let key = super::key(app, &channel);
         let published =
             hub.registry.deliver(&key, frame, except, number.map(|number| (cache, number)), hub.now());
-        if published.not_kept {
-            hub.not_kept(app, &key.channel);
+        if let Some(limit) = published.limit {
+            hub.not_kept(limit, app, &key.channel);
         }
         hub.deliver(published.drive);
         published
@@ -601,7 +605,7 @@ impl Clustered {
             if let Some(Kept { number, message, ttl }) = kept
                 && let Some((except, frame)) = opened(&message)
             {
-                let keep = (Cache { ttl, places: places(app) }, number);
+                let keep = (cache(app, ttl), number);
                 hub.drive(hub.registry.deliver(&key, frame, except, Some(keep), hub.now()).drive);
             }
         }

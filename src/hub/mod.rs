@@ -35,7 +35,7 @@ pub use refusal::refuse;
 pub use crate::cluster::driver::Lost;
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{
-    Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Published, Registry, Users,
+    Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Occupied, Published, Registry, Users,
 };
 use crate::rejections::{Example, Rejection, Reports};
 use crate::webhooks::{self, Ledger, Webhooks};
@@ -46,6 +46,9 @@ const AT_A_TURN: usize = 64;
 
 /// What the broker has to be told at the end is not waited for longer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Channels of a list before other work gets its turn.
+const LISTED_AT_ONCE: usize = 256;
 
 /// Expired cache entries are looked for this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
@@ -307,10 +310,11 @@ impl Hub {
         let cache = Cache {
             ttl: app.limits.cache_ttl,
             places: ChannelPlaces { taken: &app.channels, max: app.limits.channels_max },
+            bytes_max: app.limits.cached_bytes_max,
         };
         let published = self.0.registry.publish(&app.id.0, event, cache, self.0.now());
-        if published.not_kept {
-            self.0.not_kept(app, event.channel);
+        if let Some(limit) = published.limit {
+            self.0.not_kept(limit, app, event.channel);
         }
         published
     }
@@ -400,16 +404,20 @@ impl Hub {
     ///
     /// # Errors
     /// [`Lost`]: it is not known which there are on other nodes.
-    pub async fn channels(
-        &self,
-        app: &App,
-        prefix: &str,
-        wanted: Wanted,
-    ) -> Result<Vec<(ChannelName, ChannelInfo)>, Lost> {
-        match &self.0.clustered {
-            Some(clustered) => Box::pin(clustered.channels(&self.0, app, prefix, wanted)).await,
-            None => Ok(self.0.registry.occupied(&app.id.0, prefix, self.now())),
-        }
+    pub async fn channels(&self, app: &App, prefix: &str, wanted: Wanted) -> Result<Channels, Lost> {
+        let found = match &self.0.clustered {
+            Some(clustered) => {
+                let found = Box::pin(clustered.channels(&self.0, app, prefix, wanted)).await?;
+                Found::Everywhere(found.into_iter())
+            }
+            None => Found::Here(self.0.registry.occupied_in_turns(&app.id.0, prefix)),
+        };
+        Ok(Channels { hub: self.clone(), found })
+    }
+
+    /// All apps together may keep events of so many bytes for cache channels.
+    pub fn limit_cached(&self, bytes_max: usize) {
+        self.0.registry.limit_kept(bytes_max);
     }
 
     /// The established connections of an app.
@@ -460,13 +468,24 @@ impl Hub {
         }
     }
 
+    /// What cache channels keep is in no answer of the API, which has occupied channels only.
+    fn log_cached(&self) {
+        let (events, bytes) = self.0.registry.kept();
+        if events > 0 {
+            debug!(events, bytes, "cached events");
+        }
+    }
+
     async fn keep_seconds(&self) {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         let mut expired = self.now();
         loop {
             second.tick().await;
             let now = self.now();
-            for due in self.0.registry.counts_due() {
+            for (at, due) in self.0.registry.counts_due().into_iter().enumerate() {
+                if at % AT_A_TURN == AT_A_TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
                 let ChannelKey { app, channel } = due.key();
                 let ledger =
                     self.0.webhooks.of_count(app, channel).filter(|_| self.0.tells_counts(due.key()));
@@ -483,7 +502,38 @@ impl Hub {
             self.0.flush_reports(false);
             if now - expired >= EXPIRE_INTERVAL {
                 expired = now;
-                self.0.registry.expire(now);
+                while self.0.registry.expire(now) {
+                    tokio::task::yield_now().await;
+                }
+                self.log_cached();
+            }
+        }
+    }
+}
+
+/// Occupied channels of an app, some at a time.
+#[derive(Debug)]
+pub struct Channels {
+    hub: Hub,
+    found: Found,
+}
+
+#[derive(Debug)]
+enum Found {
+    /// On this node, which is alone.
+    Here(Occupied),
+    /// On all nodes of a cluster.
+    Everywhere(std::vec::IntoIter<(ChannelName, ChannelInfo)>),
+}
+
+impl Channels {
+    /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
+    pub fn next_some(&mut self) -> Option<Vec<(ChannelName, ChannelInfo)>> {
+        match &mut self.found {
+            Found::Here(occupied) => occupied.next_some(self.hub.now()),
+            Found::Everywhere(channels) => {
+                let some: Vec<_> = channels.by_ref().take(LISTED_AT_ONCE).collect();
+                (!some.is_empty()).then_some(some)
             }
         }
     }
@@ -519,14 +569,14 @@ impl Inner {
         self.untold.lock().append(&mut untold);
     }
 
-    /// Counts an event that could not be kept for later subscribers.
-    fn not_kept(&self, app: &App, channel: &ChannelName) {
-        let reason = "an event is not kept for later subscribers";
-        self.reject(
-            Limit::AppChannels.into(),
-            Some(app),
-            Example::default().channel(channel.as_str()).reason(reason),
-        );
+    /// Counts an event that could not be kept for later subscribers, or because of which others are no longer.
+    fn not_kept(&self, limit: Limit, app: &App, channel: &ChannelName) {
+        let reason = if limit == Limit::AppChannels {
+            "an event is not kept for later subscribers"
+        } else {
+            "an event is kept in the place of older ones, or not at all"
+        };
+        self.reject(limit.into(), Some(app), Example::default().channel(channel.as_str()).reason(reason));
     }
 
     /// Logs an event with the number of subscribers on this node, for those who look for one that does not arrive.

@@ -76,6 +76,14 @@ pub struct Auth<'a> {
     signature: &'a str,
 }
 
+impl Auth<'_> {
+    /// The signature, as it was written.
+    #[must_use]
+    pub const fn signature(&self) -> &str {
+        self.signature
+    }
+}
+
 /// MD5 of nothing, which the Python SDK sends on GET.
 const EMPTY_MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
 

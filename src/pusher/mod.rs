@@ -20,12 +20,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::addresses::Addresses;
 use crate::apps::Apps;
-use crate::hub::Hub;
+use crate::hub::{Connections, Hub};
 use crate::limits::{Count, Limit};
 use crate::machine;
 use crate::outbox::{Budget, Outbox};
 use crate::protocol::wire::websocket;
 use crate::session::liveness::{Signs, Timers, Verdict};
+
+/// Connections looked at before other work gets its turn, or a shard of them more.
+const LOOKS_A_TURN: usize = 4096;
 
 /// Pings sent before other work gets its turn.
 const SENDS_A_TURN: usize = 64;
@@ -133,7 +136,7 @@ impl Door {
             second.tick().await;
             let now = self.0.hub.now();
             let mut due: Vec<(Arc<Outbox>, Verdict)> = Vec::new();
-            self.0.hub.connections().each(|outbox| {
+            let mut look = |outbox: &Arc<Outbox>| {
                 let pulse = &outbox.pulse;
                 let verdict = timers.verdict(Signs {
                     silence: pulse.silence(now),
@@ -145,7 +148,18 @@ impl Door {
                 if verdict != Verdict::Alive {
                     due.push((Arc::clone(outbox), verdict));
                 }
-            });
+            };
+            let mut looks = 0;
+            for turn in 0..Connections::TURNS {
+                self.0.hub.connections().each(turn, |outbox| {
+                    looks += 1;
+                    look(outbox);
+                });
+                if looks >= LOOKS_A_TURN {
+                    looks = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
             for (at, (outbox, verdict)) in due.into_iter().enumerate() {
                 if at % SENDS_A_TURN == SENDS_A_TURN - 1 {
                     tokio::task::yield_now().await;
@@ -175,14 +189,14 @@ impl Door {
 
     async fn evict(&self) {
         let now = self.0.hub.now();
-        let connections = self.0.hub.connections().all().into_iter();
-        let mut queued: Vec<_> = connections
-            .filter_map(|outbox| {
+        let mut queued = Vec::new();
+        for some in self.0.hub.connections().in_turns() {
+            queued.extend(some.into_iter().filter_map(|outbox| {
                 let stalled = outbox.stalled_for(now).unwrap_or_default();
                 let weight = outbox.queued_bytes() as u64 * (1 + stalled.as_secs());
                 (weight > 0).then_some((Reverse(weight), outbox))
-            })
-            .collect();
+            }));
+        }
         queued.sort_unstable_by_key(|(weight, _)| *weight);
         for (at, (_, outbox)) in queued.into_iter().enumerate() {
             if self.0.budget.is_relieved() {

@@ -23,11 +23,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::kept::Turn;
 use super::presence::Presence;
 use super::{
     Cache, ChannelInfo, ChannelKey, ChannelPlace, ChannelPlaces, Join, JoinError, Joined, KeptFrame, Left,
     Published, Registry,
 };
+use crate::limits::Limit;
 use crate::outbox::{Outbox, Share};
 use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::{self, Compression};
@@ -118,6 +120,8 @@ const _: () = assert!(size_of::<Subscriber>() <= 40);
 #[derive(Debug)]
 struct Cached {
     frame: Frame,
+    /// Its place among all that are kept.
+    turn: Turn,
     /// In a cluster, which one it is: later ones have higher numbers.
     number: u64,
     expires: Duration,
@@ -178,12 +182,6 @@ impl State {
         self.cached.as_deref().filter(|cached| cached.expires > now)
     }
 
-    fn cache(&mut self, registry: &Registry, cached: Cached) {
-        if self.cached.replace(Box::new(cached)).is_none() {
-            registry.0.cached.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Subscribers, of all nodes.
     fn count(&self) -> usize {
         self.subscribers.len() + self.counts.elsewhere
@@ -204,15 +202,14 @@ impl State {
         }
     }
 
+    /// Keeps nothing any more.
+    fn uncache(&mut self) {
+        self.cached = None;
+        self.leave_place();
+    }
+
     fn say(&mut self, message: &ServerMessage<'_>) {
         self.queue.push(pusher::encode(message), None);
-    }
-}
-
-impl From<KeptFrame> for Cached {
-    fn from(kept: KeptFrame) -> Self {
-        let KeptFrame { frame, number, expires } = kept;
-        Self { frame, number, expires }
     }
 }
 
@@ -452,16 +449,52 @@ impl Channel {
     }
 
     /// See [`Registry::keep`]; `None` when the channel was given up.
-    pub(super) fn keep(&self, registry: &Registry, kept: KeptFrame, places: ChannelPlaces<'_>) -> Option<()> {
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        registry: &Registry,
+        kept: KeptFrame,
+        cache: Cache<'_>,
+    ) -> Option<Option<Limit>> {
         let mut state = self.state.lock();
         if state.given_up {
             return None;
         }
         let is_newer = state.cached.as_ref().is_none_or(|cached| cached.number < kept.number);
-        if state.subscribers.is_empty() && is_newer && state.take_place(places) {
-            state.cache(registry, Cached::from(kept));
+        if !state.subscribers.is_empty() || !is_newer {
+            return Some(None);
         }
-        Some(())
+        if !state.take_place(cache.places) {
+            return Some(Some(Limit::AppChannels));
+        }
+        Some(self.cache(&mut state, registry, kept, cache.bytes_max))
+    }
+
+    /// Keeps an event for later subscribers, as far as all that are kept may have so many bytes; the limit that was
+    /// reached. What was kept before is old, and is not kept in its stead.
+    fn cache(
+        self: &Arc<Self>,
+        state: &mut State,
+        registry: &Registry,
+        kept: KeptFrame,
+        bytes_max: usize,
+    ) -> Option<Limit> {
+        let KeptFrame { frame, number, expires } = kept;
+        let before = state.cached.as_ref().map(|cached| cached.turn);
+        let bytes = frame.bytes().len();
+        let (turn, limit) = registry.0.kept.keep(self, before, bytes, expires, bytes_max);
+        match turn {
+            Some(turn) => state.cached = Some(Box::new(Cached { frame, turn, number, expires })),
+            None => state.uncache(),
+        }
+        limit
+    }
+
+    /// Keeps an event no more, if it is still the one of this turn.
+    pub(super) fn forget(&self, turn: Turn) {
+        let mut state = self.state.lock();
+        if state.cached.as_ref().is_some_and(|cached| cached.turn == turn) {
+            state.uncache();
+        }
     }
 
     /// See [`Registry::vacate`].
@@ -469,8 +502,8 @@ impl Channel {
         let mut state = self.state.lock();
         if state.subscribers.is_empty() {
             (state.presence, state.counts.elsewhere) = (None, 0);
-            if state.cached.take().is_some() {
-                registry.0.cached.fetch_sub(1, Ordering::Relaxed);
+            if let Some(cached) = state.cached.take() {
+                registry.0.kept.remove(self, cached.turn);
             }
             state.leave_place();
         }
@@ -502,6 +535,7 @@ impl Channel {
         if state.given_up {
             return None;
         }
+        let mut limit = None;
         if let Some((cache, number)) = keep {
             // Those who are here were told with the one that is kept.
             if number != 0 && state.cached.as_ref().is_some_and(|cached| cached.number >= number) {
@@ -509,17 +543,18 @@ impl Channel {
             }
             if !state.take_place(cache.places) {
                 // Without a place there is no subscriber either.
-                return Some(Published { not_kept: true, ..Published::default() });
+                return Some(Published { limit: Some(Limit::AppChannels), ..Published::default() });
             }
-            state.cache(registry, Cached { frame: frame.clone(), number, expires: now + cache.ttl });
+            let kept = KeptFrame { frame: frame.clone(), number, expires: now + cache.ttl };
+            limit = self.cache(&mut state, registry, kept, cache.bytes_max);
         }
         if state.subscribers.is_empty() {
-            return Some(Published::default());
+            return Some(Published { limit, ..Published::default() });
         }
         state.queue.push(frame, except);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
-        Some(Published { drive, backlog, not_kept: false })
+        Some(Published { drive, backlog, limit })
     }
 
     /// See [`Registry::backlog`].
@@ -614,15 +649,6 @@ impl Channel {
 
     pub(super) fn users(&self) -> Vec<UserId> {
         self.state.lock().presence.as_ref().map(|presence| presence.ids()).unwrap_or_default()
-    }
-
-    pub(super) fn expire(&self, registry: &Registry, now: Duration) {
-        let mut state = self.state.lock();
-        if state.cached.is_some() && state.cached(now).is_none() {
-            state.cached = None;
-            state.leave_place();
-            registry.0.cached.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 
     /// Marks the channel as given up, if nothing needs it.

@@ -1,46 +1,34 @@
 //! Every established connection of this node.
 
-use std::collections::hash_map::RandomState;
 use std::sync::Arc;
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-
+use super::shards::{SHARDS, Shards};
 use crate::outbox::Outbox;
 use crate::protocol::SocketId;
 
 /// The connections by socket id. Cloning shares them.
-#[derive(Clone, Debug)]
-pub struct Connections(Arc<DashMap<SocketId, Arc<Outbox>>>);
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self(Arc::new(DashMap::with_hasher_and_shard_amount(RandomState::new(), super::SHARDS)))
-    }
-}
+#[derive(Clone, Debug, Default)]
+pub struct Connections(Arc<Shards<SocketId, Arc<Outbox>>>);
 
 impl Connections {
+    /// See [`Connections::each`].
+    pub const TURNS: usize = SHARDS;
+
     /// Takes a connection in, or answers `false` when another one has its socket id.
     #[must_use]
     pub fn add(&self, outbox: &Arc<Outbox>) -> bool {
-        match self.0.entry(outbox.socket()) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(vacant) => {
-                vacant.insert(Arc::clone(outbox));
-                true
-            }
-        }
+        self.0.insert(outbox.socket(), Arc::clone(outbox))
     }
 
     /// Forgets a connection.
     pub fn remove(&self, outbox: &Arc<Outbox>) {
-        self.0.remove_if(&outbox.socket(), |_, found| Arc::ptr_eq(found, outbox));
+        self.0.remove_if(&outbox.socket(), |found| Arc::ptr_eq(found, outbox));
     }
 
     /// Whether a connection has this id.
     #[must_use]
     pub fn has(&self, socket: SocketId) -> bool {
-        self.0.contains_key(&socket)
+        self.0.contains(&socket)
     }
 
     /// How many there are.
@@ -55,14 +43,16 @@ impl Connections {
         self.0.is_empty()
     }
 
-    /// Calls `each` with every connection, a shard at a time.
-    pub fn each(&self, mut each: impl FnMut(&Arc<Outbox>)) {
-        self.0.iter().for_each(|entry| each(&entry));
+    /// Calls `each` with every connection, in so many turns: this is the one with this number. Let other work have its
+    /// turn in between.
+    pub fn each(&self, turn: usize, each: impl FnMut(&Arc<Outbox>)) {
+        self.0.each_of_shard(turn, each);
     }
 
-    /// All connections of this moment.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<Outbox>> {
-        self.0.iter().map(|entry| Arc::clone(&entry)).collect()
+    /// All connections, some at a time: each that is there all the while is among them, once. Let other work have its
+    /// turn in between.
+    pub fn in_turns(&self) -> impl Iterator<Item = Vec<Arc<Outbox>>> {
+        let all = Arc::clone(&self.0);
+        (0..).map_while(move |shard| all.of_shard(shard, |_| true))
     }
 }

@@ -6,40 +6,44 @@
 //!
 //! Start at [`Registry`], then [`channel`] for how an event reaches its subscribers.
 //!
-//! One map leads from a name to a channel. It is a dashmap, sharded, and no guard of it is ever held while a
+//! One map leads from a name to a channel. It is in shards ([`shards`]), and none of them is ever locked while a
 //! channel's lock is taken: a channel that is given up is marked before it leaves the map, and who finds a marked
-//! one looks again. Locks are taken in the order channel, list of counts that are due, outbox; and user, those who
-//! leave, outbox.
+//! one looks again. Locks are taken in the order channel, what is kept, list of counts that are due, outbox; and user,
+//! those who leave, outbox. What looks at all channels or connections does so a shard at a time.
 
 pub mod channel;
 mod connections;
+mod kept;
 mod presence;
+mod shards;
 mod users;
 
-use std::collections::hash_map::RandomState;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use channel::Channel;
 pub use channel::{Backlog, CountDue, Drive, Pass};
 pub use connections::Connections;
+use kept::Kept;
+use shards::Shards;
 pub use users::Users;
 
-use crate::limits::Count;
+use crate::limits::{Count, Limit};
 use crate::outbox::Outbox;
 use crate::protocol::message::Event;
 use crate::protocol::wire::Frame;
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 
-/// Channels that are looked at before other work gets its turn.
-const CHANNELS_AT_A_TURN: usize = 256;
+/// Bytes of all events that are kept, where nobody says how many.
+const KEPT_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// Shards of the map, so that cores seldom meet.
-const SHARDS: usize = 64;
+/// Events that expire before other work gets its turn.
+const EXPIRED_AT_ONCE: usize = 256;
+
+/// Channels that are looked at before other work gets its turn.
+const LISTED_AT_ONCE: usize = 256;
 
 /// A channel of an app.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -56,13 +60,13 @@ pub struct Registry(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    channels: DashMap<ChannelKey, Arc<Channel>>,
+    channels: Shards<ChannelKey, Arc<Channel>>,
     /// Channels whose subscribers have yet to be told how many they are.
     counts_due: Mutex<Vec<Arc<Channel>>>,
     /// Channels in which something is pending that nobody delivers any more.
     undriven: Mutex<Vec<Arc<Channel>>>,
     /// Channels that hold an event for later subscribers.
-    cached: AtomicUsize,
+    kept: Kept,
 }
 
 /// How many channels an app may have, and how many it has.
@@ -97,6 +101,8 @@ pub struct Cache<'a> {
     pub ttl: Duration,
     /// As long as there is a place for the channel.
     pub places: ChannelPlaces<'a>,
+    /// And all events that are kept for the app have so many bytes at most: the least recently published are forgotten.
+    pub bytes_max: usize,
 }
 
 /// A wish to subscribe, granted by the session.
@@ -166,8 +172,8 @@ pub struct Published {
     pub drive: Option<Drive>,
     /// The channel has more waiting than it should: wait for it before publishing more.
     pub backlog: Option<Backlog>,
-    /// The event was to be kept, and is not: the app has as many channels as it may have.
-    pub not_kept: bool,
+    /// The limit because of which the event is not kept, or others are no longer.
+    pub limit: Option<Limit>,
 }
 
 /// What can be asked of a channel.
@@ -195,24 +201,24 @@ pub struct KeptFrame {
 impl Default for Registry {
     fn default() -> Self {
         Self(Arc::new(Shared {
-            channels: DashMap::with_hasher_and_shard_amount(RandomState::new(), SHARDS),
+            channels: Shards::default(),
             counts_due: Mutex::default(),
             undriven: Mutex::default(),
-            cached: AtomicUsize::new(0),
+            kept: Kept::new(KEPT_BYTES_MAX),
         }))
     }
 }
 
 impl Registry {
     fn find(&self, key: &ChannelKey) -> Option<Arc<Channel>> {
-        self.0.channels.get(key).map(|channel| Arc::clone(&channel))
+        self.0.channels.get(key)
     }
 
     fn find_or_make(&self, key: &ChannelKey) -> Arc<Channel> {
         if let Some(channel) = self.find(key) {
             return channel;
         }
-        Arc::clone(&self.0.channels.entry(key.clone()).or_insert_with(|| Arc::new(Channel::new(key.clone()))))
+        self.0.channels.get_or_insert(key, || (key.clone(), Arc::new(Channel::new(key.clone()))))
     }
 
     /// Runs `act` on the channel, made if need be; again, should the channel have been given up in between.
@@ -223,7 +229,7 @@ impl Registry {
                 return done;
             }
             // Whoever gave it up may not have come to take it out yet.
-            self.0.channels.remove_if(key, |_, found| Arc::ptr_eq(found, &channel));
+            self.0.channels.remove_if(key, |found| Arc::ptr_eq(found, &channel));
         }
     }
 
@@ -264,13 +270,7 @@ impl Registry {
     pub fn publish(&self, app: &Arc<str>, event: &Event<'_>, cache: Cache<'_>, now: Duration) -> Published {
         let key = ChannelKey { app: Arc::clone(app), channel: event.channel.clone() };
         if Channel::caches(event) {
-            return self.with(&key, |channel| {
-                let published = channel.publish(self, event, cache, now)?;
-                if published.not_kept {
-                    self.give_up_if_unused(channel);
-                }
-                Some(published)
-            });
+            return self.keeping(&key, |channel| channel.publish(self, event, cache, now));
         }
         let published = self.find(&key).and_then(|channel| channel.publish(self, event, cache, now));
         published.unwrap_or_default()
@@ -289,25 +289,66 @@ impl Registry {
         let deliver = |channel: &Arc<Channel>| channel.deliver(self, frame.clone(), except, keep, now);
         match keep {
             // Somebody may be about to join.
-            Some(_) => self.with(key, deliver),
+            Some(_) => self.keeping(key, deliver),
             None => self.find(key).and_then(|channel| deliver(&channel)).unwrap_or_default(),
         }
     }
 
     /// Keeps an event of the cluster's for who joins, unless there are subscribers, who get what comes, or a later one
     /// is kept.
-    pub fn keep(&self, key: &ChannelKey, kept: &KeptFrame, places: ChannelPlaces<'_>) {
-        self.with(key, |channel| channel.keep(self, kept.clone(), places));
+    pub fn keep(&self, key: &ChannelKey, kept: &KeptFrame, cache: Cache<'_>) -> Option<Limit> {
+        self.keeping(key, |channel| channel.keep(self, kept.clone(), cache))
+    }
+
+    /// As [`Registry::with`], for an `act` that may keep an event: what is forgotten for that is, when this returns.
+    fn keeping<T: Keeping>(&self, key: &ChannelKey, mut act: impl FnMut(&Arc<Channel>) -> Option<T>) -> T {
+        let done = self.with(key, |channel| {
+            let done = act(channel)?;
+            if done.limit().is_some() {
+                // It may have been made for this event.
+                self.give_up_if_unused(channel);
+            }
+            Some(done)
+        });
+        if done.limit().is_some() {
+            self.forget();
+        }
+        done
+    }
+
+    /// All apps together may keep events of so many bytes. Default 256 MiB.
+    pub fn limit_kept(&self, bytes_max: usize) {
+        self.0.kept.limit(bytes_max);
+    }
+
+    /// How many events are kept, and their bytes.
+    #[must_use]
+    pub fn kept(&self) -> (usize, usize) {
+        self.0.kept.len()
+    }
+
+    /// Takes what is no longer kept out of its channels; how much that was.
+    fn forget(&self) -> usize {
+        let forgotten = self.0.kept.take_forgotten();
+        for (channel, turn) in &forgotten {
+            channel.forget(*turn);
+            self.give_up_if_unused(channel);
+        }
+        forgotten.len()
     }
 
     /// Cache channels that have subscribers.
     #[must_use]
     pub fn subscribed_caches(&self) -> Vec<ChannelKey> {
-        let caches = self.0.channels.iter().filter(|entry| entry.key().channel.is_cached());
+        let mut subscribed = Vec::new();
+        let mut shard = 0;
         // Collected first: no channel is locked while a shard is.
-        let caches: Vec<Arc<Channel>> = caches.map(|entry| Arc::clone(&entry)).collect();
-        let subscribed = caches.iter().filter(|channel| channel.is_occupied());
-        subscribed.map(|channel| channel.key().clone()).collect()
+        while let Some(caches) = self.0.channels.of_shard(shard, |key| key.channel.is_cached()) {
+            shard += 1;
+            let caches = caches.iter().filter(|channel| channel.is_occupied());
+            subscribed.extend(caches.map(|channel| channel.key().clone()));
+        }
+        subscribed
     }
 
     /// From now on it is the cluster that says who is in a presence channel: these are.
@@ -368,33 +409,29 @@ impl Registry {
         self.find(key).map(|channel| channel.users()).unwrap_or_default()
     }
 
-    /// The occupied channels of an app, but for users' own, whose names start with `prefix`.
+    /// The occupied channels of an app, but for users' own, whose names start with `prefix`, at once.
     #[must_use]
     pub fn occupied(&self, app: &str, prefix: &str, now: Duration) -> Vec<(ChannelName, ChannelInfo)> {
-        let wanted = |key: &ChannelKey| {
-            *key.app == *app
-                && key.channel.as_str().starts_with(prefix)
-                && !key.channel.as_str().starts_with('#')
-        };
-        // Collected first: no channel is locked while a shard is.
-        let channels: Vec<Arc<Channel>> = self
-            .0
-            .channels
-            .iter()
-            .filter(|entry| wanted(entry.key()))
-            .map(|entry| Arc::clone(&entry))
-            .collect();
-        let infos = channels.iter().map(|channel| (channel.name().clone(), channel.info(now)));
-        infos.filter(|(_, info)| info.subscriptions > 0).collect()
+        let mut all = Vec::new();
+        let mut occupied = self.occupied_in_turns(app, prefix);
+        while let Some(mut some) = occupied.next_some(now) {
+            all.append(&mut some);
+        }
+        all
+    }
+
+    /// The same, some at a time.
+    #[must_use]
+    pub fn occupied_in_turns(&self, app: &str, prefix: &str) -> Occupied {
+        let registry = self.clone();
+        Occupied { registry, app: app.into(), prefix: prefix.into(), shard: 0, found: Vec::new() }
     }
 
     /// The connections of this node that are in presence channels of an app as `user`.
     #[must_use]
     pub fn connections_of_member(&self, app: &str, user: &UserId) -> MemberConnections {
-        let is_wanted = |key: &ChannelKey| *key.app == *app && key.channel.is_presence();
-        // Collected first: no channel is locked while a shard is.
-        let channels = self.0.channels.iter().filter(|entry| is_wanted(entry.key()));
-        MemberConnections { user: user.clone(), channels: channels.map(|entry| Arc::clone(&entry)).collect() }
+        let (registry, user) = (self.clone(), user.clone());
+        MemberConnections { registry, app: app.into(), user, shard: 0, found: Vec::new() }
     }
 
     /// Channels that exist, occupied or only caching.
@@ -423,29 +460,17 @@ impl Registry {
         undriven.iter().filter_map(|channel| channel.drive_again(self)).collect()
     }
 
-    /// Forgets cached events that have expired; call about once a minute. Until then an expired event costs
-    /// memory, nothing else.
-    pub fn expire(&self, now: Duration) {
-        if self.0.cached.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let channels: Vec<Arc<Channel>> = self
-            .0
-            .channels
-            .iter()
-            .filter(|entry| entry.key().channel.is_cached())
-            .map(|entry| Arc::clone(&entry))
-            .collect();
-        for channel in channels {
-            channel.expire(self, now);
-            self.give_up_if_unused(&channel);
-        }
+    /// Forgets cached events that have expired, some of them; whether there may be more. Call about once a minute. Until
+    /// then an expired event costs memory, nothing else.
+    pub fn expire(&self, now: Duration) -> bool {
+        self.0.kept.expire(now, EXPIRED_AT_ONCE);
+        self.forget() >= EXPIRED_AT_ONCE
     }
 
     /// Takes a channel that nothing needs any more out of the map.
     fn give_up_if_unused(&self, channel: &Arc<Channel>) {
         if channel.give_up() {
-            self.0.channels.remove_if(channel.key(), |_, found| Arc::ptr_eq(found, channel));
+            self.0.channels.remove_if(channel.key(), |found| Arc::ptr_eq(found, channel));
         }
     }
 }
@@ -454,18 +479,75 @@ impl Registry {
 /// for each channel.
 #[derive(Debug)]
 pub struct MemberConnections {
+    registry: Registry,
+    app: Box<str>,
     user: UserId,
-    /// Those that have not been looked at.
-    channels: Vec<Arc<Channel>>,
+    /// The shard that is looked at next.
+    shard: usize,
+    /// Channels of the one before.
+    found: Vec<Arc<Channel>>,
 }
 
 impl MemberConnections {
     /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
     pub fn next_some(&mut self) -> Option<Vec<Arc<Outbox>>> {
-        let rest = self.channels.len().saturating_sub(CHANNELS_AT_A_TURN);
-        let channels = self.channels.drain(rest..);
-        (channels.len() > 0)
-            .then(|| channels.flat_map(|channel| channel.connections_of(&self.user)).collect())
+        if self.found.is_empty() {
+            let is_wanted = |key: &ChannelKey| *key.app == *self.app && key.channel.is_presence();
+            // Collected first: no channel is locked while a shard is.
+            self.found = self.registry.0.channels.of_shard(self.shard, is_wanted)?;
+            self.shard += 1;
+        }
+        let some = self.found.drain(self.found.len().saturating_sub(LISTED_AT_ONCE)..);
+        Some(some.flat_map(|channel| channel.connections_of(&self.user)).collect())
+    }
+}
+
+/// What an attempt to keep an event tells.
+trait Keeping {
+    /// The limit because of which it, or another one, is not kept.
+    fn limit(&self) -> Option<Limit>;
+}
+
+impl Keeping for Published {
+    fn limit(&self) -> Option<Limit> {
+        self.limit
+    }
+}
+
+impl Keeping for Option<Limit> {
+    fn limit(&self) -> Option<Limit> {
+        *self
+    }
+}
+
+/// The occupied channels of an app, some at a time: each that is occupied all the while is among them, once.
+#[derive(Debug)]
+pub struct Occupied {
+    registry: Registry,
+    app: Box<str>,
+    prefix: Box<str>,
+    /// The shard that is looked at next.
+    shard: usize,
+    /// Channels of the one before.
+    found: Vec<Arc<Channel>>,
+}
+
+impl Occupied {
+    /// The next ones, none of them perhaps; `None`: there are no more.
+    pub fn next_some(&mut self, now: Duration) -> Option<Vec<(ChannelName, ChannelInfo)>> {
+        if self.found.is_empty() {
+            let (app, prefix) = (&*self.app, &*self.prefix);
+            let is_wanted = |key: &ChannelKey| {
+                let name = key.channel.as_str();
+                *key.app == *app && name.starts_with(prefix) && !name.starts_with('#')
+            };
+            // Collected first: no channel is locked while a shard is.
+            self.found = self.registry.0.channels.of_shard(self.shard, is_wanted)?;
+            self.shard += 1;
+        }
+        let some = self.found.drain(self.found.len().saturating_sub(LISTED_AT_ONCE)..);
+        let infos = some.map(|channel| (channel.name().clone(), channel.info(now)));
+        Some(infos.filter(|(_, info)| info.subscriptions > 0).collect())
     }
 }
 

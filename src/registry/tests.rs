@@ -34,7 +34,7 @@ fn places() -> ChannelPlaces<'static> {
 }
 
 fn cache() -> Cache<'static> {
-    Cache { ttl: TTL, places: places() }
+    Cache { ttl: TTL, places: places(), bytes_max: usize::MAX }
 }
 
 fn plain() -> Join<'static> {
@@ -368,6 +368,97 @@ fn a_cache_channel_replays_the_last_event_and_outlives_its_subscribers() {
     leave(&registry, "cache-x", &a);
     registry.expire(NOW + TTL);
     assert!(registry.is_empty());
+}
+
+/// Publishes as an app that may keep events of so many bytes; the limit that was reached.
+fn keep(registry: &Registry, app: &str, channel: &str, data: &str, bytes_max: usize) -> Option<Limit> {
+    let channel = name(channel);
+    let event = Event { channel: &channel, name: "e", data, except: None, source: Source::App };
+    registry.publish(&app.into(), &event, Cache { bytes_max, ..cache() }, NOW).limit
+}
+
+fn keeps(registry: &Registry, app: &str, channel: &str) -> bool {
+    let key = ChannelKey { app: app.into(), channel: name(channel) };
+    registry.info(&key, NOW).cache.is_some()
+}
+
+#[test]
+fn of_too_many_bytes_that_are_kept_the_least_recently_published_are_forgotten() {
+    let registry = Registry::default();
+    let data = format!("\"{}\"", "x".repeat(1000));
+    let keep = |channel| keep(&registry, "app", channel, &data, 3500);
+    assert_eq!(["cache-1", "cache-2", "cache-3"].map(keep), [None; 3]);
+    assert_eq!(keep("cache-1"), None, "an event takes the place of the one before");
+    assert_eq!(keep("cache-4"), Some(Limit::CachedBytes));
+    let kept = ["cache-1", "cache-2", "cache-3", "cache-4"].map(|channel| keeps(&registry, "app", channel));
+    assert_eq!(kept, [true, false, true, true]);
+    assert_eq!((registry.len(), registry.kept().0), (3, 3), "a channel that keeps nothing is none");
+    assert!(registry.kept().1 <= 3500);
+}
+
+#[test]
+fn an_event_that_is_too_long_to_be_kept_is_delivered_and_what_was_kept_before_is_not_kept_in_its_stead() {
+    let (registry, a) = (Registry::default(), outbox(1));
+    assert_eq!(keep(&registry, "app", "cache-x", "1", 200), None);
+    join(&registry, "cache-x", &a, &plain());
+    let long = "1".repeat(300);
+    let channel = name("cache-x");
+    let event = Event { channel: &channel, name: "e", data: &long, except: None, source: Source::App };
+    let published = registry.publish(&"app".into(), &event, Cache { bytes_max: 200, ..cache() }, NOW);
+    assert_eq!(published.limit, Some(Limit::CachedBytes));
+    assert!(published.drive.is_some_and(|drive| drive.on_the_spot().is_ok()));
+    assert!(!keeps(&registry, "app", "cache-x"));
+    assert_eq!(registry.kept(), (0, 0));
+    leave(&registry, "cache-x", &a);
+    assert!(registry.is_empty());
+}
+
+#[test]
+fn no_app_forgets_anything_for_the_sake_of_another_one() {
+    let registry = Registry::default();
+    registry.limit_kept(3500);
+    let data = format!("\"{}\"", "x".repeat(1000));
+    let keep = |app, channel| keep(&registry, app, channel, &data, usize::MAX);
+    assert_eq!([keep("a", "cache-1"), keep("a", "cache-2"), keep("b", "cache-1")], [None; 3]);
+    assert_eq!(keep("a", "cache-3"), Some(Limit::NodeCachedBytes));
+    assert_eq!(keep("c", "cache-1"), Some(Limit::NodeCachedBytes));
+    let kept = [("a", "cache-1"), ("a", "cache-2"), ("a", "cache-3"), ("b", "cache-1"), ("c", "cache-1")];
+    let kept = kept.map(|(app, channel)| keeps(&registry, app, channel));
+    assert_eq!(kept, [false, true, true, true, false], "the oldest of the same app, or the new one");
+}
+
+#[test]
+fn what_has_expired_is_forgotten_some_at_a_time() {
+    let registry = Registry::default();
+    for at in 0..1000 {
+        keep(&registry, "app", &format!("cache-{at}"), "1", usize::MAX);
+    }
+    assert!(!registry.expire(NOW));
+    assert_eq!(registry.len(), 1000);
+    let mut turns = 1;
+    while registry.expire(NOW + TTL) {
+        turns += 1;
+    }
+    assert_eq!((registry.len(), registry.kept(), turns), (0, (0, 0), 4));
+}
+
+#[test]
+fn occupied_channels_are_listed_some_at_a_time_each_once() {
+    let (registry, a) = (Registry::default(), outbox(1));
+    for at in 0..2000 {
+        join(&registry, &format!("room-{at}"), &a, &plain());
+    }
+    join(&registry, "other", &a, &plain());
+    let (mut names, mut most) = (std::collections::BTreeSet::new(), 0);
+    let mut occupied = registry.occupied_in_turns("app", "room-");
+    while let Some(some) = occupied.next_some(NOW) {
+        most = most.max(some.len());
+        for (name, _) in some {
+            assert!(names.insert(name.as_str().to_owned()), "{name} twice");
+        }
+    }
+    assert_eq!(names.len(), 2000);
+    assert!(most <= 256, "{most} at once");
 }
 
 #[test]

@@ -148,7 +148,8 @@ impl Arrivals {
         let number = state.next;
         state.next += 1;
         let stranger = Stranger { since: Instant::now(), task: None };
-        state.stages[Stage::Silent as usize].insert(number, stranger);
+        // Whether it has sent something is not known yet.
+        state.stages[Stage::Begun as usize].insert(number, stranger);
         Arrival { arrivals: Arc::clone(self), number, address: Mutex::new(None) }
     }
 
@@ -307,7 +308,7 @@ mod tests {
         let arrivals = Arc::new(Arrivals::new(10));
         let _places = (arrivals.enter().await, arrivals.enter().await);
         assert_eq!(arrivals.evict(10), 0);
-        advance(Stage::Silent.grace()).await;
+        advance(Stage::Begun.grace()).await;
         assert_eq!((arrivals.evict(1), len(&arrivals)), (1, 1));
         assert_eq!((arrivals.evict(10), arrivals.evict(10)), (1, 0));
     }

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
@@ -81,6 +82,9 @@ impl Server {
         arrival: &Arrival,
     ) -> Result<(Stream, Peer), Option<Farewell>> {
         let mut over_tls = false;
+        // Who says nothing costs no buffer, and is the first to be evicted.
+        let mut first = [0; opening::BYTES];
+        first_bytes(&stream, &mut first, arrival).await.map_err(|_| None)?;
         // In boxes, so that a connection without does not have room for it.
         if self.proxy_protocol {
             match Box::pin(proxy_protocol::read(&mut stream)).await {
@@ -106,13 +110,8 @@ impl Server {
                 }
             }
         }
-        // Who says nothing costs no buffer. Looked at, because a new socket is called readable at first.
-        let mut first = [0; opening::BYTES];
-        let seen = match stream.peek(&mut first).await {
-            Ok(seen @ 1..) => seen,
-            Ok(0) | Err(_) => return Err(None),
-        };
-        arrival.reached(Stage::Begun);
+        // What stands behind the header of a proxy.
+        let seen = first_bytes(&stream, &mut first, arrival).await.map_err(|_| None)?;
         let wants_tls = tls.is_some();
         let stream = match (Protocol::of(&first[..seen]), tls) {
             (Some(Protocol::Tls), Some(tls)) => match Box::pin(tls.accept(stream)).await {
@@ -292,6 +291,25 @@ impl Server {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
+    }
+}
+
+/// Waits for the first bytes, which are left where they are; how many there are. Whoever has sent none by now is noted as
+/// silent until it has: looked at, because a new socket is called readable at first, and because what came with the
+/// connection may have waited for its turn.
+async fn first_bytes(stream: &TcpStream, first: &mut [u8], arrival: &Arrival) -> io::Result<usize> {
+    let mut is_silent = false;
+    let seen = std::future::poll_fn(|cx| {
+        let seen = stream.poll_peek(cx, &mut ReadBuf::new(first));
+        if seen.is_pending() != is_silent {
+            is_silent = seen.is_pending();
+            arrival.reached(if is_silent { Stage::Silent } else { Stage::Begun });
+        }
+        seen
+    });
+    match seen.await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        seen => Ok(seen),
     }
 }
 

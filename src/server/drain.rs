@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
@@ -32,6 +33,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether what is waited for is done.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Connections that are closed before other work gets its turn: each is a system call.
+const CLOSED_AT_ONCE: u32 = 64;
 
 const GOING_AWAY: &str = "Server is shutting down";
 
@@ -120,8 +124,11 @@ impl Server {
             }
         }
         // Those that came while the others were closed, and all where it has to be quick.
-        for outbox in hub.connections().all() {
-            outbox.close(hub.closes_with(), GOING_AWAY);
+        for some in hub.connections().in_turns() {
+            for some in some.chunks(CLOSED_AT_ONCE as usize) {
+                some.iter().for_each(|outbox| outbox.close(hub.closes_with(), GOING_AWAY));
+                yield_now().await;
+            }
         }
         tokio::select! {
             () = until(|| hub.connections().is_empty()) => {}
@@ -164,13 +171,18 @@ async fn until(is_so: impl Fn() -> bool) {
 /// Closes all connections over `window`, evenly, so that their clients do not all come back at once.
 async fn close_all(hub: &Hub, window: Duration) {
     // Not kept alive here: a connection ends when its task does, not when all have been closed.
-    let all: Vec<_> = hub.connections().all().iter().map(Arc::downgrade).collect();
+    let mut all = Vec::new();
+    for some in hub.connections().in_turns() {
+        all.extend(some.iter().map(Arc::downgrade));
+    }
     let (begin, count) = (Instant::now(), all.len().max(1) as u32);
     for (at, outbox) in (0u32..).zip(&all) {
         let due = begin + window.mul_f64(f64::from(at) / f64::from(count));
         // A due time in the past costs no timer.
         if due > Instant::now() {
             sleep_until(due).await;
+        } else if at.is_multiple_of(CLOSED_AT_ONCE) {
+            yield_now().await;
         }
         if let Some(outbox) = outbox.upgrade() {
             outbox.close(hub.closes_with(), GOING_AWAY);

@@ -27,6 +27,7 @@ mod liveness;
 mod messages;
 mod ordering;
 mod presence;
+mod pressure;
 mod process;
 mod provoked;
 mod redis;

@@ -278,12 +278,39 @@ impl<S: Stream> Http<S> {
         });
         let mut answer = Answer { status, headers: headers.collect(), body: Vec::new() };
         let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
-        assert_eq!(answer.header("transfer-encoding"), None, "the server knows how long its answers are");
+        if answer.header("transfer-encoding") == Some("chunked") {
+            assert_eq!(length, 0, "an answer in pieces has no length");
+            answer.body = self.read_chunks().await;
+            return Some(answer);
+        }
         while self.buffer.len() < length {
             assert!(self.read_more().await, "the body of an answer ends early");
         }
         answer.body = self.buffer.drain(..length).collect();
         Some(answer)
+    }
+
+    /// The body of an answer that comes in pieces.
+    async fn read_chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let end = loop {
+                if let Some(end) = find(&self.buffer, b"\r\n") {
+                    break end;
+                }
+                assert!(self.read_more().await, "an answer in pieces ends early");
+            };
+            let length = std::str::from_utf8(&self.buffer[..end]).unwrap();
+            let length = usize::from_str_radix(length, 16).unwrap();
+            while self.buffer.len() < end + 2 + length + 2 {
+                assert!(self.read_more().await, "an answer in pieces ends early");
+            }
+            let chunk: Vec<u8> = self.buffer.drain(..end + 2 + length + 2).collect();
+            body.extend_from_slice(&chunk[end + 2..end + 2 + length]);
+            if length == 0 {
+                return body;
+            }
+        }
     }
 
     /// Whether there was more to read.

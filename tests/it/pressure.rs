@@ -1,0 +1,181 @@
+//! What many large bodies, kept events and lists may cost, and that no more is given to them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use pusherd::limits::Limit;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, DEMO, Http, NEWS, OTHER, Request, Server};
+
+/// A body of this many bytes comes in several pieces.
+const BODY: usize = 100_000;
+
+/// As much of it as is sent by those who do not end.
+const PART: usize = 70_000;
+
+/// A signed publish with a body of [`BODY`] bytes, another one for each `number`.
+fn large(key: &crate::harness::Key, number: usize) -> Request {
+    let empty = json!({ "name": "e", "channel": NEWS, "data": format!("{number:08}") }).to_string();
+    let data = format!("{number:08}{}", "x".repeat(BODY - empty.len()));
+    let body = json!({ "name": "e", "channel": NEWS, "data": data }).to_string();
+    assert_eq!(body.len(), BODY);
+    Request::post(&format!("/apps/{}/events", key.app_id), body).signed_with(key)
+}
+
+/// A connection on which all of a request has been sent but the end of its body.
+async fn unfinished(server: &Server, request: &Request) -> Http {
+    let mut http = server.http().await;
+    http.write(&[&request.head_with_length(BODY), &request.payload()[..PART]].concat()).await;
+    http
+}
+
+#[tokio::test]
+async fn unfinished_bodies_of_an_app_cost_so_many_bytes_and_the_next_is_told_429() {
+    let server = Server::with(|setup| {
+        setup.app.limits.requests_in_flight_bytes_max = 2 * BODY;
+        setup.app.limits.request_body_bytes_max = BODY;
+        setup.options.http.read_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let mut bodies =
+        join_all((0..5).map(async |number| unfinished(&server, &large(&DEMO, number)).await)).await;
+    let answers = join_all(bodies.iter_mut().map(Http::answer)).await;
+    // Two have their place until they are given up.
+    let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [408, 408, 429, 429, 429]);
+    for refused in answers.iter().filter(|answer| answer.status == 429) {
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        let sentence = refused.refused(429);
+        assert!(sentence.contains("limits.requests_in_flight_bytes"), "{sentence}");
+    }
+    server.has_refused(Limit::RequestsInFlightBytes, 3);
+    // All of it has been given back.
+    for number in 5..10 {
+        server.send(large(&DEMO, number)).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_all_apps_cost_so_many_bytes_and_the_next_is_told_503() {
+    let server = Server::with(|setup| {
+        for app in [&mut setup.app, &mut setup.other] {
+            app.limits.request_body_bytes_max = BODY;
+        }
+        setup.options.http.requests_in_flight_bytes_max = 2 * BODY;
+        setup.options.http.read_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let requests =
+        [&DEMO, &OTHER, &DEMO, &OTHER].into_iter().zip(0..).map(|(key, number)| large(key, number));
+    let mut bodies = join_all(requests.map(async |request| unfinished(&server, &request).await)).await;
+    let answers = join_all(bodies.iter_mut().map(Http::answer)).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
+    assert_eq!(refused.len(), 2);
+    assert_eq!(refused[0].header("retry-after"), Some("1"));
+    assert!(refused[0].refused(503).contains("server.requests_in_flight_bytes"));
+    server.has_refused(Limit::NodeRequestsInFlightBytes, 2);
+    // Small ones, which come with their heads, are not counted among them.
+    let _bodies = [unfinished(&server, &large(&DEMO, 7)).await, unfinished(&server, &large(&OTHER, 8)).await];
+    server.publish(NEWS, "small", "").await;
+}
+
+#[tokio::test]
+async fn of_those_with_the_same_signature_one_sends_its_body_at_a_time() {
+    let server = Server::with(|setup| setup.options.http.answer_timeout = Duration::from_millis(200)).await;
+    let request = large(&DEMO, 1);
+    let (mut one, mut other) = (unfinished(&server, &request).await, unfinished(&server, &request).await);
+    // It may come in capitals as well.
+    let capitals = request.value("auth_signature").to_ascii_uppercase();
+    let mut third = unfinished(&server, &request.clone().set("auth_signature", &capitals)).await;
+    let mut refused = 0;
+    let mut is_refused = |answer: Answer| {
+        let sentence = answer.refused(409);
+        assert!(sentence.contains("signature"), "{sentence}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        refused += 1;
+        refused == 2
+    };
+    // Whichever came first goes on, and the two others are told.
+    let mut told = [false; 3];
+    loop {
+        let is_last = tokio::select! {
+            answer = one.answer(), if !told[0] => { told[0] = true; is_refused(answer) }
+            answer = other.answer(), if !told[1] => { told[1] = true; is_refused(answer) }
+            answer = third.answer(), if !told[2] => { told[2] = true; is_refused(answer) }
+        };
+        if is_last {
+            break;
+        }
+    }
+    let first = [&mut one, &mut other, &mut third].into_iter().zip(told).find(|(_, told)| !told).unwrap().0;
+    first.write(&request.payload()[PART..]).await;
+    first.answer().await.ok();
+}
+
+#[tokio::test]
+async fn a_request_that_is_tried_again_is_not_hindered_by_its_signature() {
+    let server = Server::start().await;
+    let request = large(&DEMO, 1);
+    for _ in 0..3 {
+        server.send(request.clone()).await.ok();
+    }
+    // A proxy gives up on it and asks again.
+    drop(unfinished(&server, &request).await);
+    crate::harness::eventually("the first one is given up", async || {
+        server.send(request.clone()).await.status == 200
+    })
+    .await;
+    // Workers that publish the same in the same second.
+    for answer in join_all((0..8).map(|_| server.send(request.clone()))).await {
+        answer.ok();
+    }
+    let small = Request::post("/apps/1001/events", r#"{"name":"e","channel":"news","data":""}"#).signed();
+    for answer in join_all((0..8).map(|_| server.send(small.clone()))).await {
+        answer.ok();
+    }
+}
+
+#[tokio::test]
+async fn an_app_keeps_events_of_so_many_bytes_and_forgets_the_least_recently_published() {
+    let server = Server::with_app(|app| app.limits.cached_bytes_max = 2500).await;
+    for channel in ["cache-1", "cache-2", "cache-1", "cache-3"] {
+        server.publish(channel, "e", &"x".repeat(1000)).await;
+    }
+    server.has_refused(Limit::CachedBytes, 1);
+    let keeps = async |channel: &str| {
+        !server.get_json(&format!("/apps/1001/channels/{channel}?info=cache")).await["cache"].is_null()
+    };
+    assert!(keeps("cache-1").await && !keeps("cache-2").await && keeps("cache-3").await);
+}
+
+#[tokio::test]
+async fn a_short_list_has_a_length_and_a_long_one_comes_in_pieces() {
+    let server = Server::start().await;
+    let empty = server.get("/apps/1001/channels").await;
+    assert_eq!(empty.ok(), json!({ "channels": {} }));
+    assert!(empty.header("content-length").is_some());
+    let mut client = server.connect().await;
+    let names: BTreeSet<String> = (0..800).map(|at| format!("room-{at}-{}", "x".repeat(180))).collect();
+    for name in &names {
+        client.subscribe(name).await;
+    }
+    let long = server.get("/apps/1001/channels?info=subscription_count").await;
+    assert_eq!((long.header("content-length"), long.header("transfer-encoding")), (None, Some("chunked")));
+    let Value::Object(channels) = &long.ok()["channels"] else { panic!("{}", long.text()) };
+    assert!(channels.keys().eq(&names), "each once");
+    assert!(channels.values().all(|channel| *channel == json!({ "subscription_count": 1 })));
+    let none = server.get_json("/apps/1001/channels?filter_by_prefix=other").await;
+    assert_eq!(none, json!({ "channels": {} }));
+}
+
+#[tokio::test]
+async fn an_app_lists_its_channels_for_all_who_ask_one_after_the_other() {
+    let server = Server::start().await;
+    let answers = join_all((0..16).map(|_| server.get("/apps/1001/channels"))).await;
+    for answer in answers {
+        answer.ok();
+    }
+}

@@ -1,11 +1,11 @@
 //! Reads files that an operator names: regular files of a bounded size.
 //!
 //! A FIFO or a device in the place of a file would block the reader, or never end. They are refused before they are
-//! opened.
+//! opened. `/dev/null` is how an operator says "no file", and is empty.
 
-use std::fs::{self, File, FileType};
+use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 /// Why a file was not read. The text follows the name of the file.
@@ -40,12 +40,16 @@ impl From<io::Error> for FileError {
     }
 }
 
-/// The bytes of the regular file `path`, of which there may be `bytes_max`.
+/// The bytes of the regular file `path`, of which there may be `bytes_max`; none of `/dev/null`.
 ///
 /// # Errors
 /// [`FileError`] says what else it is, or what the system says.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
-    let kind = fs::metadata(path)?.file_type();
+    let metadata = fs::metadata(path)?;
+    let kind = metadata.file_type();
+    if is_null(&metadata) {
+        return Ok(Vec::new());
+    }
     if !kind.is_file() {
         return Err(FileError::NotRegular(name(kind)));
     }
@@ -55,6 +59,12 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
         return Err(FileError::TooLarge(bytes_max));
     }
     Ok(bytes)
+}
+
+/// Whether it is the device that is `/dev/null`, by whatever name.
+fn is_null(metadata: &Metadata) -> bool {
+    metadata.file_type().is_char_device()
+        && fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev())
 }
 
 fn name(kind: FileType) -> &'static str {
@@ -87,6 +97,9 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(read(&link, 8).unwrap(), b"12345678");
+        let null = directory.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        assert_eq!(read(&null, 8).unwrap(), b"");
     }
 
     #[test]

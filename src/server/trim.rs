@@ -1,8 +1,8 @@
 //! Gives memory that is not used any more back to the system.
 //!
 //! glibc keeps what was freed for the next time, unless it lies at the end of a heap: after a burst of slow clients that
-//! can be hundreds of megabytes. Another allocator would give it back by itself, but costs every idle connection more
-//! (docs/performance.md), so glibc is asked to, while nobody needs it: [`watch`] looks at the process every ten seconds.
+//! can be hundreds of megabytes. So it is asked to give it back: [`watch`] looks at the process every ten seconds. Why not
+//! another allocator: docs/performance.md.
 
 use std::time::{Duration, Instant};
 

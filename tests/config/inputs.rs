@@ -53,6 +53,13 @@ fn devices_and_directories_are_no_files() {
 }
 
 #[test]
+fn the_null_device_is_an_env_file_without_variables() {
+    let place = Place::new().file(".env", credentials("REVERB_APP", "1"));
+    assert!(place.show("").get("id").1.starts_with(".env"));
+    assert_eq!(place.show("--env-file /dev/null").get("id").1, "default");
+}
+
+#[test]
 fn aliases_of_yaml_that_multiply_each_other_are_refused() {
     let mut bomb = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
     for at in 1..12 {

@@ -9,14 +9,15 @@ use crate::protocol::{ChannelName, CloseCode};
 use crate::registry::JoinError;
 
 /// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it. The channel is
-/// named as the client did, unless the name is longer than any channel's.
+/// named as the client did, since only then its library finds the callbacks of the channel; a name of more than twice
+/// the length that a channel may have is cut ([`shown`]).
 pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
     let (on_channel, on_connection) = match app.subscription_error_frames {
         SubscriptionErrorFrames::Both => (true, true),
         SubscriptionErrorFrames::Channel => (true, false),
         SubscriptionErrorFrames::Connection => (false, true),
     };
-    let name = if channel.len() > app.names.bytes_max { shown(channel) } else { channel.into() };
+    let name = if channel.len() > 2 * app.names.bytes_max { shown(channel) } else { channel.into() };
     let channel = &*name;
     // An empty name would make pusher-js look for a channel that is not there.
     if on_channel && !channel.is_empty() {

@@ -362,7 +362,8 @@ impl Connection {
         let example = || Example::from(*address).socket(outbox.socket());
         match action {
             Action::Nothing => {}
-            Action::Pong => self.answer_first(PONG.bytes()),
+            // Not charged: the rate of messages bounds it, and it is what idle clients ask for.
+            Action::Pong => outbox.send_first(PONG.bytes()),
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
                 // Who is refused has been told so.

@@ -61,7 +61,7 @@
 //! | [`cluster`] | what several nodes agree on, and the brokers between them | bounded_file, protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |
-//! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits, machine |
+//! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits, rejections, metrics, machine |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, addresses, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
 //! | [`server`] | builds the rooms, binds, accepts, shakes hands of TLS, drains | everything |

@@ -1,4 +1,4 @@
-//! Variables of the servers that pusherd replaces, and what becomes of each: one row is the whole of it.
+//! Variables of the servers that pusherd replaces, and what is done with each: one row is the whole of it.
 //!
 //! A row says which of pusherd's own variables means the same and how the value is converted, or why the variable is not
 //! read. What is read goes above the file and below pusherd's own variables; what is not is named once at the start, and

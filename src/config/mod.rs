@@ -6,7 +6,7 @@
 //!
 //! The way of a value: `file` (with `encoding`, `yaml` and `foreign_file` ahead of the parser), `variables` and the
 //! flags hold it as it was written; `families` chooses the credentials that count among those of several servers, and
-//! `foreign` says what becomes of other servers' variables; `section` takes the sources from the lowest to the highest
+//! `foreign` says what is done with other servers' variables; `section` takes the sources from the lowest to the highest
 //! and has each value checked by its row (`kind`), so that all problems are found at once; `apps` puts apps together,
 //! `redis` what says where Redis is, and `clients` what says where clients connect to; `advice` looks at the whole. To
 //! add a setting, add a row to `schema`; to read another server's variable, a row to `foreign`.

@@ -31,6 +31,7 @@ use super::{Api, ApiError, Publish, Signed, json_response, trigger};
 use crate::apps::{App, AppId, AppLimits, Apps};
 use crate::limits::Limit;
 use crate::protocol::json;
+use crate::rejections::Example;
 
 /// The header that holds a key.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
@@ -135,7 +136,7 @@ impl Claim {
         let Self { api, app, .. } = self;
         let hub = &api.0.hub;
         let forgotten = api.0.keys.of_app(app, |keys| keys.finish(first, answer, &app.limits, hub.now()));
-        (0..forgotten).for_each(|_| hub.refused(Limit::IdempotencyKeys, Some(app)));
+        (0..forgotten).for_each(|_| hub.reject(Limit::IdempotencyKeys, Some(app), Example::default()));
     }
 }
 

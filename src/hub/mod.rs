@@ -147,11 +147,6 @@ impl Hub {
         self.0.reject(what.into(), app, example);
     }
 
-    /// As [`Hub::reject`], for a limit of which nothing more is known.
-    pub fn refused(&self, limit: Limit, app: Option<&App>) {
-        self.reject(limit, app, Example::default());
-    }
-
     /// Tells the operator of all rejections that have not been told, their minute over or not.
     pub fn flush_reports(&self) {
         self.0.flush_reports(true);

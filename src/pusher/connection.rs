@@ -488,7 +488,7 @@ impl Future for Connection {
             }
             let this = &mut *self;
             if let Some(pause) = &mut this.pause {
-                // Whoever is closing causes nothing any more.
+                // A connection that is closing causes nothing any more.
                 if this.established.is_some() {
                     ready!(pause.poll_over(&this.outbox, cx));
                 }

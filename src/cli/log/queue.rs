@@ -1,4 +1,4 @@
-//! Lines on their way to a file that may stall or fail. Whoever logs never waits for it: one thread does.
+//! Lines on their way to a file that may stall or fail. Code that logs never waits for it: one thread does.
 //!
 //! The queue is bounded in bytes. A line that finds it full is lost, and so is one that the file does not take. Lost
 //! lines are counted, and the count is written when the file takes something again.

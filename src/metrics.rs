@@ -36,8 +36,6 @@ impl Counter {
 pub struct Metrics {
     /// See [`Metrics::rejected`].
     rejected: [Counter; Rejection::COUNT],
-    /// Requests of the API whose signature does not hold (401).
-    pub signatures_refused: Counter,
     /// Requests that were answered with what their idempotency key was answered with before.
     pub repeats_answered: Counter,
     /// What became of webhooks.
@@ -58,7 +56,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             rejected: std::array::from_fn(|_| Counter::default()),
-            signatures_refused: Counter::default(),
             repeats_answered: Counter::default(),
             webhooks: Webhooks::default(),
             cluster: Cluster::default(),

@@ -69,18 +69,12 @@ impl Signed {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let hub = &api.0.hub;
-        let count = |error: &ApiError| {
-            if matches!(error, ApiError::Unauthorized(_)) {
-                hub.metrics().signatures_refused.count();
-            }
-        };
         let raw_query = head.uri.query().unwrap_or_default();
-        let app = find_app(&head, raw_query, api).inspect_err(count)?;
+        let app = find_app(&head, raw_query, api)?;
         let query = Query::parse(raw_query)?;
-        let auth = check_signature(&head, &query, &app, api, caller).inspect_err(count)?;
+        let auth = check_signature(&head, &query, &app, api, caller)?;
         let (body, charge) = read(body, announced(&head), &app, &auth, api).await?;
-        auth.check_body(&body).map_err(ApiError::from).inspect_err(count)?;
+        auth.check_body(&body)?;
         let has_parameters = query.has_parameters();
         drop(query);
         Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body, _charge: charge })

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use pusherd::cluster::Broker;
+use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::harness::redis::{RedisServer, redis_server};
-use crate::harness::{DEMO, Hook, NEWS, Receiver, Request, Server, Setup, eventually, in_time, webhook};
+use crate::harness::{
+    Client, DEMO, Hook, NEWS, Receiver, Request, Server, Setup, eventually, in_time, webhook,
+};
 
 const ROOM: &str = "presence-room";
 
@@ -175,6 +179,163 @@ async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_befor
     let of = |name: &str, eight| (format!("pusher_internal:{name}"), eight);
     let expected = [("e".into(), false), of("member_added", false), of("member_removed", true)];
     assert_eq!(heard, expected, "7 was there all the time, and 8 is gone for good");
+}
+
+/// The own channel of user 7.
+const MINE: &str = "#server-to-user-7";
+
+/// An event to user 7 that is published on `node` reaches each of the clients, and once.
+async fn reaches(node: &Server, name: &str, clients: &mut [&mut Client]) {
+    node.publish(MINE, name, "").await;
+    for client in clients {
+        client.expect(json!({ "event": name, "channel": MINE, "data": "" })).await;
+        client.fence().await;
+    }
+}
+
+/// Whether `node` says that user 7 is signed in.
+async fn is_signed_in(node: &Server) -> bool {
+    let own = Request::get("/apps/1001/channels/%23server-to-user-7").signed();
+    node.send(own).await.ok() == json!({ "occupied": true })
+}
+
+#[tokio::test]
+async fn an_event_to_a_user_reaches_connections_on_another_node_once_subscribed_or_not() {
+    let redis = redis_server().await;
+    let [one, two] = [node(&redis, |_| {}).await, node(&redis, |_| {}).await];
+    let [mut bare, mut subscribed, mut other] = two.connect_many().await;
+    for (client, id) in [(&mut bare, "7"), (&mut subscribed, "7"), (&mut other, "8")] {
+        client.sign_in(json!({ "id": id })).await;
+    }
+    subscribed.subscribe(MINE).await;
+    reaches(&one, "one", &mut [&mut bare, &mut subscribed]).await;
+    reaches(&two, "two", &mut [&mut bare, &mut subscribed]).await;
+    // On both nodes, and without a subscription that was.
+    let mut here = one.connect().await;
+    here.sign_in(json!({ "id": "7" })).await;
+    subscribed.unsubscribe(MINE).await;
+    reaches(&one, "three", &mut [&mut here, &mut bare, &mut subscribed]).await;
+    other.fence().await;
+}
+
+#[tokio::test]
+async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses_nothing_from_then_on() {
+    let mut redis = redis_server().await;
+    let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
+    let [mut before, mut bare, mut subscribed, mut gone] = two.connect_many().await;
+    let user_data = json!({ "id": "7" }).to_string();
+    before.sign_in(json!({ "id": "7" })).await;
+    redis.kill();
+    is_ready(&one, false).await;
+    is_ready(&two, false).await;
+    for client in [&mut bare, &mut subscribed, &mut gone] {
+        client.send(client.signed_sign_in(&user_data)).await;
+    }
+    subscribed.ask(MINE).await;
+    gone.close().await;
+    // They wait, and so does who publishes: an event that reaches nobody is not granted.
+    for client in [&mut before, &mut bare, &mut subscribed] {
+        client.fence().await;
+    }
+    let event = json!({ "name": "lost", "channel": MINE, "data": "" }).to_string();
+    one.send(Request::post("/apps/1001/events", event).signed()).await.refused(503);
+    redis.restart().await;
+    for client in [&mut bare, &mut subscribed] {
+        client.expect_signed_in(&user_data).await;
+    }
+    subscribed.expect_subscribed(MINE).await;
+    is_ready(&one, true).await;
+    is_ready(&two, true).await;
+    for node in [&one, &two] {
+        reaches(node, "back", &mut [&mut before, &mut bare, &mut subscribed]).await;
+        assert!(is_signed_in(node).await);
+    }
+    // Nothing is left of any of them.
+    for client in [before, bare, subscribed] {
+        client.close().await;
+    }
+    for node in [&one, &two] {
+        eventually("the user is signed out", async || !is_signed_in(node).await).await;
+    }
+}
+
+/// How many scripts Redis has run.
+async fn scripts(redis: &RedisServer) -> u64 {
+    let stats: String = redis.run(&["INFO", "commandstats"]).await;
+    let calls = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_eval")?.split_once(":calls="));
+    calls.map(|(_, rest)| rest.split(',').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+/// So rarely does it look after itself that it is not seen to.
+fn undisturbed(setup: &mut Setup) {
+    let timing = &mut setup.options.cluster.timing;
+    (timing.lease, timing.beat) = (Duration::from_secs(1200), Duration::from_secs(600));
+}
+
+#[tokio::test]
+async fn a_client_that_comes_and_goes_in_channels_causes_so_many_scripts_of_redis_a_second() {
+    const PER_SECOND: u32 = 50;
+    let redis = redis_server().await;
+    let server = node(&redis, |setup| {
+        undisturbed(setup);
+        setup.app.limits.changes = Rate { per_second: PER_SECOND, burst: 10 };
+    })
+    .await;
+    let mut client = server.connect().await;
+    let (before, begun) = (scripts(&redis).await, Instant::now());
+    for at in 0..20 {
+        // As fast as it is answered, so that each edge is told.
+        let channel = format!("fresh-{at}");
+        client.subscribe(&channel).await;
+        client.unsubscribe(&channel).await;
+    }
+    let (caused, seconds) = (scripts(&redis).await - before, begun.elapsed().as_secs_f64());
+    // What it may at once, what it may by and by, and the two changes that it is ahead.
+    let may = 10.0 + f64::from(PER_SECOND) * seconds + 2.0;
+    assert!((30..=40).contains(&caused) && caused as f64 <= may, "{caused} in {seconds} s, of {may} at most");
+    assert!(server.metrics.rejected(Limit::Changes).get() > 0);
+    // Of what comes and goes faster than it is told, nothing is told.
+    let before = scripts(&redis).await;
+    for at in 0..100 {
+        let channel = format!("fresh-{at}");
+        client
+            .send_all([
+                json!({ "event": "pusher:subscribe", "data": { "channel": channel } }),
+                json!({ "event": "pusher:unsubscribe", "data": { "channel": channel } }),
+            ])
+            .await;
+    }
+    eventually("it waits", async || server.metrics.rejected(Limit::Changes).get() > 10).await;
+    let caused = scripts(&redis).await - before;
+    assert!(caused < 20, "{caused} of 200 changes");
+    // Nobody else waits for it.
+    let mut other = server.connect().await;
+    other.subscribe(NEWS).await;
+    server.publish(NEWS, "e", "").await;
+    other.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
+}
+
+#[tokio::test]
+async fn signing_in_as_before_causes_no_script_of_redis() {
+    let redis = redis_server().await;
+    let server = node(&redis, undisturbed).await;
+    let mut client = server.connect().await;
+    let watchlist: Vec<_> = (100..200).map(|id| id.to_string()).collect();
+    let user = json!({ "id": "7", "watchlist": watchlist });
+    client.sign_in(user.clone()).await;
+    assert!(client.next_text().await.contains("watchlist_events"));
+    let before = scripts(&redis).await;
+    for _ in 0..50 {
+        client.sign_in(user.clone()).await;
+    }
+    assert_eq!(scripts(&redis).await, before);
+    // One that is new is asked for, and only that.
+    let mut watchlist = watchlist;
+    watchlist[0] = "new".to_owned();
+    client.sign_in(json!({ "id": "7", "watchlist": watchlist })).await;
+    assert!(client.next_text().await.contains("new"));
+    let caused = scripts(&redis).await - before;
+    assert!((1..=3).contains(&caused), "{caused} scripts");
 }
 
 #[tokio::test]

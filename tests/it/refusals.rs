@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pusherd::apps::App;
 use pusherd::limits::{Limit, Rate};
+use pusherd::rejections::Mistake;
 use serde_json::{Value, json};
 use tracing::Level;
 
@@ -238,7 +239,7 @@ async fn an_app_makes_so_many_requests_a_second_and_strangers_use_up_none_of_the
         server.send(small().signed().set("auth_signature", &"0".repeat(64))).await.refused(401);
         server.send(small()).await.refused(401);
     }
-    assert_eq!(server.metrics.signatures_refused.get(), 10);
+    server.has_rejected(Mistake::RequestSignature, 10);
     let mut http = server.http().await;
     for _ in 0..2 {
         http.send(small().signed()).await.ok();

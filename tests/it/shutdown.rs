@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
 use pusherd::server::Shutdown;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -92,25 +92,21 @@ async fn a_client_that_is_closed_early_in_the_window_is_let_go_at_once() {
     }
 }
 
-/// Waits until one of two clients is closed; the other one.
-async fn left_of([mut one, mut two]: [Client; 2]) -> Client {
-    let (frame, left) = in_time("one of two is closed", async {
-        tokio::select! {
-            frame = one.next() => (frame, two),
-            frame = two.next() => (frame, one),
-        }
-    })
-    .await;
-    assert_eq!(frame["data"]["code"], json!(4100));
-    left
+/// Waits until one of the clients is closed; the others.
+async fn left_of<const N: usize, const LEFT: usize>(mut clients: [Client; N]) -> [Client; LEFT] {
+    let (frame, closed, _) =
+        in_time("one is closed", select_all(clients.iter_mut().map(|client| Box::pin(client.next())))).await;
+    assert!([json!(4100), json!(4200)].contains(&frame["data"]["code"]), "{frame}");
+    let left = clients.into_iter().enumerate().filter(|(at, _)| *at != closed).map(|(_, client)| client);
+    left.collect::<Vec<_>>().try_into().ok().unwrap()
 }
 
 #[tokio::test]
 async fn while_it_drains_connections_that_are_left_go_on() {
     let server = slow_to_drain().await;
-    let clients = server.connect_many().await;
+    let clients: [_; 2] = server.connect_many().await;
     server.signal(Shutdown::Graceful).await;
-    let mut left = left_of(clients).await;
+    let [mut left] = left_of(clients).await;
     left.fence().await;
     left.subscribe(NEWS).await;
     left.join("presence-room", json!({ "user_id": "7" })).await;
@@ -147,14 +143,14 @@ async fn a_shutdown_that_is_not_graceful_takes_no_window() {
 #[tokio::test]
 async fn no_websocket_is_let_in_while_it_drains() {
     let server = slow_to_drain().await;
-    let clients = server.connect_many().await;
+    let clients: [_; 2] = server.connect_many().await;
     let upgrade = RawSocket::upgrade_request("/app/demo-key");
     let (half, rest) = upgrade.split_at(30);
     let mut early = server.http().await;
     early.write(half.as_bytes()).await;
     is_ready(&server).await;
     server.signal(Shutdown::Graceful).await;
-    let mut left = left_of(clients).await;
+    let [mut left] = left_of(clients).await;
 
     // Neither one that is new nor one that was half-way in.
     let mut late = server.http().await;
@@ -214,7 +210,7 @@ async fn publishes_are_taken_until_the_last_client_is_closed() {
     begun.write(&bytes[..10]).await;
     is_ready(&server).await;
     server.signal(Shutdown::Graceful).await;
-    let mut left = left_of(clients).await;
+    let [mut left] = left_of(clients).await;
     goes_on(&server, &mut left, idle, (begun, bytes[10..].to_vec())).await;
     server.signal(Shutdown::Now).await;
     left.expect_close(4100).await;
@@ -238,11 +234,7 @@ async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_clo
     let mut other = staying.connect().await;
     other.subscribe(NEWS).await;
     leaving.signal(Shutdown::Graceful).await;
-    let [mut one, mut two] = clients;
-    let mut left = tokio::select! {
-        _ = one.expect_close(4200) => two,
-        _ = two.expect_close(4200) => one,
-    };
+    let [mut left] = left_of(clients).await;
     leaving.send(publish()).await.ok();
     for client in [&mut left, &mut other] {
         client.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
@@ -250,6 +242,58 @@ async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_clo
     leaving.send(Request::get("/ready")).await.refused(503);
     leaving.signal(Shutdown::Now).await;
     left.expect_close(4200).await;
+    leaving.ended().await;
+    staying.signal(Shutdown::Now).await;
+    staying.ended().await;
+}
+
+/// A member's event reaches the other members that are left, and not itself.
+async fn whispers(sender: &mut Client, others: &mut [&mut Client]) {
+    sender.whisper("private-room", "client-x", json!({ "n": 1 })).await;
+    for other in others {
+        other.expect(json!({ "event": "client-x", "channel": "private-room", "data": { "n": 1 } })).await;
+    }
+    sender.fence().await;
+}
+
+#[tokio::test]
+async fn client_events_reach_the_members_that_are_left_until_they_are_closed() {
+    let server = slow_to_drain().await;
+    let mut clients: [_; 3] = server.connect_many().await;
+    for client in &mut clients {
+        client.subscribe("private-room").await;
+    }
+    server.signal(Shutdown::Graceful).await;
+    let [mut one, mut two] = left_of(clients).await;
+    whispers(&mut one, &mut [&mut two]).await;
+    whispers(&mut two, &mut [&mut one]).await;
+    server.signal(Shutdown::Now).await;
+    for client in [&mut one, &mut two] {
+        client.expect_close(4100).await;
+    }
+    server.ended().await;
+}
+
+#[tokio::test]
+async fn client_events_reach_members_on_other_nodes_and_come_from_them_while_a_node_drains() {
+    let [leaving, staying] = nodes_with(|setup| {
+        setup.options.drain = LONG;
+        setup.options.shutdown_deadline = LONG;
+    })
+    .await;
+    let mut clients: [_; 3] = leaving.connect_many().await;
+    let mut other = staying.connect().await;
+    for client in clients.iter_mut().chain([&mut other]) {
+        client.subscribe("private-room").await;
+    }
+    leaving.signal(Shutdown::Graceful).await;
+    let [mut one, mut two] = left_of(clients).await;
+    whispers(&mut one, &mut [&mut two, &mut other]).await;
+    whispers(&mut other, &mut [&mut one, &mut two]).await;
+    leaving.signal(Shutdown::Now).await;
+    for client in [&mut one, &mut two] {
+        client.expect_close(4200).await;
+    }
     leaving.ended().await;
     staying.signal(Shutdown::Now).await;
     staying.ended().await;

@@ -7,12 +7,21 @@ use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
-use crate::harness::{NEWS, RawSocket, Request, Server, channel_auth, frame, in_time, text_frame};
+use crate::harness::{
+    NEWS, RawSocket, Request, Server, channel_auth, eventually, frame, in_time, text_frame,
+};
+use crate::presence::ROOM;
 
-/// An established connection on `news` whose system takes in no more than so many bytes ahead of it.
-async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
-    let mut raw = server.connect_raw().await;
+/// An established connection whose system takes in no more than so many bytes ahead of it.
+async fn connect_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
+    let raw = server.connect_raw().await;
     SockRef::from(raw.stream()).set_recv_buffer_size(ahead_bytes).unwrap();
+    raw
+}
+
+/// The same on `news`.
+async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
+    let mut raw = connect_without_reading(server, ahead_bytes).await;
     raw.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;
     assert!(raw.next().await.text().contains("subscription_succeeded"));
     raw
@@ -118,8 +127,7 @@ async fn when_too_much_waits_for_all_together_those_with_most_go_first() {
     let channels: Vec<_> = (0..8).map(|at| format!("room-{at}")).collect();
     let mut stuck = Vec::new();
     for channel in &channels {
-        let mut raw = server.connect_raw().await;
-        SockRef::from(raw.stream()).set_recv_buffer_size(4096).unwrap();
+        let mut raw = connect_without_reading(&server, 4096).await;
         raw.send(&format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}"}}}}"#)).await;
         raw.next().await;
         stuck.push(raw);
@@ -159,6 +167,73 @@ async fn what_many_slow_readers_wait_for_counts_once_for_the_node() {
     server.has_refused(Limit::QueuedBytes, 0);
 }
 
+/// What a member sends that joins a presence channel, and leaves and rejoins it so many times: each time it is sent the
+/// list of all members, and all members are told of it.
+fn comes_and_goes(socket_id: &str, channel_data: &str, times: usize) -> Vec<u8> {
+    let auth = channel_auth(socket_id, ROOM, Some(channel_data));
+    let join = json!({ "channel": ROOM, "auth": auth, "channel_data": channel_data });
+    let join = text_frame(&json!({ "event": "pusher:subscribe", "data": join }).to_string());
+    let leave = json!({ "event": "pusher:unsubscribe", "data": { "channel": ROOM } }).to_string();
+    [&join[..], &[&text_frame(&leave)[..], &join].concat().repeat(times)].concat()
+}
+
+#[tokio::test]
+async fn members_that_come_and_go_and_do_not_read_are_evicted_and_the_others_served() {
+    const MEMBERS: usize = 40;
+    let server = Server::with(|setup| {
+        setup.options.pusher.queued_bytes_max = 4 * 1024 * 1024;
+        // Nothing else holds them up.
+        let unlimited = Rate { per_second: u32::MAX, burst: u32::MAX };
+        let limits = &mut setup.app.limits;
+        (limits.messages, limits.changes, limits.answer_bytes) = (unlimited, unlimited, unlimited);
+    })
+    .await;
+    let [mut member, mut other] = server.connect_many().await;
+    member.join(ROOM, json!({ "user_id": "reading" })).await;
+    other.subscribe(NEWS).await;
+    let mut stuck = Vec::new();
+    let attack = async {
+        for id in 0..MEMBERS {
+            let mut raw = connect_without_reading(&server, 64 * 1024).await;
+            let info = json!({ "user_id": id.to_string(), "user_info": "x".repeat(4000) }).to_string();
+            let moves = comes_and_goes(&raw.id, &info, 20);
+            raw.write(&moves).await;
+            stuck.push(raw);
+            server.publish(NEWS, "still", "").await;
+            other.expect(json!({ "event": "still", "channel": NEWS, "data": "" })).await;
+        }
+        let evicted = || server.metrics.rejected(Limit::QueuedBytes).get();
+        eventually("some are evicted", async || evicted() > 0).await;
+        server.publish(ROOM, "after", "").await;
+    };
+    // The one that reads is told of all of them, and of the event that follows.
+    let reading = async { while member.next().await["event"] != "after" {} };
+    tokio::join!(attack, reading);
+    let evicted = server.metrics.rejected(Limit::QueuedBytes).get();
+    assert!(evicted < MEMBERS as u64, "{evicted} of {MEMBERS}: none that is not in the way");
+    server.has_refused(Limit::QueuedBytes, evicted);
+    other.fence().await;
+    // Some that were evicted can still be told so.
+    let ends = join_all(stuck.iter_mut().map(last_of)).await;
+    assert!(ends.iter().any(|last| last.contains("4100")), "{ends:#?}");
+}
+
+/// What a client that begins to read gets in the end: the answer to a ping, or what it was closed with.
+async fn last_of(raw: &mut RawSocket) -> String {
+    // It may be closed already.
+    let _ = raw.try_write(&text_frame(r#"{"event":"pusher:ping","data":{}}"#)).await;
+    let mut last = String::new();
+    while let Some(frame) = raw.next_or_end().await {
+        if frame.first == 0x81 {
+            frame.text().clone_into(&mut last);
+        }
+        if last.contains("pusher:pong") {
+            break;
+        }
+    }
+    last
+}
+
 #[tokio::test]
 async fn answers_repeat_no_more_than_200_bytes_of_a_name() {
     let server = Server::start().await;
@@ -192,16 +267,15 @@ async fn a_client_that_reads_again_in_time_has_lost_nothing() {
 
 #[tokio::test]
 async fn a_member_that_is_cut_off_is_removed() {
-    let room = "presence-room";
     let server = Server::with_app(|app| app.limits.outbox_bytes_max = 64 * 1024).await;
     let mut watching = server.connect().await;
-    watching.join(room, json!({ "user_id": "watching" })).await;
+    watching.join(ROOM, json!({ "user_id": "watching" })).await;
     let mut stuck = subscribe_without_reading(&server, 4096).await;
     let channel_data = r#"{"user_id":"stuck"}"#;
-    let auth = channel_auth(&stuck.id, room, Some(channel_data));
-    let data = json!({ "channel": room, "auth": auth, "channel_data": channel_data });
+    let auth = channel_auth(&stuck.id, ROOM, Some(channel_data));
+    let data = json!({ "channel": ROOM, "auth": auth, "channel_data": channel_data });
     stuck.send(&json!({ "event": "pusher:subscribe", "data": data }).to_string()).await;
-    watching.expect_event("pusher_internal:member_added", room).await;
+    watching.expect_event("pusher_internal:member_added", ROOM).await;
     let data = "x".repeat(100_000);
     let publishing = async {
         loop {
@@ -210,7 +284,7 @@ async fn a_member_that_is_cut_off_is_removed() {
     };
     tokio::select! {
         () = publishing => {}
-        removed = watching.expect_event("pusher_internal:member_removed", room) => {
+        removed = watching.expect_event("pusher_internal:member_removed", ROOM) => {
             assert_eq!(removed, json!({ "user_id": "stuck" }));
         }
     }
@@ -227,8 +301,7 @@ async fn publishers_do_not_wait_for_those_who_do_not_read() {
     let mut stuck = Vec::new();
     for channel in [NEWS, "private-room"] {
         for _ in 0..20 {
-            let mut raw = server.connect_raw().await;
-            SockRef::from(raw.stream()).set_recv_buffer_size(4096).unwrap();
+            let mut raw = connect_without_reading(&server, 4096).await;
             let auth = channel_auth(&raw.id, channel, None);
             let data = json!({ "channel": channel, "auth": auth });
             raw.send(&json!({ "event": "pusher:subscribe", "data": data }).to_string()).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use pusherd::limits::Limit;
+use pusherd::rejections::Mistake;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -147,7 +148,7 @@ async fn a_bad_signature_ends_the_connection_of_a_stranger_only() {
         known.send(bad()).await.refused(401);
     }
     known.send(signed()).await.ok();
-    assert_eq!(server.metrics.signatures_refused.get(), 3);
+    server.has_rejected(Mistake::RequestSignature, 3);
 }
 
 #[tokio::test]

@@ -638,7 +638,7 @@ impl World {
         for due in self.registry.counts_due() {
             self.drive(due.tell(self.now).1);
         }
-        self.users.settle(self.now);
+        while self.users.settle(self.now) {}
         self.registry.expire(self.now);
         let due = self.leaving.iter().take_while(|(due, _)| *due <= self.now).count();
         for (_, (app, user)) in self.leaving.drain(..due) {
@@ -737,12 +737,9 @@ impl World {
             assert_eq!(ids, known.roster.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>());
         }
         for (place, app) in self.apps.iter().enumerate() {
-            let mut occupied: Vec<_> = self
-                .registry
-                .occupied(&app.id.0, "", self.now)
-                .into_iter()
-                .map(|(name, _)| name.to_string())
-                .collect();
+            let mut walk = self.registry.occupied(&app.id.0, "");
+            let occupied = std::iter::from_fn(|| walk.next_some(self.now)).flatten();
+            let mut occupied: Vec<_> = occupied.map(|(name, _)| name.to_string()).collect();
             occupied.sort();
             let known = self.channels.iter().filter(|((of, at), known)| {
                 *of == place && !known.subscribers.is_empty() && !CHANNELS[*at].starts_with('#')

@@ -80,8 +80,8 @@ pub trait Audience: Debug + Send + Sync {
     /// A message came on a group's topic, with a number if it is kept. What comes back is waited for before the next.
     fn message(&self, group: &Group, number: Option<Version>, message: Bytes) -> Option<Room>;
 
-    /// A question of another node, or a notice of any; what is answered.
-    fn asked(&self, question: Bytes) -> Bytes;
+    /// A question of another node, or a notice of any. It is obeyed at once; what is answered may take its time.
+    fn asked(&self, question: Bytes) -> Reply;
 
     /// Whether what happens in a group is put down as records.
     fn is_noted(&self, group: &Group) -> bool;
@@ -99,6 +99,9 @@ pub trait Audience: Debug + Send + Sync {
 /// Who was to enter a group, as the member if it is one, and is not let in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Unwanted(pub Option<MemberId>);
+
+/// What is answered to a question.
+pub type Reply = std::pin::Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
 /// Ready when there is room for more messages.
 pub type Room = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -384,14 +387,16 @@ impl Cluster {
         match kind {
             QUESTION if from == self.node() => Some(()),
             QUESTION => {
-                let answer = audience.asked(content);
-                let message = said(ANSWER, self.node(), u64::from_be_bytes(*number), &answer);
-                let sending = self.0.driver.publish(vec![(Topic::Node(from), message)]);
-                self.0.runtime.spawn(sending);
+                let (reply, number, cluster) =
+                    (audience.asked(content), u64::from_be_bytes(*number), self.clone());
+                self.0.runtime.spawn(async move {
+                    let message = said(ANSWER, cluster.node(), number, &reply.await);
+                    let _ = cluster.0.driver.publish(vec![(Topic::Node(from), message)]).await;
+                });
                 Some(())
             }
             NOTICE => {
-                audience.asked(content);
+                drop(audience.asked(content));
                 Some(())
             }
             ANSWER => {

@@ -18,8 +18,9 @@
 //! Everything that is decided about a group is decided under the lock of its part ([`Cluster::act`]): leaving overtakes
 //! no joining, and what a subscriber hears begins where what it was told ends.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,14 +28,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::counts::{Counts, Telling};
+use super::everywhere::{self, Everywhere};
 use super::quota::Quotas;
 use super::records::Records;
 use super::{Inner, Rewatch, SignIn, Wanted};
 use crate::apps::{App, Apps, ConnectionPlace};
 use crate::cluster::driver::{Answering, Kept, Lost};
-use crate::cluster::node::{Acting, Audience, Cluster, Room, Unwanted};
+use crate::cluster::node::{Acting, Audience, Cluster, Reply, Room, Unwanted};
 use crate::cluster::seat::Ticket;
 use crate::cluster::truth::{Group, MemberId, MemberInfo, NodeId, Version};
 use crate::outbox::Outbox;
@@ -64,7 +68,7 @@ pub(super) struct Clustered {
     local_when_broker_lost: bool,
     /// Who has yet to enter a group.
     parked: Mutex<HashMap<(Group, Ticket), Parked>>,
-    counts: Mutex<HashMap<Group, Counts>>,
+    counts: Arc<Counts>,
     quotas: Quotas,
     /// What receivers of webhooks are to be told.
     records: Records,
@@ -112,39 +116,6 @@ struct Watcher {
     cut_to: Option<usize>,
     /// What is waited for: that it is signed in itself, and of each user whether they are online.
     unknown: AtomicUsize,
-}
-
-/// How many subscribers other nodes have said to have in a channel.
-#[derive(Debug, Default)]
-struct Counts {
-    elsewhere: HashMap<NodeId, u32>,
-    /// Whether the others have been asked for theirs.
-    has_asked: bool,
-    /// Whether these are being asked for anew: subscribers go on with what they were told before, up to the next beat.
-    is_stale: bool,
-    /// This node's is on its way; what comes after it goes then.
-    sending: Sending,
-}
-
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-enum Sending {
-    #[default]
-    No,
-    Yes,
-    /// It has changed since.
-    Again,
-}
-
-impl Counts {
-    /// Nothing is known of the others any more.
-    fn forget(&mut self) {
-        self.elsewhere.clear();
-        self.has_asked = false;
-    }
-
-    fn sum(&self) -> usize {
-        self.elsewhere.values().map(|&count| count as usize).sum()
-    }
 }
 
 /// What a group stands for.
@@ -246,7 +217,7 @@ impl Clustered {
             apps,
             local_when_broker_lost,
             parked: Mutex::default(),
-            counts: Mutex::default(),
+            counts: Arc::default(),
             quotas: Quotas::default(),
             records: Records::default(),
             in_flight: Arc::default(),
@@ -597,17 +568,21 @@ impl Clustered {
 
     /// Gives subscribers of cache channels what was kept while the broker was not heard.
     async fn catch_up(&self, hub: &Inner) {
-        for key in hub.registry.subscribed_caches() {
-            let Some(app) = self.apps.by_id(&key.app) else { continue };
-            let kept = self.cluster.kept(channel_group(&key.app, key.channel.as_str())).await;
-            // If it is lost again, it will be found again.
-            let Ok(kept) = kept else { return };
-            if let Some(Kept { number, message, ttl }) = kept
-                && let Some((except, frame)) = opened(&message)
-            {
-                let keep = (cache(app, ttl), number);
-                hub.drive(hub.registry.deliver(&key, frame, except, Some(keep), hub.now()).drive);
+        let mut caches = hub.registry.subscribed_caches();
+        while let Some(some) = caches.next_some() {
+            for key in some {
+                let Some(app) = self.apps.by_id(&key.app) else { continue };
+                let kept = self.cluster.kept(channel_group(&key.app, key.channel.as_str())).await;
+                // If it is lost again, it will be found again.
+                let Ok(kept) = kept else { return };
+                if let Some(Kept { number, message, ttl }) = kept
+                    && let Some((except, frame)) = opened(&message)
+                {
+                    let keep = (cache(app, ttl), number);
+                    hub.drive(hub.registry.deliver(&key, frame, except, Some(keep), hub.now()).drive);
+                }
             }
+            yield_now().await;
         }
     }
 
@@ -618,49 +593,38 @@ impl Clustered {
         if !app.subscription_counts || !channel.has_subscription_count() {
             return;
         }
-        {
-            let mut counts = self.counts.lock();
-            let counts = counts.entry(Arc::clone(group)).or_default();
-            if counts.sending != Sending::No {
-                counts.sending = Sending::Again;
-                return;
-            }
-            counts.sending = Sending::Yes;
+        if let Some(telling) = self.counts.changed(group) {
+            self.tell_count(hub, super::key(app, channel), telling);
         }
-        self.send_count(hub, super::key(app, channel), Arc::clone(group));
     }
 
-    fn send_count(&self, hub: &Inner, key: ChannelKey, group: Group) {
+    fn tell_count(&self, hub: &Inner, key: ChannelKey, mut telling: Telling) {
         let (cluster, runtime) = (self.cluster.clone(), hub.runtime.clone());
         let Some(hub) = hub.itself() else { return };
         runtime.spawn(async move {
-            let Some(clustered) = &hub.clustered else { return };
             loop {
                 let subscriptions = hub.registry.info(&key, hub.now()).subscriptions;
                 let count = u32::try_from(subscriptions).unwrap_or(u32::MAX);
-                let asks = match clustered.counts.lock().get_mut(&group) {
-                    Some(counts) => count > 0 && !std::mem::replace(&mut counts.has_asked, true),
-                    None => return,
-                };
                 let mut message = vec![b'c'];
                 message.extend_from_slice(&cluster.node().0.to_be_bytes());
                 message.extend_from_slice(&count.to_be_bytes());
-                message.push(if asks { b'?' } else { b'.' });
-                let sent = cluster.publish([(Arc::clone(&group), message.into())]).await;
-                let mut counts = clustered.counts.lock();
-                let Some(found) = counts.get_mut(&group) else { return };
-                if found.sending == Sending::Again {
-                    found.sending = Sending::Yes;
-                    continue;
+                message.push(if telling.asks(count) { b'?' } else { b'.' });
+                let sent = cluster.publish([(Arc::clone(telling.group()), message.into())]).await;
+                match telling.done(count, sent) {
+                    Some(again) => telling = again,
+                    None => return,
                 }
-                found.sending = Sending::No;
-                // If the broker is lost, all is said anew when it is there again.
-                if count == 0 && sent.is_ok() {
-                    counts.remove(&group);
-                }
-                return;
             }
         });
+    }
+
+    /// Tells the others the counts that were to be told and were not; call about once a second.
+    pub(super) fn tell_untold(&self, hub: &Inner) {
+        for group in self.counts.untold() {
+            if let Some(Subject::Channel(app, channel)) = self.subject(&group) {
+                self.counted(hub, app, &channel, &group);
+            }
+        }
     }
 
     /// Another node has told its count.
@@ -677,17 +641,7 @@ impl Clustered {
         if node == self.cluster.node() {
             return Some(());
         }
-        let elsewhere = {
-            let mut counts = self.counts.lock();
-            let counts = counts.get_mut(group)?;
-            if count == 0 {
-                counts.elsewhere.remove(&node);
-            } else {
-                counts.elsewhere.insert(node, count);
-            }
-            (!counts.is_stale).then(|| counts.sum())
-        };
-        if let Some(elsewhere) = elsewhere {
+        if let Some(elsewhere) = self.counts.told(group, node, count)? {
             self.tell_elsewhere(hub, &super::key(app, channel), elsewhere);
         }
         if rest == b"?" {
@@ -709,8 +663,7 @@ impl Clustered {
     /// subscribers does.
     pub(super) fn tells_counts(&self, key: &ChannelKey) -> bool {
         let (group, node) = (channel_group(&key.app, key.channel.as_str()), self.cluster.node());
-        let counts = self.counts.lock();
-        counts.get(&group).is_none_or(|counts| counts.elsewhere.keys().all(|&other| other > node))
+        self.counts.is_lowest(&group, node)
     }
 
     // ---- users ----
@@ -859,32 +812,21 @@ impl Clustered {
         app: &App,
         prefix: &str,
         wanted: Wanted,
-    ) -> Result<Vec<(ChannelName, ChannelInfo)>, Lost> {
+    ) -> Result<Everywhere, Lost> {
         let groups = self.cluster.occupied(&channel_group(&app.id.0, prefix)).await?;
-        let mut found = HashMap::new();
-        for (group, users) in groups {
-            if let Some(Subject::Channel(_, channel)) = self.subject(&group) {
-                found.insert(channel, ChannelInfo { subscriptions: 1, users, cache: None });
-            }
-        }
+        let channel_of = |group: &str| match self.subject(group)? {
+            Subject::Channel(_, channel) => Some(channel),
+            Subject::User(..) => None,
+        };
+        let mut found = Everywhere::of(groups, channel_of).await;
         if wanted.subscriptions {
-            let mut counts: HashMap<Box<str>, usize> = HashMap::new();
-            for (channel, info) in hub.registry.occupied(&app.id.0, prefix, hub.now()) {
-                *counts.entry(channel.as_str().into()).or_default() += info.subscriptions;
-            }
+            found.add_own(hub, &app.id.0, prefix).await;
             let question = format!("p{}/{prefix}", app.id);
             for answer in self.cluster.ask(question.as_bytes()).await? {
-                let answer: HashMap<Box<str>, usize> = serde_json::from_slice(&answer).unwrap_or_default();
-                for (channel, count) in answer {
-                    *counts.entry(channel).or_default() += count;
-                }
-            }
-            for (channel, info) in &mut found {
-                // As above.
-                info.subscriptions = counts.get(channel.as_str()).copied().unwrap_or_default().max(1);
+                found.add_answer(&answer).await;
             }
         }
-        Ok(found.into_iter().collect())
+        Ok(found)
     }
 
     pub(super) async fn connections_of(&self, app: &App) -> Result<u64, Lost> {
@@ -895,7 +837,7 @@ impl Clustered {
 
     /// Answers a question of another node: what it has of a channel (`s<group>`), of channels (`p<app>/<prefix>`), or
     /// of an app (`n<app>`). Or closes the connections of a user (`t<app>/<user>`), as all nodes are told at once.
-    fn answer(&self, hub: &Inner, question: &str) -> Option<Vec<u8>> {
+    fn answer(&self, hub: &Inner, question: &str) -> Option<Reply> {
         let (kind, rest) = (question.get(..1)?, question.get(1..)?);
         let number = match kind {
             "s" => {
@@ -905,10 +847,7 @@ impl Clustered {
             "n" => self.apps.by_id(rest)?.connections.now() as usize,
             "p" => {
                 let (app, prefix) = rest.split_once('/')?;
-                let counts = hub.registry.occupied(app, prefix, hub.now()).into_iter();
-                let counts: HashMap<_, _> =
-                    counts.map(|(channel, info)| (channel.to_string(), info.subscriptions)).collect();
-                return serde_json::to_vec(&counts).ok();
+                return Some(Box::pin(everywhere::answer(hub.itself()?, app.into(), prefix.into())));
             }
             "t" => {
                 let (app, user) = rest.split_once('/')?;
@@ -922,7 +861,7 @@ impl Clustered {
             }
             _ => return None,
         };
-        Some(number.to_string().into_bytes())
+        Some(Box::pin(ready(number.to_string().into())))
     }
 }
 
@@ -1048,9 +987,7 @@ impl Audience for Inner {
         let Some(clustered) = &self.clustered else { return };
         match clustered.subject(group) {
             Some(Subject::Channel(app, channel)) => {
-                if let Some(counts) = clustered.counts.lock().get_mut(group) {
-                    counts.forget();
-                }
+                clustered.counts.forget(group);
                 self.registry.vacate(&super::key(app, &channel));
             }
             Some(Subject::User(app, user)) => self.users.vacate(&app.id.0, &user),
@@ -1077,10 +1014,10 @@ impl Audience for Inner {
         clustered.channel_message(self, group, channel, number, &message)
     }
 
-    fn asked(&self, question: Bytes) -> Bytes {
+    fn asked(&self, question: Bytes) -> Reply {
         let question = std::str::from_utf8(&question).unwrap_or_default();
-        let clustered = self.clustered.as_ref();
-        clustered.and_then(|clustered| clustered.answer(self, question)).unwrap_or_default().into()
+        let reply = self.clustered.as_ref().and_then(|clustered| clustered.answer(self, question));
+        reply.unwrap_or_else(|| Box::pin(ready(Bytes::new())))
     }
 
     fn is_noted(&self, group: &Group) -> bool {
@@ -1101,16 +1038,7 @@ impl Audience for Inner {
     fn alive(&self, nodes: &[NodeId]) {
         let Some(clustered) = &self.clustered else { return };
         clustered.records.shared_by(nodes.len());
-        let nodes: HashSet<_> = nodes.iter().collect();
-        let mut changed = Vec::new();
-        for (group, counts) in clustered.counts.lock().iter_mut() {
-            let before = counts.elsewhere.len();
-            counts.elsewhere.retain(|node, _| nodes.contains(node));
-            if std::mem::take(&mut counts.is_stale) || counts.elsewhere.len() != before {
-                changed.push((Arc::clone(group), counts.sum()));
-            }
-        }
-        for (group, elsewhere) in changed {
+        for (group, elsewhere) in clustered.counts.alive(&nodes.iter().collect()) {
             if let Some(Subject::Channel(app, channel)) = clustered.subject(&group) {
                 clustered.tell_elsewhere(self, &super::key(app, &channel), elsewhere);
             }
@@ -1128,13 +1056,7 @@ impl Audience for Inner {
                 }
             });
         }
-        let mut groups = Vec::new();
-        for (group, counts) in clustered.counts.lock().iter_mut() {
-            counts.forget();
-            counts.is_stale = true;
-            groups.push(Arc::clone(group));
-        }
-        for group in groups {
+        for group in clustered.counts.begin_anew() {
             if let Some(Subject::Channel(app, channel)) = clustered.subject(&group) {
                 clustered.counted(self, app, &channel, &group);
             }

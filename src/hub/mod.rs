@@ -8,6 +8,8 @@
 //! Start at [`Hub`].
 
 mod clustered;
+mod counts;
+mod everywhere;
 mod quota;
 mod records;
 mod refusal;
@@ -40,9 +42,13 @@ use crate::registry::{
 use crate::rejections::{Example, Rejection, Reports};
 use crate::webhooks::{self, Ledger, Webhooks};
 use clustered::Clustered;
+use everywhere::Everywhere;
 
 /// Deliveries on the spot before other work gets its turn.
 const AT_A_TURN: usize = 64;
+
+/// Channels that a connection leaves before other work gets its turn.
+const LEFT_AT_ONCE: usize = 128;
 
 /// What the broker has to be told at the end is not waited for longer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -223,12 +229,12 @@ impl Hub {
         left.backlog
     }
 
-    /// Ends the subscriptions of a connection that is gone. What the others are told of it is delivered in turns
-    /// once it is much.
-    pub fn leave_all(&self, app: &App, channels: &[ChannelName], socket: SocketId) {
+    /// Ends some subscriptions of a connection that is gone, and takes them out of `channels`: to be called again until
+    /// there are none, with other work in between. What the others are told of it is delivered in turns once it is much.
+    pub fn leave_some(&self, app: &App, channels: &mut Vec<ChannelName>, socket: SocketId) {
         let mut delivered = 0;
-        for channel in channels {
-            let Some(left) = self.left(app, channel, socket) else { continue };
+        for channel in channels.drain(channels.len().saturating_sub(LEFT_AT_ONCE)..) {
+            let Some(left) = self.left(app, &channel, socket) else { continue };
             if delivered < AT_A_TURN {
                 delivered += self.0.deliver(left.drive);
             } else {
@@ -402,10 +408,9 @@ impl Hub {
     pub async fn channels(&self, app: &App, prefix: &str, wanted: Wanted) -> Result<Channels, Lost> {
         let found = match &self.0.clustered {
             Some(clustered) => {
-                let found = Box::pin(clustered.channels(&self.0, app, prefix, wanted)).await?;
-                Found::Everywhere(found.into_iter())
+                Found::Everywhere(Box::pin(clustered.channels(&self.0, app, prefix, wanted)).await?)
             }
-            None => Found::Here(self.0.registry.occupied_in_turns(&app.id.0, prefix)),
+            None => Found::Here(self.0.registry.occupied(&app.id.0, prefix)),
         };
         Ok(Channels { hub: self.clone(), found })
     }
@@ -481,19 +486,24 @@ impl Hub {
                 if at % AT_A_TURN == AT_A_TURN - 1 {
                     tokio::task::yield_now().await;
                 }
-                let ChannelKey { app, channel } = due.key();
-                let ledger =
-                    self.0.webhooks.of_count(app, channel).filter(|_| self.0.tells_counts(due.key()));
+                let key = due.key().clone();
+                let ledger = self.0.webhooks.of_count(&key.app, &key.channel);
+                let ledger = ledger.filter(|_| self.0.tells_counts(&key));
                 let (count, drive) = due.tell(now);
                 if let (Some(mut ledger), Some(count)) = (ledger, count) {
-                    ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+                    ledger.note(&webhooks::Event::SubscriptionCount(&key.channel, count));
                 }
                 self.0.drive(drive);
             }
             for drive in self.0.registry.undriven() {
                 self.0.drive(Some(drive));
             }
-            self.0.users.settle(now);
+            if let Some(clustered) = &self.0.clustered {
+                clustered.tell_untold(&self.0);
+            }
+            while self.0.users.settle(now) {
+                tokio::task::yield_now().await;
+            }
             self.0.flush_reports(false);
             if now - expired >= EXPIRE_INTERVAL {
                 expired = now;
@@ -518,7 +528,7 @@ enum Found {
     /// On this node, which is alone.
     Here(Occupied),
     /// On all nodes of a cluster.
-    Everywhere(std::vec::IntoIter<(ChannelName, ChannelInfo)>),
+    Everywhere(Everywhere),
 }
 
 impl Channels {
@@ -526,10 +536,7 @@ impl Channels {
     pub fn next_some(&mut self) -> Option<Vec<(ChannelName, ChannelInfo)>> {
         match &mut self.found {
             Found::Here(occupied) => occupied.next_some(self.hub.now()),
-            Found::Everywhere(channels) => {
-                let some: Vec<_> = channels.by_ref().take(LISTED_AT_ONCE).collect();
-                (!some.is_empty()).then_some(some)
-            }
+            Found::Everywhere(channels) => channels.next_some(),
         }
     }
 }
@@ -825,4 +832,31 @@ fn close_terminated(app: &App, connections: &[Arc<Outbox>]) {
 
 fn key(app: &App, channel: &ChannelName) -> ChannelKey {
     ChannelKey { app: Arc::clone(&app.id.0), channel: channel.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::NameRules;
+
+    #[tokio::test]
+    async fn a_connection_that_is_gone_leaves_its_channels_in_turns() {
+        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let app = App::new("1", "key", "secret");
+        let outbox = Arc::new(Outbox::detached(SocketId::new(1, 0), usize::MAX));
+        let name = |at: usize| ChannelName::parse(&format!("room-{at}"), &NameRules::default()).unwrap();
+        let mut channels: Vec<_> = (0..1000).map(name).collect();
+        for channel in &channels {
+            hub.join(&app, &outbox, channel, None).unwrap();
+        }
+        let mut turns = 0;
+        while !channels.is_empty() {
+            let before = channels.len();
+            hub.leave_some(&app, &mut channels, outbox.socket());
+            assert!((1..=LEFT_AT_ONCE).contains(&(before - channels.len())));
+            assert_eq!(hub.0.registry.len(), channels.len(), "what has been left is gone");
+            turns += 1;
+        }
+        assert_eq!(turns, 1000_usize.div_ceil(LEFT_AT_ONCE));
+    }
 }

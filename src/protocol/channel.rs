@@ -1,5 +1,6 @@
 //! Channel names: what is a name, and what its prefix means.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -185,6 +186,12 @@ impl ChannelName {
     #[must_use]
     pub fn belongs_to(&self, id: &UserId) -> bool {
         self.user() == Some(id.as_str())
+    }
+}
+
+impl Borrow<str> for ChannelName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

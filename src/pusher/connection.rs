@@ -18,7 +18,7 @@ use tracing::debug;
 use super::Door;
 use super::admission::{Admitted, NodePlaces, Refused};
 use super::upgrade::About;
-use crate::apps::App;
+use crate::apps::{App, ConnectionPlace};
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Held, Outbox, Pulse, Transport, Unfinished};
@@ -26,7 +26,7 @@ use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
-use crate::protocol::{Access, CloseCode, SocketId};
+use crate::protocol::{Access, ChannelName, CloseCode, SocketId};
 use crate::rejections::{Example, Mistake, Rejection};
 use crate::session::{Action, Pace, Session};
 
@@ -113,10 +113,25 @@ struct Established {
 /// What a connection that is closing, or refused, still has.
 #[derive(Debug, Default)]
 struct Leaving {
+    /// What it has yet to leave.
+    rest: Option<Rest>,
+    /// The client is gone: nothing else is left to do.
+    is_gone: bool,
     /// When it is dropped, whatever the client does.
     deadline: Option<Pin<Box<Sleep>>>,
     /// As long as there is a socket, so that no client has more of them by not closing its end.
     _places: Option<NodePlaces>,
+}
+
+/// What a connection is in that is not established any more.
+#[derive(Debug)]
+struct Rest {
+    session: Session,
+    channels: Vec<ChannelName>,
+    /// Why it ends; `None`: the client is gone.
+    closing: Option<Closing>,
+    /// Among those of its app, until it has left everything.
+    _place: ConnectionPlace,
 }
 
 impl Connection {
@@ -344,7 +359,7 @@ impl Connection {
         }
     }
 
-    /// Closes the connection: it has left everything when this returns, so what the client still says is not obeyed.
+    /// Closes the connection: what the client still says is not obeyed.
     fn close(&mut self, code: CloseCode, reason: &str) {
         self.outbox.close(code, reason);
         self.depart();
@@ -428,30 +443,49 @@ impl Connection {
         }
     }
 
-    /// Leaves everything that the connection was in.
+    /// From now on the connection is not established any more, and about to leave everything that it was in, which
+    /// [`Connection::leave_some`] does. It gets nothing of that any more: it is closed, or its client is gone.
     fn depart(&mut self) {
         let Some(established) = self.established.take() else { return };
-        let Established { mut session, places, address } = *established;
-        self.leaving.get_or_insert_default()._places = Some(places.on_node);
+        let Established { mut session, places: Admitted { app_place, on_node }, address } = *established;
         let hub = &self.door.0.hub;
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
         let closing = self.outbox.closing();
+        if closing.is_none() {
+            self.outbox.end();
+        }
         if let Some(Closing::Limit(limit)) = closing {
             let example = Example::from(address).socket(self.outbox.socket());
             hub.reject(limit, Some(&app), example.value(self.door.value_of(limit)));
         }
-        hub.leave_all(&app, &session.leave_all(), self.outbox.socket());
-        if let Some(user) = session.signed_in() {
-            hub.sign_out(&app, self.outbox.socket(), &user.member.id, &user.watchlist);
+        let channels = session.leave_all();
+        let leaving = self.leaving.get_or_insert_default();
+        leaving._places = Some(on_node);
+        leaving.rest = Some(Rest { session, channels, closing, _place: app_place });
+    }
+
+    /// Leaves some of what the connection was in; whether that was all.
+    fn leave_some(&mut self) -> bool {
+        let Some(leaving) = &mut self.leaving else { return true };
+        let Some(rest) = &mut leaving.rest else { return true };
+        let (hub, app, socket) = (&self.door.0.hub, rest.session.app(), self.outbox.socket());
+        hub.leave_some(app, &mut rest.channels, socket);
+        if !rest.channels.is_empty() {
+            return false;
         }
-        let (code, reason) = match closing {
+        if let Some(user) = rest.session.signed_in() {
+            hub.sign_out(app, socket, &user.member.id, &user.watchlist);
+        }
+        let (code, reason) = match rest.closing {
             Some(Closing::Code(code)) => (Some(code.number()), None),
             Some(Closing::Limit(limit)) => (Some(CloseCode::OverCapacity.number()), Some(limit.what())),
             Some(Closing::Broken) => (None, Some("the connection broke")),
             None => (None, Some("the client is gone")),
         };
-        debug!(app = %app.id, socket = %self.outbox.socket(), code, reason, "connection closed");
+        debug!(app = %app.id, %socket, code, reason, "connection closed");
+        leaving.rest = None;
+        true
     }
 
     /// Whether the connection is over: written to its end, broken, or out of time.
@@ -483,7 +517,12 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.poll_end(cx).is_ready() {
+            let end = self.poll_end(cx);
+            if !self.leave_some() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if end.is_ready() || self.leaving.as_ref().is_some_and(|leaving| leaving.is_gone) {
                 return Poll::Ready(());
             }
             let this = &mut *self;
@@ -504,7 +543,9 @@ impl Future for Connection {
                 Poll::Ready(read)
             });
             if !matches!(ready!(read), Ok(1..)) {
-                return Poll::Ready(());
+                self.depart();
+                self.leaving.get_or_insert_default().is_gone = true;
+                continue;
             }
             if self.outbox.compression() != Compression::Off {
                 // Inflating is work: others have their turn after each read.
@@ -518,5 +559,6 @@ impl Future for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.depart();
+        while !self.leave_some() {}
     }
 }

@@ -663,17 +663,20 @@ impl Channel {
     }
 }
 
-/// A channel whose subscribers may be due to be told how many they are.
+/// A channel whose subscribers may be due to be told how many they are. If it is dropped before that, by a panic or with
+/// its task, the channel is looked at again.
 #[derive(Debug)]
-#[must_use = "the channel is looked at no more until it is told"]
+#[must_use = "the count is due until it is told"]
 pub struct CountDue {
     registry: Registry,
     channel: Arc<Channel>,
+    /// Whether the channel has been looked at.
+    is_over: bool,
 }
 
 impl CountDue {
     pub(super) fn new(registry: &Registry, channel: Arc<Channel>) -> Self {
-        Self { registry: registry.clone(), channel }
+        Self { registry: registry.clone(), channel, is_over: false }
     }
 
     /// Which channel.
@@ -683,8 +686,18 @@ impl CountDue {
     }
 
     /// Tells the count, if it is still due, or notes again that it will be; the count that is told.
-    pub fn tell(&self, now: Duration) -> (Option<usize>, Option<Drive>) {
-        self.channel.tell_count(&self.registry, now)
+    pub fn tell(mut self, now: Duration) -> (Option<usize>, Option<Drive>) {
+        let told = self.channel.tell_count(&self.registry, now);
+        self.is_over = true;
+        told
+    }
+}
+
+impl Drop for CountDue {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.registry.0.counts_due.lock().push(Arc::clone(&self.channel));
+        }
     }
 }
 

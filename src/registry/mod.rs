@@ -20,6 +20,7 @@ mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::vec;
 
 use parking_lot::Mutex;
 
@@ -337,18 +338,10 @@ impl Registry {
         forgotten.len()
     }
 
-    /// Cache channels that have subscribers.
+    /// Cache channels that have subscribers, some at a time.
     #[must_use]
-    pub fn subscribed_caches(&self) -> Vec<ChannelKey> {
-        let mut subscribed = Vec::new();
-        let mut shard = 0;
-        // Collected first: no channel is locked while a shard is.
-        while let Some(caches) = self.0.channels.of_shard(shard, |key| key.channel.is_cached()) {
-            shard += 1;
-            let caches = caches.iter().filter(|channel| channel.is_occupied());
-            subscribed.extend(caches.map(|channel| channel.key().clone()));
-        }
-        subscribed
+    pub fn subscribed_caches(&self) -> SubscribedCaches {
+        SubscribedCaches(Walk::through(self))
     }
 
     /// From now on it is the cluster that says who is in a presence channel: these are.
@@ -409,29 +402,16 @@ impl Registry {
         self.find(key).map(|channel| channel.users()).unwrap_or_default()
     }
 
-    /// The occupied channels of an app, but for users' own, whose names start with `prefix`, at once.
+    /// The occupied channels of an app, but for users' own, whose names start with `prefix`, some at a time.
     #[must_use]
-    pub fn occupied(&self, app: &str, prefix: &str, now: Duration) -> Vec<(ChannelName, ChannelInfo)> {
-        let mut all = Vec::new();
-        let mut occupied = self.occupied_in_turns(app, prefix);
-        while let Some(mut some) = occupied.next_some(now) {
-            all.append(&mut some);
-        }
-        all
-    }
-
-    /// The same, some at a time.
-    #[must_use]
-    pub fn occupied_in_turns(&self, app: &str, prefix: &str) -> Occupied {
-        let registry = self.clone();
-        Occupied { registry, app: app.into(), prefix: prefix.into(), shard: 0, found: Vec::new() }
+    pub fn occupied(&self, app: &str, prefix: &str) -> Occupied {
+        Occupied { walk: Walk::through(self), app: app.into(), prefix: prefix.into() }
     }
 
     /// The connections of this node that are in presence channels of an app as `user`.
     #[must_use]
     pub fn connections_of_member(&self, app: &str, user: &UserId) -> MemberConnections {
-        let (registry, user) = (self.clone(), user.clone());
-        MemberConnections { registry, app: app.into(), user, shard: 0, found: Vec::new() }
+        MemberConnections { walk: Walk::through(self), app: app.into(), user: user.clone() }
     }
 
     /// Channels that exist, occupied or only caching.
@@ -475,29 +455,57 @@ impl Registry {
     }
 }
 
-/// The connections that are in presence channels as a user, those of some channels at a time: a connection comes once
-/// for each channel.
+/// A walk through the channels, some at a time: each that is there all the while is met once.
 #[derive(Debug)]
-pub struct MemberConnections {
+struct Walk {
     registry: Registry,
-    app: Box<str>,
-    user: UserId,
     /// The shard that is looked at next.
     shard: usize,
     /// Channels of the one before.
     found: Vec<Arc<Channel>>,
 }
 
-impl MemberConnections {
-    /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
-    pub fn next_some(&mut self) -> Option<Vec<Arc<Outbox>>> {
+impl Walk {
+    fn through(registry: &Registry) -> Self {
+        Self { registry: registry.clone(), shard: 0, found: Vec::new() }
+    }
+
+    /// The next ones whose key `is_wanted`, none of them perhaps; `None`: there are no more.
+    fn next_some(&mut self, is_wanted: impl Fn(&ChannelKey) -> bool) -> Option<vec::Drain<'_, Arc<Channel>>> {
         if self.found.is_empty() {
-            let is_wanted = |key: &ChannelKey| *key.app == *self.app && key.channel.is_presence();
             // Collected first: no channel is locked while a shard is.
             self.found = self.registry.0.channels.of_shard(self.shard, is_wanted)?;
             self.shard += 1;
         }
-        let some = self.found.drain(self.found.len().saturating_sub(LISTED_AT_ONCE)..);
+        Some(self.found.drain(self.found.len().saturating_sub(LISTED_AT_ONCE)..))
+    }
+}
+
+/// The cache channels that have subscribers, some at a time.
+#[derive(Debug)]
+pub struct SubscribedCaches(Walk);
+
+impl SubscribedCaches {
+    /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
+    pub fn next_some(&mut self) -> Option<Vec<ChannelKey>> {
+        let some = self.0.next_some(|key| key.channel.is_cached())?;
+        Some(some.filter(|channel| channel.is_occupied()).map(|channel| channel.key().clone()).collect())
+    }
+}
+
+/// The connections that are in presence channels as a user, those of some channels at a time: a connection comes once
+/// for each channel.
+#[derive(Debug)]
+pub struct MemberConnections {
+    walk: Walk,
+    app: Box<str>,
+    user: UserId,
+}
+
+impl MemberConnections {
+    /// The next ones, none of them perhaps; `None`: there are no more. Let other work have its turn in between.
+    pub fn next_some(&mut self) -> Option<Vec<Arc<Outbox>>> {
+        let some = self.walk.next_some(|key| *key.app == *self.app && key.channel.is_presence())?;
         Some(some.flat_map(|channel| channel.connections_of(&self.user)).collect())
     }
 }
@@ -523,29 +531,19 @@ impl Keeping for Option<Limit> {
 /// The occupied channels of an app, some at a time: each that is occupied all the while is among them, once.
 #[derive(Debug)]
 pub struct Occupied {
-    registry: Registry,
+    walk: Walk,
     app: Box<str>,
     prefix: Box<str>,
-    /// The shard that is looked at next.
-    shard: usize,
-    /// Channels of the one before.
-    found: Vec<Arc<Channel>>,
 }
 
 impl Occupied {
     /// The next ones, none of them perhaps; `None`: there are no more.
     pub fn next_some(&mut self, now: Duration) -> Option<Vec<(ChannelName, ChannelInfo)>> {
-        if self.found.is_empty() {
-            let (app, prefix) = (&*self.app, &*self.prefix);
-            let is_wanted = |key: &ChannelKey| {
-                let name = key.channel.as_str();
-                *key.app == *app && name.starts_with(prefix) && !name.starts_with('#')
-            };
-            // Collected first: no channel is locked while a shard is.
-            self.found = self.registry.0.channels.of_shard(self.shard, is_wanted)?;
-            self.shard += 1;
-        }
-        let some = self.found.drain(self.found.len().saturating_sub(LISTED_AT_ONCE)..);
+        let (app, prefix) = (&*self.app, &*self.prefix);
+        let some = self.walk.next_some(|key| {
+            let name = key.channel.as_str();
+            *key.app == *app && name.starts_with(prefix) && !name.starts_with('#')
+        })?;
         let infos = some.map(|channel| (channel.name().clone(), channel.info(now)));
         Some(infos.filter(|(_, info)| info.subscriptions > 0).collect())
     }

@@ -55,7 +55,7 @@ fn drive(drive: Option<Drive>) {
 
 /// Tells the counts that are due so long after [`NOW`].
 fn tell_counts(registry: &Registry, later: Duration) -> Vec<Drive> {
-    registry.counts_due().iter().filter_map(|due| due.tell(NOW + later).1).collect()
+    registry.counts_due().into_iter().filter_map(|due| due.tell(NOW + later).1).collect()
 }
 
 fn publish(registry: &Registry, channel: &str, data: &str, except: Option<u32>) {
@@ -232,8 +232,11 @@ fn the_same_channel_of_another_app_is_another_channel() {
     assert!(registry.join(&other, &a, &plain(), NOW).unwrap().occupied);
     publish(&registry, "x", "1", None);
     assert_eq!(heard(&a), ["ok"]);
-    assert!(registry.occupied("app", "", NOW).is_empty());
-    assert_eq!(registry.occupied("other", "", NOW).len(), 1);
+    let occupied = |app| {
+        let mut occupied = registry.occupied(app, "");
+        std::iter::from_fn(move || occupied.next_some(NOW)).flatten().count()
+    };
+    assert_eq!((occupied("app"), occupied("other")), (0, 1));
 }
 
 #[test]
@@ -450,7 +453,7 @@ fn occupied_channels_are_listed_some_at_a_time_each_once() {
     }
     join(&registry, "other", &a, &plain());
     let (mut names, mut most) = (std::collections::BTreeSet::new(), 0);
-    let mut occupied = registry.occupied_in_turns("app", "room-");
+    let mut occupied = registry.occupied("app", "room-");
     while let Some(some) = occupied.next_some(NOW) {
         most = most.max(some.len());
         for (name, _) in some {
@@ -513,6 +516,52 @@ fn a_channel_that_shrinks_to_a_hundred_is_told_at_once_again() {
         [100].map(|count| format!("subscription_count {{\"subscription_count\":{count}}}"))
     );
     assert!(tell_counts(&registry, Duration::from_secs(60)).is_empty(), "nothing is due");
+}
+
+#[test]
+fn a_count_that_was_about_to_be_told_when_its_task_ended_is_told_by_whoever_looks() {
+    let (registry, a) = (Registry::default(), outbox(0));
+    let counted = Join { counts: true, ..plain() };
+    join(&registry, "x", &a, &counted);
+    let others: Vec<_> = (1..102).map(outbox).collect();
+    others.iter().for_each(|other| drop(join(&registry, "x", other, &counted)));
+    heard(&a);
+    // With its task, before it was looked at.
+    drop(registry.counts_due());
+    // Or by a panic.
+    let due = registry.counts_due();
+    assert_eq!(due.len(), 1);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _due = due;
+        panic!("before it was told");
+    }));
+    assert!(panicked.is_err());
+    let drives = tell_counts(&registry, Duration::from_secs(60));
+    drives.into_iter().for_each(|each| drive(Some(each)));
+    assert_eq!(heard(&a), ["subscription_count {\"subscription_count\":102}"]);
+    assert!(registry.counts_due().is_empty(), "once");
+}
+
+#[test]
+fn cache_channels_with_subscribers_are_found_in_turns() {
+    let registry = Registry::default();
+    let reader = outbox(1);
+    for at in 0..1000 {
+        let channel = format!("{}-{at}", if at % 2 == 0 { "cache" } else { "room" });
+        join(&registry, &channel, &reader, &plain());
+    }
+    leave(&registry, "cache-0", &reader);
+    let (mut caches, mut found, mut turns) = (registry.subscribed_caches(), Vec::new(), 0);
+    while let Some(some) = caches.next_some() {
+        assert!(some.len() <= LISTED_AT_ONCE);
+        found.extend(some);
+        turns += 1;
+    }
+    found.sort_unstable_by(|a, b| a.channel.as_str().cmp(b.channel.as_str()));
+    found.dedup();
+    assert_eq!(found.len(), 499);
+    assert!(found.iter().all(|key| key.channel.is_cached()));
+    assert!(turns > 1, "others have their turn");
 }
 
 #[test]

@@ -22,6 +22,9 @@ use crate::protocol::{SocketId, UserId};
 /// How long a user counts as online after their last connection ended.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Users that are settled, and watchers that are told of it, before other work gets its turn.
+const SETTLED_AT_ONCE: usize = 256;
+
 /// A user of an app.
 type UserKey = (Arc<str>, UserId);
 
@@ -57,12 +60,15 @@ struct User {
 }
 
 impl User {
-    fn turn(&mut self, online: bool, id: &UserId) {
-        if self.online != online {
-            self.online = online;
-            let news = news(online, id);
-            self.watchers.values().for_each(|watcher| watcher.send(news.bytes()));
+    /// Tells the watchers, if that is news; how many they are.
+    fn turn(&mut self, online: bool, id: &UserId) -> usize {
+        if self.online == online {
+            return 0;
         }
+        self.online = online;
+        let news = news(online, id);
+        self.watchers.values().for_each(|watcher| watcher.send(news.bytes()));
+        self.watchers.len()
     }
 }
 
@@ -169,20 +175,27 @@ impl Users {
         }
     }
 
-    /// Counts as offline whoever left long enough ago and has not come back since; call about once a second.
-    pub fn settle(&self, now: Duration) {
-        while let Some(key) = self.due(now) {
-            self.with_known(&key, |user| {
+    /// Counts as offline whoever left long enough ago and has not come back since, some of them; whether there may be
+    /// more. Call about once a second, and let other work have its turn in between.
+    pub fn settle(&self, now: Duration) -> bool {
+        let mut settled = 0;
+        while settled < SETTLED_AT_ONCE {
+            let Some(key) = self.due(now) else { return false };
+            let told = self.with_known(&key, |user| {
                 user.is_leaving = false;
                 let is_gone = if self.0.in_cluster { !user.present } else { user.connections.is_empty() };
                 if is_gone && user.left + LINGER <= now {
-                    user.turn(false, &key.1);
-                } else if is_gone {
+                    return user.turn(false, &key.1);
+                }
+                if is_gone {
                     // They have been back in between, and left again.
                     self.left(user, &key, user.left);
                 }
+                0
             });
+            settled += 1 + told.unwrap_or_default();
         }
+        true
     }
 
     /// Whose time has come.
@@ -365,6 +378,26 @@ mod tests {
         }
         users.settle(Duration::from_millis(2999));
         assert!(users.is_empty());
+    }
+
+    #[test]
+    fn many_users_who_leave_at_once_are_settled_in_turns() {
+        let (users, app, watcher) = (Users::default(), Arc::from("app"), outbox(1));
+        let ids: Vec<_> = (0..1000).map(|id: u32| user(&id.to_string())).collect();
+        for (socket, id) in (2..).zip(&ids) {
+            users.sign_in(&app, id, &outbox(socket));
+            users.sign_out(&app, id, SocketId::new(socket, 0), Duration::ZERO);
+        }
+        users.watch(&app, &ids[..500], &watcher);
+        watcher.take_queued();
+        let mut turns = 1;
+        while users.settle(LINGER) {
+            turns += 1;
+        }
+        assert_eq!((heard(&watcher).len(), users.len()), (500, 500), "those that are watched are known");
+        // 1000 users, and 500 that are told of.
+        assert_eq!(turns, 1500_usize.div_ceil(SETTLED_AT_ONCE));
+        assert!(!users.settle(LINGER), "once each");
     }
 
     #[test]

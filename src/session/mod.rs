@@ -12,6 +12,7 @@ pub mod liveness;
 mod refusal;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -547,10 +548,10 @@ impl Rejected {
 
 /// The ids of a watchlist, each once, cut to `users_max`; and that limit, where it cut. What is no id is dropped.
 fn watchlist_of(list: &str, users_max: usize, chars_max: usize) -> (Vec<UserId>, Option<usize>) {
-    let mut users: Vec<UserId> = Vec::new();
+    let (mut users, mut seen) = (Vec::new(), HashSet::new());
     for item in json::items(list, usize::MAX - 1).unwrap_or_default() {
         let Ok(user) = UserId::from_json(item, chars_max) else { continue };
-        if users.contains(&user) {
+        if !seen.insert(user.clone()) {
             continue;
         }
         if users.len() == users_max {

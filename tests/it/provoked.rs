@@ -111,6 +111,46 @@ async fn a_client_that_comes_back_with_a_thousand_channels_waits_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_client_of_a_thousand_channels_leaves_all_of_them_however_it_ends() {
+    let server = Server::start().await;
+    let mut watching = server.connect().await;
+    watching.join("presence-last", json!({ "user_id": "1" })).await;
+    let closed = async |client: Client| client.close().await;
+    let gone = async |client: Client| drop(client);
+    let terminated = async |mut client: Client| {
+        server.post_json("/apps/1001/users/7/terminate_connections", json!({})).await.ok();
+        client.expect_close(4009).await;
+    };
+    let mut ends = [0, 1, 2];
+    for end in &mut ends {
+        let mut client = server.connect().await;
+        client.sign_in(json!({ "id": "7" })).await;
+        for at in 1..1000 {
+            client.ask(&format!("channel-{at}")).await;
+        }
+        for at in 1..1000 {
+            client.expect_subscribed(&format!("channel-{at}")).await;
+        }
+        client.join("presence-last", json!({ "user_id": "7" })).await;
+        watching.next().await;
+        match *end {
+            0 => closed(client).await,
+            1 => gone(client).await,
+            _ => terminated(client).await,
+        }
+        server.has_connections(1).await;
+        let only = json!({ "channels": { "presence-last": {} } });
+        assert_eq!(
+            server.get_json("/apps/1001/channels").await,
+            only,
+            "when it counts no more, it has left all"
+        );
+        assert_eq!(watching.next().await["event"], "pusher_internal:member_removed");
+    }
+    watching.fence().await;
+}
+
+#[tokio::test]
 async fn signing_in_as_before_changes_nothing_and_otherwise_the_difference_is_told() {
     let server = Server::with_app(|app| app.limits.changes = Rate { per_second: 1, burst: 10 }).await;
     let mut client = server.connect().await;

@@ -38,6 +38,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use redis::Value;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
@@ -248,12 +249,16 @@ impl Driver for Redis {
             .links()
             .iter()
             .zip(calls)
-            .map(|(link, calls)| link.commands.ask(calls, replies::occupied))
+            .map(|(link, calls)| link.commands.ask(calls, replies::all_occupied))
             .collect();
         Box::pin(async move {
             let mut groups = Vec::new();
             for answered in asked {
-                groups.append(&mut answered.await.map_err(|_| Lost)?);
+                for of_partition in answered.await.map_err(|_| Lost)? {
+                    groups.append(&mut replies::occupied(of_partition).ok_or(Lost)?);
+                    // There may be hundreds of thousands in all.
+                    yield_now().await;
+                }
             }
             Ok(groups)
         })

@@ -98,15 +98,18 @@ fn everyone(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
     Some(members.into_iter().map(|(_, id, info)| (id, info)).collect())
 }
 
-/// Of `occupied`.
-pub(super) fn occupied(values: Vec<Value>) -> Option<Vec<(Group, usize)>> {
-    let mut groups = Vec::new();
-    for value in values {
-        for (name, members) in pairs(value)? {
-            groups.push((Group::from(text(name)?), usize::try_from(number(&members)?).ok()?));
-        }
-    }
-    Some(groups)
+/// Of `occupied`, one of each partition, which are many: looked at one by one, in [`occupied`].
+pub(super) fn all_occupied(values: Vec<Value>) -> Option<Vec<Value>> {
+    let is_one = |value: &Value| matches!(value, Value::Map(_) | Value::Array(_));
+    values.iter().all(is_one).then_some(values)
+}
+
+/// Of `occupied`, in one partition.
+pub(super) fn occupied(value: Value) -> Option<Vec<(Group, usize)>> {
+    let group = |(name, members): (Value, Value)| {
+        Some((Group::from(text(name)?), usize::try_from(number(&members)?).ok()?))
+    };
+    pairs(value)?.into_iter().map(group).collect()
 }
 
 /// Of `kept`.
@@ -204,7 +207,7 @@ mod tests {
         fn no_answer_makes_it_panic(value in value()) {
             let _ = update(value.clone());
             let _ = look(value.clone());
-            let _ = occupied(vec![value.clone()]);
+            let _ = occupied(value.clone());
             let _ = kept(value.clone());
             let _ = leases(value.clone());
             let _ = claim(value.clone());

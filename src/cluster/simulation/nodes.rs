@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::cluster::driver::Arrivals;
 use crate::cluster::memory::{Memory, MemoryDriver};
-use crate::cluster::node::{Audience, Cluster, Room, Timing, Unwanted};
+use crate::cluster::node::{Audience, Cluster, Reply, Room, Timing, Unwanted};
 use crate::cluster::seat::Ticket;
 use crate::cluster::truth::{Group, MemberId, MemberInfo, NodeId, Version};
 use crate::metrics::Metrics;
@@ -119,8 +119,8 @@ impl Audience for Told {
         None
     }
 
-    fn asked(&self, question: Bytes) -> Bytes {
-        question
+    fn asked(&self, question: Bytes) -> Reply {
+        Box::pin(std::future::ready(question))
     }
 
     fn is_noted(&self, _: &Group) -> bool {

@@ -9,6 +9,7 @@ mod certificate;
 mod connection;
 mod descriptors;
 mod drain;
+mod kept_alive;
 mod opening;
 mod proxy_protocol;
 mod repoll;
@@ -29,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::addresses::{self, Addresses, Kind};
 use crate::apps::Apps;
@@ -47,6 +48,7 @@ use crate::webhooks::{self, Webhooks};
 use arrivals::Arrivals;
 use descriptors::Shares;
 use drain::{Clock, Pending};
+use kept_alive::KeptAlive;
 pub use tls::{Tls, TlsError};
 
 /// The kernel takes no more than this for a connection that it cannot send yet, so that what a slow reader costs
@@ -63,6 +65,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Strangers that go each time for the sake of those who wait.
 const EVICTED_AT_ONCE: usize = 64;
+
+/// And if there are none, idle connections of applications.
+const CLOSED_AT_ONCE: usize = 8;
 
 /// How this node serves.
 #[derive(Clone, Debug)]
@@ -275,6 +280,7 @@ pub async fn run(
         hub: hub.clone(),
         addresses,
         arrivals: Arc::new(Arrivals::new(shares.pending)),
+        kept_alive: KeptAlive::default(),
         proxy_protocol: options.proxy_protocol,
         http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone(), tasks.clone())),
         handshake_timeout: options.handshake_timeout,
@@ -377,6 +383,8 @@ struct Server {
     addresses: Arc<Addresses>,
     /// Connections of strangers.
     arrivals: Arc<Arrivals>,
+    /// Connections of applications.
+    kept_alive: KeptAlive,
     proxy_protocol: bool,
     http: http::Service,
     handshake_timeout: Duration,
@@ -420,10 +428,8 @@ impl Server {
                         warned = Some(Instant::now());
                         warn!(%error, "cannot accept connections; is the limit of open files (ulimit -n) too low?");
                     }
-                    // Those who say nothing make room for those who wait.
-                    let evicted = self.arrivals.evict(EVICTED_AT_ONCE);
-                    self.made_room(evicted);
-                    sleep(if evicted > 0 { EVICTED_PAUSE } else { ACCEPT_PAUSE }).await;
+                    let has_made_room = self.make_room();
+                    sleep(if has_made_room { EVICTED_PAUSE } else { ACCEPT_PAUSE }).await;
                 }
             }
         }
@@ -449,6 +455,20 @@ impl Server {
         let (server, number) = (Arc::clone(self), arrival.number());
         let task = self.tasks.spawn(async move { server.serve(stream, address, tls, arrival).await });
         self.arrivals.belongs_to(number, task.abort_handle());
+    }
+
+    /// Those who say nothing make room for those who wait, or else idle connections of applications do; whether any did.
+    fn make_room(&self) -> bool {
+        let evicted = self.arrivals.evict(EVICTED_AT_ONCE);
+        self.made_room(evicted);
+        if evicted > 0 {
+            return true;
+        }
+        let connections = self.kept_alive.close_idle(CLOSED_AT_ONCE, self.hub.now());
+        if connections > 0 {
+            debug!(connections, "idle connections of applications are closed for others, as no file is left");
+        }
+        connections > 0
     }
 
     /// Counts strangers that had to go.

@@ -10,15 +10,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
 
 use super::arrivals::{Arrival, Stage};
+use super::kept_alive::{Begun, Requests};
 use super::opening::{self, Farewell, Protocol};
 use super::repoll::Repoll;
 use super::stream::{self, HEAD_BYTES, HEADERS, LINGER, PatientStream, Progress, Stream};
@@ -147,9 +148,9 @@ impl Server {
         let arrival = Arc::new(arrival);
         let stranger = Arc::downgrade(&arrival);
         let mut arrival = Some(arrival);
-        let requests = Requests::default();
+        let requests = Arc::new(Requests::default());
         let service = service_fn(|request: Request<Incoming>| {
-            self.answer(request, peer, &caller, &stranger, requests.begin())
+            self.answer(request, peer, &caller, &stranger, requests.begin(&self.hub))
         });
         let written = Progress::default();
         let stream = PatientStream::new(stream, self.write_timeout, written.clone());
@@ -162,7 +163,7 @@ impl Server {
         let mut connection = pin!(connection);
         let mut stopping = pin!(self.stopping.cancelled());
         let (mut repoll, mut is_stopping, mut is_late) = (Repoll::default(), false, false);
-        let mut seen = (0, 0);
+        let (mut seen, mut _kept) = ((0, 0), None);
         // By hand, because this is polled for every request: what no longer matters is not looked at.
         std::future::poll_fn(|cx| {
             if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
@@ -179,6 +180,10 @@ impl Server {
             if arrival.is_some() && caller.is_known() {
                 // A stranger no longer: its place is for others.
                 arrival = None;
+                _kept = Some(self.kept_alive.enter(&requests, cx.waker().clone()));
+            }
+            if requests.end_now() {
+                return Poll::Ready(());
             }
             // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
             // it is over, and something went on meanwhile, it starts again.
@@ -240,7 +245,7 @@ impl Server {
         peer: Peer,
         caller: &Caller,
         stranger: &Weak<Arrival>,
-        _begun: Begun<'_>,
+        begun: Begun,
     ) -> Result<Response<http::AnswerBody>, Infallible> {
         let pending = stranger.upgrade();
         if let Some(pending) = &pending {
@@ -272,7 +277,12 @@ impl Server {
             // Whoever guesses opens a connection for each guess, and those are counted.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(response)
+        Ok(response.map(|body| match body {
+            http::AnswerBody::Right(body) if body.size_hint().exact().is_none() => {
+                http::AnswerBody::Right(Body::new(Unfinished { body, _begun: begun }))
+            }
+            http::AnswerBody::Left(_) | http::AnswerBody::Right(_) => body,
+        }))
     }
 
     /// The answer to what is no request for this port, and the end of its connection.
@@ -313,36 +323,29 @@ async fn first_bytes(stream: &TcpStream, first: &mut [u8], arrival: &Arrival) ->
     }
 }
 
-/// The requests of one connection: how many have begun, and how many are answered.
-#[derive(Debug, Default)]
-struct Requests {
-    begun: AtomicU64,
-    answered: AtomicU64,
+/// The body of an answer that is made while it is sent: its request is not answered before.
+struct Unfinished {
+    body: Body,
+    _begun: Begun,
 }
 
-impl Requests {
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+impl HttpBody for Unfinished {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
-    /// Whether none is being answered.
-    fn are_answered(&self) -> bool {
-        self.begun() == self.answered.load(Ordering::Relaxed)
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
-    fn begin(&self) -> Begun<'_> {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        Begun(self)
-    }
-}
-
-/// A request that is being answered until this is dropped.
-#[derive(Debug)]
-struct Begun<'r>(&'r Requests);
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        self.0.answered.fetch_add(1, Ordering::Relaxed);
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

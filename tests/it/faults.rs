@@ -43,7 +43,7 @@ async fn unharmed(server: &Server, mut witness: Client) {
     witness.fence().await;
 }
 
-/// Sends these bytes one by one, a moment between them, for as long as the server takes them.
+/// Sends these bytes one by one, for as long as the server takes them: the pause between them is the pace of a slow peer.
 async fn drip(stream: &mut TcpStream, bytes: &[u8], pause: Duration) {
     for byte in bytes {
         tokio::time::sleep(pause).await;
@@ -342,11 +342,17 @@ async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     process.line_with("allows few connections");
     let mut inside = RawSocket::over(process.tcp().await);
     inside.upgrade("/app/demo-key").await;
-    // An application that keeps as many connections as there are files: WebSockets would be sent away before.
+    // An application that has as many requests as there are files: WebSockets would be sent away before.
     let mut crowd = Vec::new();
     while process.files() < FILES {
-        let mut one = Http::over(process.tcp().await);
-        one.send(Request::get("/apps/1001/connections").signed()).await.ok();
+        let mut one = process.tcp().await;
+        // A body of its own, because one of each is waited for at a time.
+        let request = Request::post("/apps/1001/events", vec![b' '; 1 + crowd.len()]);
+        let request = request.header("Expect", "100-continue").signed();
+        one.write_all(&request.head_with_length(1 + crowd.len())).await.unwrap();
+        let mut answer = [0; 12];
+        in_time("its body is waited for", one.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100");
         crowd.push(one);
     }
     let mut last = Http::over(process.tcp().await);
@@ -354,7 +360,8 @@ async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     assert!(warning.contains("ulimit"), "it says what to do: {warning}");
     assert!(process.files() >= FILES);
 
-    // While nothing can be accepted it hardly works: a tenth of the time would be 20 ticks.
+    // While nothing can be accepted it hardly works: a tenth of the time would be 20 ticks. (Nothing is waited for: what
+    // is measured are these two seconds.)
     let before = process.ticks();
     tokio::time::sleep(2 * SECOND).await;
     let worked = process.ticks() - before;
@@ -372,6 +379,32 @@ async fn a_server_out_of_files_rests_serves_those_it_has_and_accepts_again() {
     inside.fence().await;
     drop((last, fresh));
     eventually("its files are closed", || async { process.files() < FILES / 2 }).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_out_of_files_closes_idle_connections_of_applications_the_oldest_first() {
+    let process = Process::with_files(&format!("ulimit -n {FILES}"));
+    let mut crowd = Vec::new();
+    while process.files() < FILES {
+        let mut one = Http::over(process.tcp().await);
+        one.send(Request::get("/apps/1001/connections").signed()).await.ok();
+        crowd.push(one);
+    }
+    // One that is not idle, and yet the oldest.
+    let mut busy = crowd.remove(0);
+    let event = json!({ "name": "e", "channel": NEWS, "data": "x" }).to_string();
+    let publish = Request::post("/apps/1001/events", event.clone()).signed();
+    busy.write(&publish.head_with_length(event.len())).await;
+    // Nobody of them leaves, and still others are served.
+    let mut fresh = RawSocket::over(process.tcp().await);
+    fresh.upgrade("/app/demo-key").await;
+    fresh.fence().await;
+    crowd[0].ends().await;
+    let youngest = crowd.last_mut().unwrap();
+    youngest.send(Request::get("/apps/1001/connections").signed()).await.ok();
+    busy.write(event.as_bytes()).await;
+    busy.answer().await.ok();
 }
 
 #[cfg(target_os = "linux")]

@@ -202,6 +202,7 @@ async fn a_head_that_comes_a_byte_at_a_time_has_a_deadline() {
         if slow.try_write(&[*byte]).await.is_err() {
             return;
         }
+        // The pace of the client: many bytes in the time that a head has.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -361,7 +361,7 @@ async fn a_signal_that_comes_twice_in_one_moment_is_one() {
         () = is_closed(&mut two) => one,
     };
     left.fence().await;
-    // A later one is another.
+    // A later one is another. Nothing tells when the moment is over: it is pressed again and again, as people do.
     let ended = async {
         loop {
             daemon.signal(Signal::INT);

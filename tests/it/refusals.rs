@@ -327,6 +327,7 @@ async fn a_message_in_fragments_that_does_not_end_is_closed_whatever_is_said_in_
             pong if pong.first == 0x8a => pongs += 1,
             close => break close,
         }
+        // The pace of the client: several times in the time that a message has.
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     assert!(close.text().contains("4100"), "{close:?}");
@@ -342,7 +343,8 @@ async fn messages_that_end_and_begin_in_one_read_never_count_as_one() {
     let (start, rest) = ping.split_at(7);
     stuck.write(start).await;
     lively.write(start).await;
-    // As long as it takes until one that does not go on is closed: this one never is between two messages.
+    // As long as it takes until one that does not go on is closed: this one never is between two messages. It goes on
+    // several times in the time that a message has.
     let closed = stuck.next();
     let mut closed = std::pin::pin!(closed);
     loop {

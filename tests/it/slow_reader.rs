@@ -109,6 +109,7 @@ async fn a_client_that_takes_nothing_in_time_is_closed_with_4100_whatever_it_sen
     // 1 MB waits of the 8 that may. It is as lively as can be.
     let pongs = async {
         while stuck.try_write(&frame(0x8a, b"")).await.is_ok() {
+            // The pace of the client, far below what it may send.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

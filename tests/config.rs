@@ -114,6 +114,12 @@ impl Shown {
         assert_eq!(self.get(key), (value.to_owned(), source.to_owned()), "{key}");
     }
 
+    /// All lines, without where they were set.
+    fn values(&self) -> Vec<&str> {
+        let lines = self.0.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split(" # ").next().unwrap_or_default().trim()).collect()
+    }
+
     fn apps(&self) -> usize {
         self.0.matches("[[apps]]").count()
     }
@@ -452,15 +458,7 @@ apps:
 fn what_is_shown_is_a_configuration_file_that_says_the_same() {
     let first = Place::new().file(".env", credentials("PUSHER_APP", "7")).env("PUSHERD_PORT=7001").show("");
     let again = Place::new().file("config/pusherd.toml", first.0.replace("***", "7-secret")).show("");
-    let values = |shown: &Shown| -> Vec<String> {
-        shown
-            .0
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned())
-            .collect()
-    };
-    assert_eq!(values(&first), values(&again));
+    assert_eq!(first.values(), again.values());
     let masked = Place::new().file("config/pusherd.toml", first.0);
     assert!(
         masked.problem("").ends_with("apps[0].secret: is the mask of `pusherd config show`, not a secret")
@@ -1372,15 +1370,7 @@ fn where_redis_is_is_shown_as_a_configuration_that_says_the_same() {
         "config/pusherd.toml: redis.password: is the mask of `pusherd config show`, not a password"
     );
     let again = Place::new().file("config/pusherd.toml", again.replace("***", "hunter2")).show("");
-    let values = |shown: &Shown| -> Vec<String> {
-        shown
-            .0
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned())
-            .collect()
-    };
-    assert_eq!(values(&first), values(&again));
+    assert_eq!(first.values(), again.values());
 }
 
 #[test]

@@ -17,10 +17,8 @@ use pusherd::webhooks::dead_letters::DeadLetter;
 use pusherd::webhooks::{Event, EventId, Options, Webhooks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls;
 
 use crate::harness::{
     DEMO, Hook, NEWS, Receiver, Reply, Server, Setup, eventually, in_time, receiver, webhook,
@@ -957,32 +955,13 @@ async fn link_local_and_metadata_addresses_are_refused_whatever_leads_there() {
 
 #[tokio::test]
 async fn a_receiver_whose_certificate_nobody_vouches_for_is_told_nothing() {
-    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.cert.der().clone()], key)
-        .unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (put, mut hooks) = mpsc::unbounded_channel::<Hook>();
-    tokio::spawn(async move {
-        let (acceptor, requests) = (TlsAcceptor::from(Arc::new(config)), AtomicUsize::new(0));
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            if let Ok(stream) = acceptor.accept(stream).await {
-                receiver::serve(stream, 0, &|_, _| Reply::Status(200), &requests, &put).await;
-            }
-        }
-    });
+    let (mut receiver, _) = Receiver::with_tls().await;
+    let port = receiver.address.port();
     let alone = Alone::start(webhook(&format!("https://localhost:{port}/")), |_| {});
     alone.occupy("a");
     alone.counts("attempts fail", |counts| counts.failed_attempts.get() >= 2).await;
     assert_eq!(alone.metrics.webhooks.delivered.get(), 0);
-    assert!(hooks.try_recv().is_err());
+    assert!(receiver.is_idle());
 }
 
 #[tokio::test]

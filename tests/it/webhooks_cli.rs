@@ -4,17 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls;
+use tokio::net::TcpStream;
 
-use crate::harness::{DEMO, Hook, PATIENCE, Receiver, Reply, Upgrade, eventually, in_time, receiver};
+use crate::harness::{DEMO, Receiver, Reply, Upgrade, eventually, in_time, receiver};
 
 /// A folder with a configuration, in which the binary is run.
 struct Place(TempDir);
@@ -367,36 +364,14 @@ async fn lost_letters_are_complained_of_once() {
 
 #[tokio::test]
 async fn a_receiver_is_trusted_by_the_certificates_of_the_system() {
-    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.cert.der().clone()], key)
-        .unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (put, mut hooks) = mpsc::unbounded_channel::<Hook>();
-    tokio::spawn(async move {
-        let (acceptor, requests) = (TlsAcceptor::from(Arc::new(config)), Arc::new(AtomicUsize::new(0)));
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, requests, put) = (acceptor.clone(), Arc::clone(&requests), put.clone());
-            tokio::spawn(async move {
-                if let Ok(stream) = acceptor.accept(stream).await {
-                    receiver::serve(stream, 0, &|_, _| Reply::Status(200), &requests, &put).await;
-                }
-            });
-        }
-    });
+    let (mut receiver, certificate) = Receiver::with_tls().await;
+    let port = receiver.address.port();
     let place = Place::telling(&format!("https://localhost:{port}/hooks"));
     let roots = place.path("roots.pem");
-    fs::write(&roots, certificate.cert.pem()).unwrap();
+    fs::write(&roots, certificate).unwrap();
     let running = Running::start(&place, &[("SSL_CERT_FILE", &roots)]).await;
     running.subscribe("a").await;
-    let hook = tokio::time::timeout(PATIENCE, hooks.recv()).await.unwrap().unwrap();
+    let hook = receiver.hook().await;
     let expected: Value = json!({ "name": "channel_occupied", "channel": "a" });
     assert_eq!(hook.events(), [expected]);
     assert_eq!(hook.header("host"), [format!("localhost:{port}")]);

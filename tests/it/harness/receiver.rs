@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::{TlsAcceptor, rustls};
 
 use super::http::find;
 use super::{Stream, in_time};
@@ -79,6 +80,29 @@ impl Receiver {
 
     /// A receiver that does with a request what `decide` says of its number, from 0, and of itself.
     pub async fn that(decide: impl Fn(usize, &Hook) -> Reply + Send + Sync + 'static) -> Self {
+        Self::behind(None, decide).await
+    }
+
+    /// A receiver that takes everything over TLS, as `localhost`, and its certificate in PEM, which it has signed itself.
+    pub async fn with_tls() -> (Self, String) {
+        let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.cert.der().clone()], key)
+            .unwrap();
+        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        (Self::behind(tls, |_, _| Reply::Status(200)).await, certificate.cert.pem())
+    }
+
+    async fn behind(
+        tls: Option<TlsAcceptor>,
+        decide: impl Fn(usize, &Hook) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (put, hooks) = mpsc::unbounded_channel();
@@ -87,7 +111,15 @@ impl Receiver {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (decide, requests, put) = (Arc::clone(&decide), Arc::clone(&requests), put.clone());
-                tokio::spawn(async move { serve(stream, connection, &*decide, &requests, &put).await });
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let Some(tls) = tls else {
+                        return serve(stream, connection, &*decide, &requests, &put).await;
+                    };
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, connection, &*decide, &requests, &put).await;
+                    }
+                });
             }
         });
         Self { address, hooks, events: VecDeque::new() }
@@ -143,7 +175,7 @@ pub fn webhook(url: &str) -> Webhook {
 }
 
 /// Serves the requests of one connection.
-pub async fn serve(
+async fn serve(
     mut stream: impl Stream,
     connection: usize,
     decide: &Decide,

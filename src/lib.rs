@@ -52,16 +52,17 @@
 //! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | protocol, limits |
 //! | [`machine`] | the memory that there is | nothing |
 //! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
+//! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
 //! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | what applications are told by HTTP: smoothing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | what several nodes agree on, and the brokers between them | bounded_file, protocol, metrics, limits |
+//! | [`cluster`] | what several nodes agree on, and the brokers between them | bounded_file, pem, protocol, metrics, limits |
 //! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |
-//! | [`http`] | Pusher's REST API and health routes | hub, apps, protocol, limits, rejections, metrics, machine |
+//! | [`http`] | Pusher's REST API and health routes | hub, addresses, apps, protocol, limits, rejections, metrics, machine |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, addresses, session, outbox |
 //! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
 //! | [`server`] | builds the rooms, binds, accepts, shakes hands of TLS, drains | everything |
@@ -148,6 +149,7 @@ pub mod limits;
 pub mod machine;
 pub mod metrics;
 pub mod outbox;
+pub mod pem;
 pub mod protocol;
 pub mod pusher;
 pub mod registry;

@@ -26,11 +26,12 @@ impl fmt::Display for NotUtf8 {
         match self {
             Self::Wide { name, lines } => {
                 let encoding = &name[..6];
-                write!(
-                    f,
-                    "is {encoding} text ({name}) and must be UTF-8: nothing of its {lines} lines was read; save it as \
-                     UTF-8, or convert it with `iconv -f {name} -t UTF-8`"
-                )
+                write!(f, "is {encoding} text ({name}) and must be UTF-8: ")?;
+                match lines {
+                    1 => f.write_str("its one line was not read")?,
+                    lines => write!(f, "nothing of its {lines} lines was read")?,
+                }
+                write!(f, "; save it as UTF-8, or convert it with `iconv -f {name} -t UTF-8`")
             }
             Self::Bytes { line, .. } => write!(
                 f,
@@ -127,7 +128,12 @@ mod tests {
                 for mark in ["", "\u{feff}"] {
                     let found = text(wide(&format!("{mark}{content}"), width, is_big)).unwrap_err();
                     assert_eq!(found, NotUtf8::Wide { name, lines }, "{content:?} {mark:?}");
-                    assert!(!found.to_string().contains("hunter2"));
+                    let said = found.to_string();
+                    let read = match lines {
+                        1 => ": its one line was not read; ".to_owned(),
+                        _ => format!(": nothing of its {lines} lines was read; "),
+                    };
+                    assert!(said.contains(&read) && !said.contains("hunter2"), "{said}");
                 }
             }
         }

@@ -73,18 +73,6 @@ pub(super) fn secret(path: &Path) -> Result<Secret, String> {
     Ok(Secret::new(text.trim_end_matches(['\n', '\r'])))
 }
 
-/// Looks whether the file `path` can be read and has certificates in PEM.
-pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
-    let shown = path.display();
-    let bytes = bounded_file::read(path, FILE_BYTES_MAX).map_err(|why| format!("{shown} {why}"))?;
-    let has_certificate = String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----");
-    if has_certificate {
-        Ok(())
-    } else {
-        Err(format!("{shown} holds no certificate in PEM (BEGIN CERTIFICATE)"))
-    }
-}
-
 fn text(path: &Path) -> Result<String, String> {
     encoding::text(bytes(path)?).map_err(|why| why.to_string())
 }

@@ -46,6 +46,7 @@ pub use show::reference;
 
 use crate::apps::App;
 use crate::cluster::Broker;
+use crate::cluster::redis::check_authorities;
 use crate::server;
 use crate::webhooks::dead_letters::{self, check_file, is_usable_folder};
 use apps::{Draft, Drafts};
@@ -554,9 +555,9 @@ fn settle_cluster(
             if reads_certificate
                 && redis.value.tls
                 && !redis.value.tls_ca_file.is_empty()
-                && let Err(why) = file::check_certificates(&ca_file)
+                && let Err(why) = check_authorities(&ca_file)
             {
-                problems.add(&redis.source("tls_ca_file"), &redis.path("tls_ca_file"), why);
+                problems.add(&redis.source("tls_ca_file"), &redis.path("tls_ca_file"), why.to_string());
             }
             Some(Broker::Redis(Box::new(redis.value.options(ca_file))))
         }

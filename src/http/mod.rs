@@ -30,7 +30,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -42,11 +42,15 @@ use tower::ServiceExt;
 pub use error::ApiError;
 pub use signed::Signed;
 
+use crate::addresses::Addresses;
 use crate::apps::Apps;
 use crate::hub::Hub;
 use crate::protocol::name::shown;
 use crate::protocol::request::Query;
 use crate::rejections::Example;
+
+/// The header in which Pusher's SDKs name themselves.
+const LIBRARY: HeaderName = HeaderName::from_static("x-pusher-library");
 
 /// How the HTTP API serves, whatever the app.
 #[derive(Clone, Debug)]
@@ -122,11 +126,14 @@ impl Api {
     }
 
     /// Counts a request that was rejected, and tells the operator why.
-    fn reject(&self, uri: &Uri, error: &ApiError, caller: &Caller) {
+    fn reject(&self, uri: &Uri, error: &ApiError, sender: &Sender) {
         let Some(why) = error.rejection() else { return };
         let mut example = Example::default().path(uri.path()).reason(error.to_string());
-        if let Some(address) = caller.0.address {
+        if let Some(address) = sender.address {
             example = example.address(address);
+        }
+        if let Some(library) = &sender.library {
+            example = example.library(String::from_utf8_lossy(library.as_bytes()));
         }
         let id = uri.path().strip_prefix("/apps/").and_then(|rest| rest.split('/').next());
         let id = id.map(|id| percent_decode_str(id).decode_utf8_lossy());
@@ -149,16 +156,33 @@ pub struct Caller(Arc<Peer>);
 #[derive(Debug, Default)]
 struct Peer {
     is_known: AtomicBool,
-    address: Option<IpAddr>,
+    /// The other end, and what is known of proxies.
+    address: Option<(IpAddr, Arc<Addresses>)>,
 }
 
-impl From<IpAddr> for Caller {
-    fn from(address: IpAddr) -> Self {
-        Self(Arc::new(Peer { is_known: AtomicBool::default(), address: Some(address) }))
-    }
+/// Who sent a request, for the log.
+#[derive(Debug, Default)]
+struct Sender {
+    /// The client's address, or that of the proxy that does not tell it.
+    address: Option<IpAddr>,
+    /// The SDK and its version, as those of Pusher say it.
+    library: Option<HeaderValue>,
 }
 
 impl Caller {
+    /// At the other end of a connection from `peer`, which may be one of the proxies of `addresses`.
+    #[must_use]
+    pub fn new(peer: IpAddr, addresses: &Arc<Addresses>) -> Self {
+        let address = Some((peer, Arc::clone(addresses)));
+        Self(Arc::new(Peer { is_known: AtomicBool::default(), address }))
+    }
+
+    /// Who sent a request with `headers`.
+    fn sender(&self, headers: &HeaderMap) -> Sender {
+        let address = self.0.address.as_ref().map(|(peer, addresses)| addresses.client(*peer, headers));
+        Sender { address, library: headers.get(&LIBRARY).cloned() }
+    }
+
     /// Whether a request of theirs was signed.
     #[must_use]
     pub fn is_known(&self) -> bool {
@@ -192,35 +216,45 @@ impl Service {
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
     {
         self.api.strip_prefix(&mut request);
-        let uri = request.uri().clone();
         let Some(publish) = Publish::of(&request) else {
             if !caller.is_known() {
                 // Only while it is a stranger, because this allocates.
                 request.extensions_mut().insert(caller.clone());
             }
+            let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
             // In a box, so that a publish does not have room for it.
             let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
             if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-                self.api.reject(&uri, &error, caller);
+                self.api.reject(&uri, &error, &sender);
             }
             return response.map(AnswerBody::Right);
         };
-        let (head, body) = request.into_parts();
-        let answer = match Signed::check(head, body, &self.api, caller).await {
-            Ok(signed) => match publish {
-                Publish::One => trigger::trigger(&self.api, signed).await,
-                Publish::Batch => trigger::trigger_batch(&self.api, signed).await,
-                Publish::Legacy => trigger::trigger_legacy(&self.api, signed).await,
-            },
-            Err(error) => Err(error),
+        let (mut head, body) = request.into_parts();
+        let mut signed = match Signed::check(&mut head, body, &self.api, caller).await {
+            Ok(signed) => signed,
+            Err(error) => return self.reject(error, &head.uri, &head.headers, caller),
+        };
+        let answer = match publish {
+            Publish::One => trigger::trigger(&self.api, &mut signed).await,
+            Publish::Batch => trigger::trigger_batch(&self.api, &mut signed).await,
+            Publish::Legacy => trigger::trigger_legacy(&self.api, &mut signed).await,
         };
         match answer {
             Ok(response) => response.map(AnswerBody::Left),
-            Err(error) => {
-                self.api.reject(&uri, &error, caller);
-                error.into_response().map(AnswerBody::Right)
-            }
+            Err(error) => self.reject(error, &signed.uri, &signed.headers, caller),
         }
+    }
+
+    /// The answer to a publish that is rejected.
+    fn reject(
+        &self,
+        error: ApiError,
+        uri: &Uri,
+        headers: &HeaderMap,
+        caller: &Caller,
+    ) -> Response<AnswerBody> {
+        self.api.reject(uri, &error, &caller.sender(headers));
+        error.into_response().map(AnswerBody::Right)
     }
 }
 

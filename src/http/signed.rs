@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::iter;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -42,7 +43,7 @@ pub struct Signed {
     /// Its body, of the size that the app allows.
     pub body: Bytes,
     /// What is charged for it.
-    _charge: Option<Box<Charge>>,
+    charge: Option<Box<Charge>>,
 }
 
 impl FromRequest<Api> for Signed {
@@ -53,15 +54,16 @@ impl FromRequest<Api> for Signed {
     /// MD5, not the body.
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
-        let (head, body) = request.into_parts();
-        Self::check(head, body, api, &caller).await
+        let (mut head, body) = request.into_parts();
+        Self::check(&mut head, body, api, &caller).await
     }
 }
 
 impl Signed {
-    /// See [`Signed::from_request`]. Once the signature holds, `caller` is no stranger any more.
+    /// See [`Signed::from_request`]. Once the signature holds, `caller` is no stranger any more. What the head says is
+    /// taken out of it, unless the request is rejected.
     pub(super) async fn check<B>(
-        head: request::Parts,
+        head: &mut request::Parts,
         body: B,
         api: &Api,
         caller: &Caller,
@@ -70,14 +72,27 @@ impl Signed {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let raw_query = head.uri.query().unwrap_or_default();
-        let app = find_app(&head, raw_query, api)?;
+        let app = find_app(head, raw_query, api)?;
         let query = Query::parse(raw_query)?;
-        let auth = check_signature(&head, &query, &app, api, caller)?;
-        let (body, charge) = read(body, announced(&head), &app, &auth, api).await?;
+        let auth = check_signature(head, &query, &app, api, caller)?;
+        let (body, charge) = read(body, announced(head), &app, &auth, api).await?;
         auth.check_body(&body)?;
         let has_parameters = query.has_parameters();
         drop(query);
-        Ok(Self { app, uri: head.uri, has_parameters, headers: head.headers, body, _charge: charge })
+        let (uri, headers) = (mem::take(&mut head.uri), mem::take(&mut head.headers));
+        Ok(Self { app, uri, has_parameters, headers, body, charge })
+    }
+
+    /// The request for a task of its own, without its headers: those stay here, for what the log says of it.
+    pub(super) fn take(&mut self) -> Self {
+        Self {
+            app: Arc::clone(&self.app),
+            uri: self.uri.clone(),
+            has_parameters: self.has_parameters,
+            headers: HeaderMap::new(),
+            body: mem::take(&mut self.body),
+            charge: self.charge.take(),
+        }
     }
 
     /// Its parameters.
@@ -218,7 +233,7 @@ async fn read(
             None => {
                 let ceiling = if announced > 0 { announced } else { bytes_max };
                 let all = all.insert(Box::new(Body::new(api, app, auth.signature(), ceiling).await?));
-                all.push(&std::mem::take(&mut first))?;
+                all.push(&mem::take(&mut first))?;
                 all
             }
         };

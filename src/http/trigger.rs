@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::mem;
 
 use axum::http::{Response, StatusCode};
 use bytes::Bytes;
@@ -42,17 +43,17 @@ struct Triggered {
 }
 
 /// `POST /apps/{app_id}/events`
-pub(super) async fn trigger(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
+pub(super) async fn trigger(api: &Api, signed: &mut Signed) -> Result<Response<Full<Bytes>>, ApiError> {
     let query = signed.query();
     let fields = Fields::of_body(&signed.body, Some(&query))?;
     let Some(key) = Key::of(signed.headers.get(idempotency::HEADER), fields.idempotency_key)? else {
-        let answer = publish(api, &signed, &fields).await?;
+        let answer = publish(api, signed, &fields).await?;
         drop(query);
-        return Ok(json_response(answer, signed.headers));
+        return Ok(json_response(answer, mem::take(&mut signed.headers)));
     };
     drop(query);
     // In a box, so that a publish without a key does not have room for it.
-    Box::pin(idempotency::once(api.clone(), signed, key, Publish::One)).await
+    Box::pin(idempotency::once(api.clone(), signed.take(), key, Publish::One)).await
 }
 
 /// As [`trigger`], whatever its key.
@@ -93,14 +94,14 @@ struct BatchTriggered {
 }
 
 /// `POST /apps/{app_id}/batch_events`: all of them or none.
-pub(super) async fn trigger_batch(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
-    let picked = pick_batch(&signed)?;
+pub(super) async fn trigger_batch(api: &Api, signed: &mut Signed) -> Result<Response<Full<Bytes>>, ApiError> {
+    let picked = pick_batch(signed)?;
     let Some(key) = Key::of(signed.headers.get(idempotency::HEADER), picked.beside)? else {
-        let answer = publish_batch(api, &signed, picked).await?;
-        return Ok(json_response(answer, signed.headers));
+        let answer = publish_batch(api, signed, picked).await?;
+        return Ok(json_response(answer, mem::take(&mut signed.headers)));
     };
     drop(picked);
-    Box::pin(idempotency::once(api.clone(), signed, key, Publish::Batch)).await
+    Box::pin(idempotency::once(api.clone(), signed.take(), key, Publish::Batch)).await
 }
 
 /// As [`trigger_batch`], whatever its key.
@@ -193,10 +194,13 @@ fn in_batch(error: ApiError, at: usize) -> ApiError {
 
 /// `POST /apps/{app_id}/channels/{channel}/events`, of the API of 2012: the body is the data. Answers 202.
 /// Its key can only be in the header.
-pub(super) async fn trigger_legacy(api: &Api, signed: Signed) -> Result<Response<Full<Bytes>>, ApiError> {
+pub(super) async fn trigger_legacy(
+    api: &Api,
+    signed: &mut Signed,
+) -> Result<Response<Full<Bytes>>, ApiError> {
     let mut response = match Key::of(signed.headers.get(idempotency::HEADER), None)? {
-        Some(key) => Box::pin(idempotency::once(api.clone(), signed, key, Publish::Legacy)).await?,
-        None => json_response(legacy(api, &signed).await?, signed.headers),
+        Some(key) => Box::pin(idempotency::once(api.clone(), signed.take(), key, Publish::Legacy)).await?,
+        None => json_response(legacy(api, signed).await?, mem::take(&mut signed.headers)),
     };
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)

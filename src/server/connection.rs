@@ -22,7 +22,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::ReadBuf;
+use tokio::io::{AsyncBufReadExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
@@ -32,7 +32,7 @@ use super::kept_alive::{Begun, Requests};
 use super::opening::{self, Farewell, Protocol};
 use super::repoll::Repoll;
 use super::stream::{self, HEAD_BYTES, HEADERS, LINGER, PatientStream, Progress, Stream};
-use super::{Server, Tls, proxy_protocol};
+use super::{Server, Tls, proxy_protocol, tls};
 use crate::addresses::Kind;
 use crate::http::{self, Caller};
 use crate::limits::Limit;
@@ -79,7 +79,7 @@ impl Server {
         &self,
         mut stream: TcpStream,
         mut address: SocketAddr,
-        tls: Option<Tls>,
+        with_tls: Option<Tls>,
         arrival: &Arrival,
     ) -> Result<(Stream, Peer), Option<Farewell>> {
         let mut over_tls = false;
@@ -100,7 +100,7 @@ impl Server {
                     }
                     let example = Example::from(address.ip()).reason("it begins with something else");
                     self.hub.reject(Limit::ProxyProtocol, None, example);
-                    return Err(Some(Farewell::without_proxy_header(stream)));
+                    return Err(Some(Farewell::without_proxy_header(Either::Left(stream))));
                 }
             }
             match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
@@ -113,22 +113,26 @@ impl Server {
         }
         // What stands behind the header of a proxy.
         let seen = first_bytes(&stream, &mut first, arrival).await.map_err(|_| None)?;
-        let wants_tls = tls.is_some();
-        let stream = match (Protocol::of(&first[..seen]), tls) {
+        let wants_tls = with_tls.is_some();
+        let (stream, spoken) = match (Protocol::of(&first[..seen]), with_tls) {
             (Some(Protocol::Tls), Some(tls)) => match Box::pin(tls.accept(stream)).await {
-                Ok(stream) => stream,
+                Ok(mut stream) => {
+                    let inside = Box::pin(stream.fill_buf()).await.map_err(|_| None)?;
+                    let spoken = Protocol::of(inside).filter(|inside| *inside != Protocol::Tls);
+                    (Either::Right(stream), spoken)
+                }
                 Err(error) => {
-                    let example = Example::from(address.ip()).reason(error.to_string());
+                    let example = Example::from(address.ip()).reason(tls::why_failed(&error));
                     self.hub.reject(Mistake::TlsHandshake, None, example);
                     return Err(None);
                 }
             },
-            (Some(protocol), _) => {
-                self.hub.reject(protocol.mistake(), None, Example::from(address.ip()));
-                return Err(Some(protocol.refuse(stream)));
-            }
-            (None, _) => Either::Left(stream),
+            (spoken, _) => (Either::Left(stream), spoken),
         };
+        if let Some(protocol) = spoken {
+            self.hub.reject(protocol.mistake(), None, Example::from(address.ip()));
+            return Err(Some(protocol.refuse(stream)));
+        }
         let speaks_tls = matches!(stream, Either::Right(_));
         let peer = Peer { address, over_tls: over_tls || speaks_tls, misses_tls: wants_tls && !speaks_tls };
         Ok((stream, peer))
@@ -144,7 +148,7 @@ impl Server {
     /// the latest.
     async fn answer_all(&self, stream: Stream, peer: Peer, arrival: Arrival, until: Instant) {
         let mut patience = pin!(sleep_until(until));
-        let caller = Caller::from(peer.address.ip());
+        let caller = Caller::new(peer.address.ip(), &self.addresses);
         let arrival = Arc::new(arrival);
         let stranger = Arc::downgrade(&arrival);
         let mut arrival = Some(arrival);
@@ -293,7 +297,8 @@ impl Server {
         mistake: Mistake,
         sentence: &'static str,
     ) -> Response<http::AnswerBody> {
-        let example = Example::from(peer.address.ip()).path(request.uri().path());
+        let client = self.addresses.client(peer.address.ip(), request.headers());
+        let example = Example::from(client).path(request.uri().path());
         self.hub.reject(mistake, None, example);
         let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
         *response.status_mut() = StatusCode::BAD_REQUEST;

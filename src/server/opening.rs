@@ -1,11 +1,10 @@
-//! What a connection begins with when it is not what its port speaks: known by the first bytes, and told so in words of
-//! its own protocol, where that has any.
+//! What a connection begins with when it is not what its port speaks, inside of TLS too: known by the first bytes, and told
+//! so in words of its own protocol, where that has any.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::stream::LINGER;
+use super::stream::{LINGER, Stream};
 use crate::rejections::Mistake;
 
 /// How much of a beginning is looked at.
@@ -52,7 +51,7 @@ impl Protocol {
         }
     }
 
-    /// What is wrong with it on a port without TLS.
+    /// What is wrong with it where HTTP/1 is expected.
     pub(super) const fn mistake(self) -> Mistake {
         match self {
             Self::Tls => Mistake::TlsOnPlainPort,
@@ -71,7 +70,7 @@ impl Protocol {
     }
 
     /// What tells the client of `stream` that this is not spoken here.
-    pub(super) const fn refuse(self, stream: TcpStream) -> Farewell {
+    pub(super) const fn refuse(self, stream: Stream) -> Farewell {
         Farewell { stream, words: self.refusal() }
     }
 }
@@ -79,13 +78,13 @@ impl Protocol {
 /// The last words to a client whose connection is not served.
 #[derive(Debug)]
 pub(super) struct Farewell {
-    stream: TcpStream,
+    stream: Stream,
     words: &'static [u8],
 }
 
 impl Farewell {
     /// To a client that should have begun with a header of the PROXY protocol.
-    pub(super) const fn without_proxy_header(stream: TcpStream) -> Self {
+    pub(super) const fn without_proxy_header(stream: Stream) -> Self {
         Self { stream, words: PROXY_HEADER_FIRST }
     }
 

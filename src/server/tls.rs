@@ -1,5 +1,6 @@
 //! TLS of our own: the certificate, its renewal, and the handshake.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::either::Either;
+use tokio_rustls::server::TlsStream;
 use tracing::{error, info, warn};
 
 use super::certificate::{Certificate, Dates, KEYS, Warned};
-use super::stream::Stream;
 use crate::bounded_file;
 use crate::http::unix_now;
+use crate::pem::{self, Wanted};
 
 /// How often the files are looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -163,9 +164,18 @@ impl Tls {
     }
 
     /// Shakes hands.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        let stream = TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?;
-        Ok(Either::Right(Box::new(stream)))
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
+        Ok(Box::new(TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?))
+    }
+}
+
+/// Why hands were not shaken, in words that fit the log.
+pub(super) fn why_failed(error: &io::Error) -> Cow<'static, str> {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::NoApplicationProtocol) => {
+            "by ALPN the client offers protocols of which none is http/1.1, such as h2 alone".into()
+        }
+        Some(_) | None => error.to_string().into(),
     }
 }
 
@@ -194,9 +204,10 @@ impl Files {
         let of_key = |why: &str| TlsError::Key(format!("{} {why}", self.key.display()));
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem.certificate)
             .collect::<Result<_, _>>()
-            .map_err(|_| of_certificate("is not a valid PEM file"))?;
+            .map_err(|_| of_certificate("is not a valid PEM file: a part of it is cut off or changed"))?;
         let Some(first) = chain.first() else {
-            return Err(of_certificate("holds no certificate in PEM (BEGIN CERTIFICATE)"));
+            let instead = pem::instead(Wanted::Certificates, &self.certificate, &pem.certificate);
+            return Err(of_certificate(&instead));
         };
         let Some(certificate) = Certificate::of(first) else {
             return Err(of_certificate("begins with something else than a certificate of X.509"));
@@ -205,10 +216,13 @@ impl Files {
             return Err(of_certificate(&why));
         }
         let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| {
+            let file = self.key.display();
             let is_encrypted = pem.key.windows(9).any(|word| word == b"ENCRYPTED");
-            of_key(match is_encrypted {
-                true => "is encrypted with a passphrase: decrypt it with `openssl pkey`",
-                false => "holds no private key in PEM (BEGIN PRIVATE KEY)",
+            of_key(&match is_encrypted {
+                true => format!(
+                    "is encrypted with a passphrase: decrypt it with `openssl pkey -in {file} -out key.pem`"
+                ),
+                false => pem::instead(Wanted::Key, &self.key, &pem.key),
             })
         })?;
         let key = provider.key_provider.load_private_key(key);

@@ -222,6 +222,50 @@ fn a_certificate_or_key_that_clients_do_not_take_is_refused_by_its_kind_with_a_w
 }
 
 #[test]
+fn a_certificate_or_key_in_another_form_than_pem_is_named_with_the_command_that_converts_it() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
+    let p12 = include_bytes!("certs.p12").to_vec();
+    for (cert, key, words) in [
+        (
+            made.cert.der().to_vec(),
+            key.clone(),
+            "CERT: cert is a certificate in DER, and must be in PEM: convert it with `openssl x509 -inform DER -in cert -out \
+             cert.pem`",
+        ),
+        (
+            p12.clone(),
+            key.clone(),
+            "CERT: cert is PKCS#12 (.p12, .pfx), and must be PEM: take the certificates out with `openssl pkcs12 -in cert \
+             -nokeys -out cert.pem`",
+        ),
+        (
+            include_bytes!("certs.p7b").to_vec(),
+            key.clone(),
+            "CERT: cert is PKCS#7 (.p7b), and must hold certificates in PEM: convert it with `openssl pkcs7 -inform DER -in \
+             cert -print_certs -out cert.pem`",
+        ),
+        (
+            cert.clone(),
+            made.signing_key.serialize_der(),
+            "KEY: key is a private key in DER, and must be in PEM: convert it with `openssl pkey -inform DER -in key -out \
+             key.pem`",
+        ),
+        (
+            cert.clone(),
+            p12,
+            "KEY: key is PKCS#12 (.p12, .pfx), and must be PEM: take the key out with `openssl pkcs12 -in key -nocerts \
+             -nodes -out key.pem`",
+        ),
+        (cert.clone(), made.cert.der().to_vec(), "KEY: key is a certificate in DER, and no private key"),
+    ] {
+        let place = Place::new().file("cert", cert).file("key", key);
+        let problem = place.env("PUSHERD_TLS_CERT=cert\nPUSHERD_TLS_KEY=key").problem("");
+        assert_eq!(problem, format!("environment: PUSHERD_TLS_{words}"));
+    }
+}
+
+#[test]
 fn the_key_is_read_from_the_file_of_the_certificate_where_none_is_named() {
     let (cert, key) = certificate();
     for both in [format!("{key}{cert}"), format!("{cert}{key}")] {

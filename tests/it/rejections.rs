@@ -330,6 +330,84 @@ async fn refused_requests_are_logged_with_whose_they_are_and_what_was_wrong_and_
 }
 
 #[tokio::test]
+async fn publishes_that_are_too_large_or_too_many_are_logged_with_the_limit_and_its_setting() {
+    let (log, _logging) = Log::start(Level::INFO);
+    let server = Server::with_app(|app| {
+        app.limits.event_data_bytes_max = 100;
+        app.limits.requests_per_second = Some(5);
+        app.limits.events_per_second = Some(2);
+    })
+    .await;
+    let publish = |data: &str| json!({ "name": "e", "channel": "news", "data": data });
+    let mut http = server.http().await;
+    let mut send = async |body: serde_json::Value| {
+        let path = if body["batch"].is_null() { EVENTS } else { "/apps/1001/batch_events" };
+        http.send(Request::post(path, body.to_string()).signed()).await
+    };
+    let refused = send(publish(&"x".repeat(101))).await;
+    assert!(refused.refused(413).contains("the 100 allowed"), "{}", refused.text());
+    let line = log.line(Level::INFO, "a request was rejected count=1");
+    for part in ["app=\"1001\"", "address=127.0.0.1", "the 100 allowed", "limits.event_data_bytes"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let event = publish("the payload");
+    send(json!({ "batch": vec![event.clone(); 10] })).await.ok();
+    send(event.clone()).await.refused(429);
+    send(event.clone()).await.refused(429);
+    let line = log.line(Level::WARN, "limits.events_per_second");
+    for part in ["count=1", "app=\"1001\"", "address=127.0.0.1", "limit=\"2 events a second\""] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    send(publish("")).await.refused(429);
+    send(publish("")).await.refused(429);
+    let line = log.line(Level::WARN, "limits.requests_per_second");
+    for part in ["count=1", "app=\"1001\"", "address=127.0.0.1", "limit=\"5 requests a second\""] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!log.text().contains("the payload"), "{}", log.text());
+}
+
+#[tokio::test]
+async fn refused_requests_are_logged_with_the_address_that_a_trusted_proxy_adds_and_the_library() {
+    for is_trusted in [true, false] {
+        let (log, _logging) = Log::start(Level::DEBUG);
+        let server = Server::with(|setup| {
+            if !is_trusted {
+                setup.options.addresses.trusted_proxies.clear();
+            }
+        })
+        .await;
+        let invalid = json!({ "name": "e", "channel": "no channel", "data": "" }).to_string();
+        let keyed = json!({ "name": "e", "channel": "no channel", "data": "", "idempotency_key": "k" });
+        let wrong = Key { secret: "another", ..DEMO };
+        let requests = [
+            // Before and after its signature was checked, in a task of its own, by the router, and at no route.
+            Request::post(EVENTS, invalid.clone()).signed_with(&wrong),
+            Request::post(EVENTS, invalid).signed(),
+            Request::post(EVENTS, keyed.to_string()).signed(),
+            Request::get("/apps/1001/channels/no%20channel").signed(),
+            Request::get("/nowhere"),
+        ];
+        for request in &requests {
+            let request = request.clone().header("X-Forwarded-For", "198.51.100.1, 192.0.2.7");
+            let answer = server.send(request.header("X-Pusher-Library", "pusher-http-php 7.2.6")).await;
+            assert!(answer.status >= 400, "{}", answer.text());
+        }
+        let lines = log.lines(Level::DEBUG, "a request was rejected");
+        assert_eq!(lines.len(), requests.len(), "{lines:#?}");
+        let address = if is_trusted { "address=192.0.2.7" } else { "address=127.0.0.1" };
+        for line in lines {
+            assert!(line.contains(address), "{address}: {line}");
+            assert!(line.contains("library=\"pusher-http-php 7.2.6\""), "{line}");
+        }
+        let hostless = b"GET /up HTTP/1.1\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n";
+        assert_eq!(http_answer_to(&server, hostless).await.status, 400);
+        let line = log.line(Level::DEBUG, "it must have one Host header");
+        assert!(line.contains(address), "{address}: {line}");
+    }
+}
+
+#[tokio::test]
 async fn refused_connections_are_logged_with_address_key_path_origin_and_library() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::with_app(|app| {

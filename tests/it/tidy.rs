@@ -4,25 +4,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 19] = [
+const MAP: [(&str, &[&str]); 20] = [
     ("protocol", &[]),
     ("limits", &[]),
     ("rejections", &["protocol", "limits"]),
     ("machine", &[]),
     ("bounded_file", &[]),
+    ("pem", &[]),
     ("addresses", &["limits"]),
     ("apps", &["protocol", "limits", "rejections"]),
     ("session", &["protocol", "limits", "rejections", "apps"]),
     ("outbox", &["protocol", "limits"]),
     ("metrics", &["rejections"]),
     ("webhooks", &["protocol", "metrics", "apps"]),
-    ("cluster", &["bounded_file", "protocol", "metrics", "limits"]),
+    ("cluster", &["bounded_file", "pem", "protocol", "metrics", "limits"]),
     ("registry", &["protocol", "limits", "outbox"]),
     (
         "hub",
         &["protocol", "limits", "rejections", "apps", "outbox", "metrics", "webhooks", "cluster", "registry"],
     ),
-    ("http", &["hub", "apps", "protocol", "limits", "rejections", "metrics", "machine"]),
+    ("http", &["hub", "addresses", "apps", "protocol", "limits", "rejections", "metrics", "machine"]),
     (
         "pusher",
         &[
@@ -66,6 +67,7 @@ const MAP: [(&str, &[&str]); 19] = [
             "machine",
             "metrics",
             "outbox",
+            "pem",
             "protocol",
             "pusher",
             "rejections",

@@ -19,9 +19,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tracing::Level;
 
 use crate::harness::{
-    Client, Http, NEWS, RawSocket, Request, Server, Setup, Upgrade, eventually, in_time, text_frame,
+    Client, Http, Log, NEWS, RawSocket, Request, Server, Setup, Upgrade, eventually, in_time, text_frame,
 };
 
 const DEMO_APP: &str = "/app/demo-key?protocol=7&client=js&version=8.6.0&flash=false";
@@ -495,6 +496,61 @@ async fn tls_on_the_plain_port_is_answered_with_an_alert_that_clients_show() {
     let mut answer = Vec::new();
     in_time("the alert", raw.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
+}
+
+#[tokio::test]
+async fn what_is_spoken_inside_of_tls_and_is_no_http_1_is_answered_and_logged_as_without() {
+    let (log, _logging) = Log::start(Level::INFO);
+    let server = Secure::start().await;
+    let said = async |bytes: &[u8]| {
+        let mut stream = server.tls().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        in_time("the server hangs up", stream.read_to_end(&mut answer)).await.unwrap();
+        answer
+    };
+    let answer = said(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let (settings, goaway) = answer.split_at(9);
+    assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    assert_eq!(goaway[3..17], [7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13], "HTTP_1_1_REQUIRED");
+    server.has_rejected(Mistake::Http2, 1);
+    let line = log.line(Level::INFO, "speaks HTTP/2 to a port with HTTP/1.1");
+    assert!(line.contains("address=127.0.0.1"), "{line}");
+    let answer = said(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 6001\r\nGET /up HTTP/1.1\r\n\r\n").await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("PROXY protocol"), "{answer}");
+    assert_eq!(server.metrics.rejected(Mistake::ProxyHeader).get(), 1);
+    // What comes in pieces is read as before.
+    let mut stream = server.tls().await;
+    stream.write_all(b"P").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut http = Http::over(stream);
+    let publish = Request::post("/apps/1001/events", r#"{"name":"e","channel":"news","data":""}"#).signed();
+    http.write(&publish.to_bytes()[1..]).await;
+    http.answer().await.ok();
+}
+
+#[tokio::test]
+async fn a_client_that_wants_h2_alone_is_told_by_alpn_and_logged() {
+    let (log, _logging) = Log::start(Level::INFO);
+    let server = Secure::start().await;
+    for version in VERSIONS {
+        let mut config = server.certificate.client_config(&[version]);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let error = server.try_tls(config).await.unwrap_err();
+        assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+    }
+    let counted = || server.metrics.rejected(Mistake::TlsHandshake).get();
+    eventually("both are counted", async || counted() == 2).await;
+    let line = log.line(Level::INFO, "a TLS handshake failed");
+    assert!(line.contains("none is http/1.1"), "{line}");
+    // One that offers nothing, or more, is served.
+    for offered in [vec![], vec![b"h2".to_vec(), b"http/1.1".to_vec()]] {
+        let mut config = server.certificate.client_config(&VERSIONS);
+        config.alpn_protocols = offered;
+        let mut http = Http::over(server.try_tls(config).await.unwrap());
+        assert_eq!(http.send(Request::get("/up")).await.status, 200);
+    }
 }
 
 #[tokio::test]

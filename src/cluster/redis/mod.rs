@@ -29,8 +29,6 @@ mod tls;
 mod trouble;
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +42,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 pub use options::Options;
-pub use tls::Anyone;
+pub use tls::{Anyone, AuthoritiesError, check_authorities};
 
 use super::driver::{
     Answering, Arrivals, Arriving, Driver, Incoming, Kept, Leases, Lost, PARTITIONS, Record, Topic,
@@ -63,9 +61,9 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// Settings that can never work.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The file with the authorities' certificates.
-    #[error("cannot use the certificates of {0}: {1}")]
-    CaFile(PathBuf, io::Error),
+    /// The file with the certificates of authorities.
+    #[error("redis.tls_ca_file: {0}")]
+    CaFile(#[from] AuthoritiesError),
     /// No server's address is given.
     #[error("no server of Redis is given")]
     NoServer,

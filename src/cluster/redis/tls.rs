@@ -1,6 +1,6 @@
 //! How Redis proves who it is.
 
-use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,6 +14,7 @@ use tracing::warn;
 use super::StartError;
 use super::options::TlsOptions;
 use crate::bounded_file;
+use crate::pem::{self, Wanted};
 
 /// Largest file of authorities. All that a system trusts are a quarter of it.
 const CA_FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -46,14 +47,40 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, StartError> {
         }
         return Ok(roots);
     };
-    let wrong = |error| StartError::CaFile(path.clone(), error);
-    let pem = bounded_file::read(path, CA_FILE_BYTES_MAX).map_err(|why| wrong(io::Error::other(why)))?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| wrong(io::Error::other(error)))?;
-        roots.add(certificate).map_err(|error| wrong(io::Error::other(error)))?;
+    Ok(authorities(path)?)
+}
+
+/// Why the file of authorities cannot be used. The text begins with its path.
+#[derive(Debug, thiserror::Error)]
+#[error("{} {why}", path.display())]
+pub struct AuthoritiesError {
+    path: PathBuf,
+    why: String,
+}
+
+/// Looks whether the file `path` holds certificates of authorities that can be used.
+///
+/// # Errors
+/// Why it does not.
+pub fn check_authorities(path: &Path) -> Result<(), AuthoritiesError> {
+    authorities(path).map(drop)
+}
+
+/// The certificates in the file `path`. What the libraries say of wrong ones is for their developers, and not repeated.
+fn authorities(path: &Path) -> Result<RootCertStore, AuthoritiesError> {
+    let wrong = |why: String| AuthoritiesError { path: path.to_owned(), why };
+    let bytes = bounded_file::read(path, CA_FILE_BYTES_MAX).map_err(|why| wrong(why.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for (at, certificate) in (1..).zip(CertificateDer::pem_slice_iter(&bytes)) {
+        let certificate = certificate.map_err(|_| {
+            wrong(format!("is not a valid PEM file: certificate {at} in it is cut off or changed"))
+        })?;
+        roots.add(certificate).map_err(|_| {
+            wrong(format!("holds something else than a certificate of X.509 as certificate {at}"))
+        })?;
     }
     if roots.is_empty() {
-        return Err(wrong(io::Error::other("it has no certificate in PEM")));
+        return Err(wrong(pem::instead(Wanted::Certificates, path, &bytes)));
     }
     Ok(roots)
 }

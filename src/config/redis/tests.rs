@@ -513,14 +513,48 @@ fn servers_in_a_variable_stand_between_commas_or_are_json() {
 
 #[test]
 fn the_authorities_of_certificates_are_looked_at_where_they_are_needed() {
-    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let pem = made.cert.pem();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.pem");
     let toml = |tls: bool| format!("[redis]\ntls = {tls}\ntls_ca_file = '{}'", path.display());
     assert!(problem(&toml(true), "").ends_with("ca.pem does not exist"));
     assert_eq!(told(&toml(false), ""), "127.0.0.1 6379 -:-");
-    std::fs::write(&path, "hunter2").unwrap();
-    assert!(problem(&toml(true), "").ends_with("ca.pem holds no certificate in PEM (BEGIN CERTIFICATE)"));
+    let cut_off = &pem[..pem.len() / 2];
+    let changed = pem.replace('M', "!");
+    let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (bytes, words) in [
+        (&b"hunter2"[..], "holds no certificate in PEM (BEGIN CERTIFICATE)".to_owned()),
+        (b"", "holds no certificate in PEM (BEGIN CERTIFICATE)".to_owned()),
+        (
+            made.cert.der(),
+            format!(
+                "is a certificate in DER, and must be in PEM: convert it with `openssl x509 -inform DER -in {} -out cert.pem`",
+                path.display()
+            ),
+        ),
+        (
+            include_bytes!("../../../tests/config/certs.p12"),
+            format!(
+                "is PKCS#12 (.p12, .pfx), and must be PEM: take the certificates out with `openssl pkcs12 -in {} -nokeys \
+                 -out cert.pem`",
+                path.display()
+            ),
+        ),
+        (cut_off.as_bytes(), "is not a valid PEM file: certificate 1 in it is cut off or changed".to_owned()),
+        (
+            format!("{pem}{changed}").as_bytes(),
+            "is not a valid PEM file: certificate 2 in it is cut off or changed".to_owned(),
+        ),
+        (
+            format!("{pem}{no_der}").as_bytes(),
+            "holds something else than a certificate of X.509 as certificate 2".to_owned(),
+        ),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let expected = format!("tls_ca_file: {} {words}", path.display());
+        assert!(problem(&toml(true), "").ends_with(&expected), "{expected}: {}", problem(&toml(true), ""));
+    }
     std::fs::write(&path, pem).unwrap();
     assert_eq!(told(&toml(true), ""), "127.0.0.1 6379 -:- tls of ca.pem");
 }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -504,16 +505,20 @@ impl Cluster {
             *self.0.identity.lock() = node;
         }
         for part in &self.0.parts {
-            let mut acting = Acting { cluster: self, seats: part.lock() };
-            if self.0.epoch.load(Ordering::SeqCst) != epoch {
-                return Err(Lost);
+            {
+                let mut acting = Acting { cluster: self, seats: part.lock() };
+                if self.0.epoch.load(Ordering::SeqCst) != epoch {
+                    return Err(Lost);
+                }
+                // Not only when the name is new: the broker may have been lost in the middle of this the last time.
+                if acting.seats.node() != node {
+                    acting.seats.rename(node);
+                }
+                acting.seats.found();
+                acting.follow();
             }
-            // Not only when the name is new: the broker may have been lost in the middle of this the last time.
-            if acting.seats.node() != node {
-                acting.seats.rename(node);
-            }
-            acting.seats.found();
-            acting.follow();
+            // All parts together may have hundreds of thousands of groups.
+            yield_now().await;
         }
         // What came of a notice that was for the name before is done.
         let _ = timeout(Duration::ZERO, self.0.given_up.notified()).await;

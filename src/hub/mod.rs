@@ -48,7 +48,7 @@ use everywhere::Everywhere;
 const AT_A_TURN: usize = 64;
 
 /// Channels that a connection leaves before other work gets its turn.
-const LEFT_AT_ONCE: usize = 128;
+const LEFT_AT_ONCE: usize = 32;
 
 /// What the broker has to be told at the end is not waited for longer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);

@@ -36,7 +36,6 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use redis::Value;
 use tokio::sync::oneshot;
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
@@ -57,6 +56,9 @@ use trouble::{Backoff, Reports};
 
 /// Connections that last for so long were good ones: when they break, it is not waited longer than at first.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// Parts whose occupied groups are asked for at once: what is asked of Redis meanwhile does not wait for all of them.
+const OCCUPIED_AT_ONCE: usize = 4;
 
 /// Settings that can never work.
 #[derive(Debug, thiserror::Error)]
@@ -234,28 +236,18 @@ impl Driver for Redis {
     }
 
     fn occupied(&self, prefix: &str) -> Answering<Vec<(Group, usize)>> {
-        let live = self.shared.live.read();
-        let Some(live) = &*live else { return answering(None) };
-        let mut calls: Vec<Vec<Call>> = live.links().iter().map(|_| Vec::new()).collect();
-        for partition in 0..PARTITIONS {
-            let place = Place::Partition(partition);
-            let begin = self.shared.names.begin(place);
-            let call = scripts::OCCUPIED.call(&[format!("{begin}o")]).arg(prefix).arg(begin);
-            calls[live.link_of(place)].push(call);
-        }
-        let asked: Vec<_> = live
-            .links()
-            .iter()
-            .zip(calls)
-            .map(|(link, calls)| link.commands.ask(calls, replies::all_occupied))
-            .collect();
+        let (shared, prefix) = (Arc::clone(&self.shared), prefix.to_owned());
         Box::pin(async move {
             let mut groups = Vec::new();
-            for answered in asked {
-                for of_partition in answered.await.map_err(|_| Lost)? {
-                    groups.append(&mut replies::occupied(of_partition).ok_or(Lost)?);
-                    // There may be hundreds of thousands in all.
-                    yield_now().await;
+            for first in (0..PARTITIONS).step_by(OCCUPIED_AT_ONCE) {
+                let some = (first..PARTITIONS).take(OCCUPIED_AT_ONCE).map(|partition| {
+                    let call = |_: &Names, begin: &str| {
+                        scripts::OCCUPIED.call(&[format!("{begin}o")]).arg(&prefix).arg(begin)
+                    };
+                    shared.ask_script(partition, call, replies::occupied)
+                });
+                for answered in some.collect::<Vec<_>>() {
+                    groups.append(&mut answered.await?);
                 }
             }
             Ok(groups)

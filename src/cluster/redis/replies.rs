@@ -98,13 +98,7 @@ fn everyone(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
     Some(members.into_iter().map(|(_, id, info)| (id, info)).collect())
 }
 
-/// Of `occupied`, one of each partition, which are many: looked at one by one, in [`occupied`].
-pub(super) fn all_occupied(values: Vec<Value>) -> Option<Vec<Value>> {
-    let is_one = |value: &Value| matches!(value, Value::Map(_) | Value::Array(_));
-    values.iter().all(is_one).then_some(values)
-}
-
-/// Of `occupied`, in one partition.
+/// Of `occupied`.
 pub(super) fn occupied(value: Value) -> Option<Vec<(Group, usize)>> {
     let group = |(name, members): (Value, Value)| {
         Some((Group::from(text(name)?), usize::try_from(number(&members)?).ok()?))

@@ -35,7 +35,7 @@ use crate::protocol::message::ServerMessage;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{CloseCode, SocketId};
-pub use budget::{Budget, Held, Share};
+pub use budget::{Budget, Held, SharedFrames};
 use state::{Counted, OverBudget, State};
 use tls::Tls;
 
@@ -337,20 +337,29 @@ impl Outbox {
     /// Sends whole frames: writes them, or queues what the socket does not take now. A client that has let too
     /// much queue up is closed (4100); once a connection is closing nothing is sent any more.
     pub fn send(&self, frames: &Bytes) {
-        self.send_if(frames, None, || true);
+        self.send_if(frames, || true);
     }
 
-    /// As [`Outbox::send`], if `wanted` says so when it is this sender's turn. Frames that go to many have a `share`.
-    pub fn send_if(&self, frames: &Bytes, share: Option<&Share>, wanted: impl FnOnce() -> bool) {
+    /// As [`Outbox::send`], if `wanted` says so when it is this sender's turn.
+    pub fn send_if(&self, frames: &Bytes, wanted: impl FnOnce() -> bool) {
+        self.send_counted(frames, Counted::Alone, wanted);
+    }
+
+    /// As [`Outbox::send_if`], of frames that go to many.
+    pub fn send_shared(&self, frames: &SharedFrames, wanted: impl FnOnce() -> bool) {
+        self.send_counted(frames.bytes(), Counted::Shared(frames), wanted);
+    }
+
+    fn send_counted(&self, frames: &Bytes, counted: Counted<'_>, wanted: impl FnOnce() -> bool) {
         let mut state = self.state.lock();
         if state.closing.is_some() || !wanted() {
             return;
         }
         if state.is_empty() {
-            self.write(&mut state, frames, share.into());
+            self.write(&mut state, frames, counted);
         } else if self.is_full(&state) {
             self.close_for(&mut state, Limit::OutboxBytes, "Reading too slowly: the queue is full");
-        } else if let Err(OverBudget) = state.push(frames.clone(), share.into()) {
+        } else if let Err(OverBudget) = state.push(frames.clone(), counted) {
             self.close_over_budget(&mut state);
         }
     }
@@ -777,13 +786,13 @@ mod tests {
     fn what_many_wait_for_counts_once() {
         let budget = Arc::new(Budget::new(100_000));
         let outboxes: Vec<_> = (0..100).map(|id| within(&budget, id)).collect();
-        let (batch, share) = (Bytes::from(vec![0; 50_000]), Share::default());
+        let batch = SharedFrames::from(Bytes::from(vec![0; 50_000]));
         for outbox in &outboxes {
-            outbox.send_if(&batch, Some(&share), || true);
+            outbox.send_shared(&batch, || true);
             assert_eq!((outbox.closing(), outbox.queued_bytes() > 50_000), (None, true));
         }
         assert!((50_000..60_000).contains(&budget.bytes()), "{}", budget.bytes());
-        drop(share);
+        drop(batch);
         outboxes[1..].iter().for_each(|outbox| drop(outbox.take_queued()));
         assert!(budget.bytes() > 50_000, "one still waits for it");
         outboxes[0].take_queued();

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{self, FormatTime as _};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{LogFormat, LogLevel, Settings};
 use queue::Queue;
@@ -44,26 +47,31 @@ impl Drop for Logging {
 /// The system gives no thread.
 pub fn start_logging(settings: &Settings) -> io::Result<Logging> {
     let level = match settings.log.level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
-    let others = if settings.log.level == LogLevel::Error { "error" } else { "warn" };
-    let filter = EnvFilter::new(format!("{others},pusherd={level},{LISTENING}=info"));
+    let libraries = level.min(LevelFilter::WARN);
+    let targets = Targets::new()
+        .with_default(libraries)
+        .with_target("pusherd", level)
+        .with_target(LISTENING, LevelFilter::INFO.max(level));
     let is_json = settings.log.format == LogFormat::Json;
     let queue = Queue::start(io::stderr(), move |lines| lines_lost(is_json, lines))?;
     let writer = Arc::clone(&queue);
     // What goes wrong with standard error cannot be told on standard error: trying to would panic.
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .log_internal_errors(false)
         .with_writer(move || queue::Line(Arc::clone(&writer)));
     match settings.log.format {
-        LogFormat::Auto => logs.with_ansi(settings.colour && io::stderr().is_terminal()).init(),
-        LogFormat::Human => logs.with_ansi(false).init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Auto => {
+            logs.with_ansi(settings.colour && io::stderr().is_terminal()).finish().with(targets).init();
+        }
+        LogFormat::Human => logs.with_ansi(false).finish().with(targets).init(),
+        LogFormat::Json => logs.json().finish().with(targets).init(),
     }
     // The hook of the standard library waits for standard error.
     std::panic::set_hook(Box::new(log_panic));

@@ -7,6 +7,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// The bytes that are queued on a node, and how many may be.
@@ -111,18 +112,34 @@ impl Drop for Held {
     }
 }
 
-/// What a batch is counted by that goes to many, made when it waits for the first of them.
-#[derive(Debug, Default)]
-pub struct Share(OnceCell<Arc<Held>>);
+/// Whole frames that go to many clients. Where they wait they are counted once, from the first client on that they
+/// wait for.
+#[derive(Debug)]
+pub struct SharedFrames {
+    bytes: Bytes,
+    held: OnceCell<Arc<Held>>,
+}
 
-impl Share {
-    /// The batch's `bytes`, counted once for all who share it; `None` if that would be more than may be queued.
-    pub(super) fn hold(&self, budget: &Arc<Budget>, bytes: usize) -> Option<Arc<Held>> {
-        if let Some(held) = self.0.get() {
+impl SharedFrames {
+    /// The frames.
+    #[must_use]
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Counts the frames, once for all clients; `None` if that would be more than may be queued.
+    pub(super) fn hold(&self, budget: &Arc<Budget>) -> Option<Arc<Held>> {
+        if let Some(held) = self.held.get() {
             return Some(Arc::clone(held));
         }
-        let held = Arc::new(budget.hold(bytes)?);
-        Some(Arc::clone(self.0.get_or_init(|| held)))
+        let held = Arc::new(budget.hold(self.bytes.len())?);
+        Some(Arc::clone(self.held.get_or_init(|| held)))
+    }
+}
+
+impl From<Bytes> for SharedFrames {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, held: OnceCell::new() }
     }
 }
 
@@ -133,10 +150,10 @@ mod tests {
     #[test]
     fn what_is_shared_is_counted_once_and_given_back_by_the_last() {
         let budget = Arc::new(Budget::new(1000));
-        let share = Share::default();
-        let (one, two) = (share.hold(&budget, 600), share.hold(&budget, 600));
+        let frames = SharedFrames::from(Bytes::from(vec![0; 600]));
+        let (one, two) = (frames.hold(&budget), frames.hold(&budget));
         assert_eq!((budget.bytes(), one.is_some(), two.is_some()), (600, true, true));
-        drop((share, one));
+        drop((frames, one));
         assert_eq!(budget.bytes(), 600);
         drop(two);
         assert_eq!(budget.bytes(), 0);

@@ -10,7 +10,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::net::TcpStream;
 
 use super::Closing;
-use super::budget::{Budget, Held, Share};
+use super::budget::{Budget, Held, SharedFrames};
 
 /// What a piece in the queue is charged beyond its bytes, so that many small ones are bounded too.
 const PIECE_BYTES: usize = 64;
@@ -43,15 +43,9 @@ pub(super) enum Counted<'s> {
     /// By itself.
     Alone,
     /// Once for all that wait for the same.
-    Shared(&'s Share),
+    Shared(&'s SharedFrames),
     /// By itself, be it more than the budget has: it says why the connection ends.
     Always,
-}
-
-impl<'s> From<Option<&'s Share>> for Counted<'s> {
-    fn from(share: Option<&'s Share>) -> Self {
-        share.map_or(Self::Alone, Self::Shared)
-    }
 }
 
 /// The node's budget does not take a piece.
@@ -122,7 +116,7 @@ impl State {
 
     fn piece(&mut self, bytes: Bytes, counted: Counted<'_>) -> Result<Piece, OverBudget> {
         let shared = match counted {
-            Counted::Shared(share) => Some(share.hold(&self.budget, bytes.len()).ok_or(OverBudget)?),
+            Counted::Shared(frames) => Some(frames.hold(&self.budget).ok_or(OverBudget)?),
             Counted::Alone | Counted::Always => None,
         };
         let piece = Piece { bytes, shared };

@@ -13,7 +13,7 @@
 //! Joining is a place in that order too: a subscriber has the number of the first message that is meant for it,
 //! so what was pending before does not reach it and what comes after does.
 
-use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +30,7 @@ use super::{
     Published, Registry,
 };
 use crate::limits::Limit;
-use crate::outbox::{Outbox, Share};
+use crate::outbox::{Outbox, SharedFrames};
 use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::deflate::{self, Compression};
 use crate::protocol::wire::{Frame, pusher};
@@ -787,8 +787,11 @@ impl Pass {
     pub fn serve(&mut self) -> bool {
         let end = self.subscribers.len().min(self.served + TURN);
         for subscriber in &self.subscribers[self.served..end] {
-            if let Some((bytes, share)) = self.batch.bytes_for(subscriber) {
-                subscriber.outbox.send_if(&bytes, share, || !subscriber.gone.load(Ordering::Relaxed));
+            let is_subscribed = || !subscriber.gone.load(Ordering::Relaxed);
+            match self.batch.frames_for(subscriber) {
+                Frames::All(frames) => subscriber.outbox.send_shared(frames, is_subscribed),
+                Frames::Some(frames) => subscriber.outbox.send_if(&frames, is_subscribed),
+                Frames::None => {}
             }
         }
         self.served = end;
@@ -802,11 +805,9 @@ struct Batch {
     /// The number of the first message.
     first: u64,
     messages: Vec<Pending>,
-    joined: Bytes,
-    /// What `joined` is counted by where it waits.
-    share: Share,
+    joined: SharedFrames,
     /// The same for connections that take them compressed, made when the first of these has its turn.
-    compressed: Option<Compressed>,
+    compressed: OnceCell<Compressed>,
     /// Connections that do not get all of it.
     excepted: Vec<SocketId>,
 }
@@ -814,8 +815,7 @@ struct Batch {
 /// The messages of a batch, each compressed where that is worth it, and put together.
 #[derive(Debug)]
 struct Compressed {
-    joined: Bytes,
-    share: Share,
+    joined: SharedFrames,
     /// Where each message ends.
     ends: Vec<usize>,
 }
@@ -830,7 +830,7 @@ impl Compressed {
                 end += message.frame.bytes().len();
                 end
             });
-            return Self { ends: ends.collect(), joined: joined.clone(), share: Share::default() };
+            return Self { ends: ends.collect(), joined: joined.clone().into() };
         }
         let mut own = Vec::with_capacity(joined.len() / 2);
         let ends = messages.iter().map(|message| {
@@ -839,13 +839,13 @@ impl Compressed {
         });
         let ends = ends.collect();
         own.shrink_to_fit();
-        Self { ends, joined: own.into(), share: Share::default() }
+        Self { ends, joined: Bytes::from(own).into() }
     }
 
     /// The message at `place` in the batch.
     fn message(&self, place: usize) -> &[u8] {
         let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.joined[start..self.ends[place]]
+        &self.joined.bytes()[start..self.ends[place]]
     }
 }
 
@@ -856,48 +856,52 @@ impl Batch {
             many => {
                 let mut joined = Vec::with_capacity(bytes);
                 many.iter().for_each(|message| joined.extend_from_slice(message.frame.bytes()));
-                joined.into()
+                Bytes::from(joined)
             }
         };
         let excepted = messages.iter().filter_map(|message| message.except).collect();
-        Self { first, messages, joined, share: Share::default(), compressed: None, excepted }
+        Self { first, messages, joined: joined.into(), compressed: OnceCell::new(), excepted }
     }
 
-    /// What a subscriber gets, and what it is counted by where it waits: nearly always the common bytes.
-    fn bytes_for(&mut self, subscriber: &Subscriber) -> Option<(Cow<'_, Bytes>, Option<&Share>)> {
-        let socket = subscriber.outbox.socket();
-        let gets_all = subscriber.since <= self.first && !self.excepted.contains(&socket);
+    /// What a subscriber gets: nearly always the common bytes.
+    fn frames_for(&self, subscriber: &Subscriber) -> Frames<'_> {
+        let gets_all = subscriber.since <= self.first && !self.excepted.contains(&subscriber.outbox.socket());
+        let (messages, joined) = (&self.messages, &self.joined);
         match subscriber.outbox.compression() {
-            Compression::Off if gets_all => Some((Cow::Borrowed(&self.joined), Some(&self.share))),
-            Compression::Off => self.own(subscriber, |place| self.messages[place].frame.bytes()),
+            Compression::Off if gets_all => Frames::All(joined),
+            Compression::Off => self.some(subscriber, |place| messages[place].frame.bytes()),
             Compression::Deflate { bytes_min } => {
-                if self.compressed.is_none() {
-                    self.compressed = Some(Compressed::new(&self.messages, &self.joined, bytes_min));
-                }
-                let compressed = self.compressed.as_ref()?;
+                let compressed =
+                    self.compressed.get_or_init(|| Compressed::new(messages, joined.bytes(), bytes_min));
                 if gets_all {
-                    return Some((Cow::Borrowed(&compressed.joined), Some(&compressed.share)));
+                    return Frames::All(&compressed.joined);
                 }
-                self.own(subscriber, |place| compressed.message(place))
+                self.some(subscriber, |place| compressed.message(place))
             }
         }
     }
 
     /// What a subscriber gets who does not get all of it, of messages as `form` has them.
-    fn own<'f>(
-        &self,
-        subscriber: &Subscriber,
-        form: impl Fn(usize) -> &'f [u8],
-    ) -> Option<(Cow<'_, Bytes>, Option<&Share>)> {
+    fn some<'f>(&self, subscriber: &Subscriber, form: impl Fn(usize) -> &'f [u8]) -> Frames<'_> {
         let socket = subscriber.outbox.socket();
-        let mut own = Vec::with_capacity(self.joined.len());
+        let mut own = Vec::with_capacity(self.joined.bytes().len());
         for ((place, message), number) in self.messages.iter().enumerate().zip(self.first..) {
             if number >= subscriber.since && message.except != Some(socket) {
                 own.extend_from_slice(form(place));
             }
         }
-        (!own.is_empty()).then(|| (Cow::Owned(own.into()), None))
+        if own.is_empty() { Frames::None } else { Frames::Some(own.into()) }
     }
+}
+
+/// What a subscriber gets of a batch.
+enum Frames<'b> {
+    /// All of it, as many others do.
+    All(&'b SharedFrames),
+    /// What was put together for this one.
+    Some(Bytes),
+    /// Nothing.
+    None,
 }
 
 /// A channel that has more waiting than it should.

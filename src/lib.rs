@@ -45,32 +45,37 @@
 //!
 //! # The map
 //!
-//! | room | what it is for | may use |
+//! From the inside out: a module uses only modules that stand above it, and of those only the ones that its row names.
+//! `tests/it/tidy.rs` reads this table and checks every path in the code against it.
+//!
+//! | module | what it is for | may use |
 //! | --- | --- | --- |
 //! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
-//! | [`limits`] | the token bucket, the count of places, the name of every limit. Pure. | nothing |
-//! | [`rejections`] | what is refused to clients, proxies and applications, and what the operator is told of it | protocol, limits |
+//! | [`limits`] | the token bucket, the permits of a limit, the name of every limit. Pure. | nothing |
+//! | [`rejections`] | what clients, proxies and applications are refused, and how the operator learns of it | protocol, limits |
 //! | [`machine`] | the memory that there is | nothing |
 //! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
 //! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
-//! | [`addresses`] | who a client is behind proxies, and how many connections each address has | limits |
+//! | [`addresses`] | the address of a client behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
-//! | [`webhooks`] | what applications are told by HTTP: smoothing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | what several nodes agree on, and the brokers between them | bounded_file, pem, protocol, metrics, limits |
-//! | [`registry`] | channels on this node; who is signed in. Synchronous, sharded. | protocol, limits, outbox |
-//! | [`hub`] | join, leave, publish, query: the waist between doors, registry, cluster and webhooks | all of the above but session |
-//! | [`http`] | Pusher's REST API and health routes | hub, addresses, apps, protocol, limits, rejections, metrics, machine |
-//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | the same, addresses, session, outbox |
-//! | [`config`] | files and environment → checked settings; the only reader of the environment | the options of each room |
-//! | [`server`] | builds the rooms, binds, accepts, shakes hands of TLS, drains | everything |
-//! | [`cli`] | the command line | everything |
+//! | [`webhooks`] | what applications are told by HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
+//! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, limits, bounded_file, pem, metrics |
+//! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
+//! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
+//! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, hub |
+//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | protocol, limits, rejections, machine, addresses, apps, session, outbox, metrics, hub |
+//! | [`server`] | builds the modules, binds, accepts, does TLS handshakes, drains | protocol, limits, rejections, machine, bounded_file, pem, addresses, apps, outbox, metrics, webhooks, cluster, hub, http, pusher |
+//! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment | protocol, limits, bounded_file, addresses, apps, webhooks, cluster, http, pusher, server |
+//! | [`cli`] | the command line | protocol, limits, apps, webhooks, cluster, http, pusher, server, config |
 //!
-//! `tests/it/tidy.rs` holds this table and checks every path. rustls is named in [`server`] (certificates and
-//! handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`] (receivers), [`cluster`] (brokers) and [`cli`]
-//! (`pusherd health`) only.
+//! rustls is named in [`server`] (certificates and handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`]
+//! (receivers), [`cluster`] (brokers) and [`cli`] (`pusherd health`) only.
+//!
+//! The rules of the wire stand in `docs/protocol.md`, which comments cite as `protocol.md §…`; how to add a setting, a
+//! close code, a webhook event, a metric or a test stands in `CONTRIBUTING.md`.
 //!
 //! # Invariants
 //!
@@ -129,9 +134,9 @@
 //!   `registry::shards`, over hashbrown's table: their maps are walked through a shard at a time, which dashmap offers
 //!   with `unsafe` only.
 //!
-//! # Where practice differs from the style guide
+//! # Design choices
 //!
-//! - One message leads to one `session::Action`, which is returned: there is no list to append to.
+//! - One message leads to one `session::Action`, which is returned.
 //! - WebSocket framing is pure and lives with the wires, so that a batch holds finished frames and the decoder is
 //!   a fuzz target; the door only feeds it.
 //! - Liveness is decided by a pure function (`session::liveness`) over two numbers of each connection, in a sweep:

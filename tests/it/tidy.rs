@@ -1,92 +1,45 @@
-//! The module map is a test: a room uses only the rooms that the table names.
+//! The module map is a test: a module uses only the modules that its row of the map in `src/lib.rs` names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room, and the rooms it may use. Two rooms of the library's own root, `main` and `lib`, hold no rules.
-const MAP: [(&str, &[&str]); 20] = [
-    ("protocol", &[]),
-    ("limits", &[]),
-    ("rejections", &["protocol", "limits"]),
-    ("machine", &[]),
-    ("bounded_file", &[]),
-    ("pem", &[]),
-    ("addresses", &["limits"]),
-    ("apps", &["protocol", "limits", "rejections"]),
-    ("session", &["protocol", "limits", "rejections", "apps"]),
-    ("outbox", &["protocol", "limits"]),
-    ("metrics", &["rejections"]),
-    ("webhooks", &["protocol", "metrics", "apps"]),
-    ("cluster", &["bounded_file", "pem", "protocol", "metrics", "limits"]),
-    ("registry", &["protocol", "limits", "outbox"]),
-    (
-        "hub",
-        &["protocol", "limits", "rejections", "apps", "outbox", "metrics", "webhooks", "cluster", "registry"],
-    ),
-    ("http", &["hub", "addresses", "apps", "protocol", "limits", "rejections", "metrics", "machine"]),
-    (
-        "pusher",
-        &[
-            "hub",
-            "addresses",
-            "apps",
-            "protocol",
-            "limits",
-            "rejections",
-            "metrics",
-            "session",
-            "outbox",
-            "machine",
-        ],
-    ),
-    (
-        "config",
-        &[
-            "bounded_file",
-            "addresses",
-            "apps",
-            "limits",
-            "protocol",
-            "pusher",
-            "http",
-            "server",
-            "webhooks",
-            "cluster",
-        ],
-    ),
-    (
-        "server",
-        &[
-            "addresses",
-            "apps",
-            "bounded_file",
-            "cluster",
-            "http",
-            "hub",
-            "limits",
-            "machine",
-            "metrics",
-            "outbox",
-            "pem",
-            "protocol",
-            "pusher",
-            "rejections",
-            "webhooks",
-        ],
-    ),
-    ("cli", &["config", "server", "apps", "cluster", "http", "pusher", "protocol", "limits", "webhooks"]),
-];
+/// A row of the map: a module, and the modules it may use.
+#[derive(Debug)]
+struct Row {
+    module: String,
+    may_use: Vec<String>,
+}
 
-/// What the pure rooms must not touch.
+/// The map, as the crate docs have it. `main` and `lib` hold no rules.
+fn map() -> Vec<Row> {
+    let library = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    map_of(&library)
+}
+
+/// The rows of the table under `# The map`: `//! | [`module`] | what it is for | a, b |`.
+fn map_of(docs: &str) -> Vec<Row> {
+    let docs = docs.lines().skip_while(|line| *line != "//! # The map").skip(1);
+    let docs = docs.take_while(|line| !line.starts_with("//! # "));
+    let rows = docs.filter_map(|line| line.strip_prefix("//! | [`")?.strip_suffix(" |"));
+    let row = |row: &str| {
+        let (module, rest) = row.split_once("`] | ").unwrap();
+        let (_, may_use) = rest.rsplit_once(" | ").unwrap();
+        let may_use = may_use.split(", ").filter(|name| *name != "nothing").map(str::to_owned).collect();
+        Row { module: module.to_owned(), may_use }
+    };
+    rows.map(row).collect()
+}
+
+/// What the pure modules must not touch.
 const IMPURE: [&str; 7] =
     ["tokio::", "std::net", "std::fs", "std::env", "Instant::now", "SystemTime", "getrandom::"];
 
-fn files_of(room: &str) -> Vec<PathBuf> {
+fn files_of(module: &str) -> Vec<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    let mut folders = vec![source.join(room)];
-    if source.join(format!("{room}.rs")).exists() {
-        files.push(source.join(format!("{room}.rs")));
+    let mut folders = vec![source.join(module)];
+    if source.join(format!("{module}.rs")).exists() {
+        files.push(source.join(format!("{module}.rs")));
     }
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
@@ -108,9 +61,9 @@ fn code_of(file: &Path) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// The rooms that a text names with `crate::`, groups (`crate::{a, b}`) included.
-fn rooms_named(code: &str) -> Vec<String> {
-    let mut rooms = Vec::new();
+/// The modules that a text names with `crate::`, groups (`crate::{a, b}`) included.
+fn modules_named(code: &str) -> Vec<String> {
+    let mut modules = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         let word =
@@ -122,29 +75,29 @@ fn rooms_named(code: &str) -> Vec<String> {
                     '{' => depth += 1,
                     '}' if depth == 0 => break,
                     '}' => depth -= 1,
-                    ',' if depth == 0 => rooms.push(word(std::mem::take(&mut item).trim())),
+                    ',' if depth == 0 => modules.push(word(std::mem::take(&mut item).trim())),
                     c if depth == 0 => item.push(c),
                     _ => {}
                 }
             }
-            rooms.push(word(item.trim()));
+            modules.push(word(item.trim()));
         } else {
-            rooms.push(word(rest));
+            modules.push(word(rest));
         }
     }
-    rooms.retain(|room| !room.is_empty());
-    rooms
+    modules.retain(|module| !module.is_empty());
+    modules
 }
 
 #[test]
-fn a_room_uses_only_the_rooms_that_the_map_allows() {
+fn a_module_uses_only_the_modules_that_the_map_allows() {
     let mut wrong = Vec::new();
-    for (room, allowed) in MAP {
-        let files = files_of(room);
-        assert!(!files.is_empty(), "there is no room {room}");
+    for Row { module, may_use } in map() {
+        let files = files_of(&module);
+        assert!(!files.is_empty(), "there is no module {module}");
         for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
-            for used in rooms_named(&code_of(file)) {
-                if used != room && !allowed.contains(&used.as_str()) {
+            for used in modules_named(&code_of(file)) {
+                if used != module && !may_use.contains(&used) {
                     wrong.push(format!("{} uses {used}", file.display()));
                 }
             }
@@ -154,20 +107,35 @@ fn a_room_uses_only_the_rooms_that_the_map_allows() {
 }
 
 #[test]
-fn every_room_is_on_the_map() {
+fn every_module_is_on_the_map_below_all_that_it_may_use() {
     let library = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let rooms = library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
-    let mut rooms: Vec<_> = rooms.collect();
-    let mut mapped: Vec<_> = MAP.iter().map(|(room, _)| *room).collect();
-    rooms.sort_unstable();
+    let declared = library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let mut declared: Vec<_> = declared.collect();
+    let map = map();
+    let mut mapped: Vec<_> = map.iter().map(|row| row.module.as_str()).collect();
+    for (at, Row { module, may_use }) in map.iter().enumerate() {
+        for used in may_use {
+            assert!(mapped[..at].contains(&used.as_str()), "{module} may use {used}, which is not above it");
+        }
+    }
+    declared.sort_unstable();
     mapped.sort_unstable();
-    assert_eq!(rooms, mapped);
+    assert_eq!(declared, mapped);
 }
 
 #[test]
-fn the_pure_rooms_have_no_clock_no_randomness_and_no_system() {
-    for room in ["protocol", "limits", "session"] {
-        for file in files_of(room) {
+fn the_map_is_read_from_the_table_of_the_crate_docs() {
+    let docs = "//! | [`no`] | of another table | a |\n//! # The map\n//!\n//! | module | what | may use |\n\
+                //! | --- | --- | --- |\n//! | [`a`] | x | nothing |\n//! | [`b`] | y, `z` | c, a |\n//! # Next\n\
+                //! | [`no`] | of another table | a |";
+    let rows: Vec<_> = map_of(docs).into_iter().map(|row| (row.module, row.may_use)).collect();
+    assert_eq!(rows, [("a".to_owned(), vec![]), ("b".to_owned(), vec!["c".to_owned(), "a".to_owned()])]);
+}
+
+#[test]
+fn the_pure_modules_have_no_clock_no_randomness_and_no_system() {
+    for module in ["protocol", "limits", "session"] {
+        for file in files_of(module) {
             let code = code_of(&file);
             for impure in IMPURE {
                 assert!(!code.contains(impure), "{} names {impure}", file.display());
@@ -180,8 +148,8 @@ fn the_pure_rooms_have_no_clock_no_randomness_and_no_system() {
 /// the server started.
 #[test]
 fn the_wall_clock_is_read_for_signatures_and_webhooks_only() {
-    for (room, _) in MAP {
-        for file in files_of(room) {
+    for Row { module, .. } in map() {
+        for file in files_of(&module) {
             // Others that need the date ask `http::unix_now`.
             let may = file.ends_with("http/mod.rs") || file.ends_with("webhooks/mod.rs");
             assert!(may || !code_of(&file).contains("SystemTime"), "{}", file.display());
@@ -192,7 +160,7 @@ fn the_wall_clock_is_read_for_signatures_and_webhooks_only() {
 /// Log lines are sentences with fields for people: no output of `Debug`, which changes with the code and is Rust's.
 #[test]
 fn nothing_is_logged_as_rust_shows_it_to_itself() {
-    let files: Vec<_> = MAP.iter().flat_map(|(room, _)| files_of(room)).collect();
+    let files: Vec<_> = map().iter().flat_map(|row| files_of(&row.module)).collect();
     for file in files.iter().chain(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs")]) {
         for call in log_calls(&code_of(file)) {
             assert!(!logs_debug(call), "{}: {call}", file.display());
@@ -235,12 +203,12 @@ fn logs_debug(call: &str) -> bool {
 
 #[test]
 fn tls_is_named_where_connections_begin_where_they_are_written_and_where_others_are_asked() {
-    for (room, _) in MAP {
-        for file in files_of(room) {
+    for Row { module, .. } in map() {
+        for file in files_of(&module) {
             let code = code_of(&file);
             let named = code.contains("rustls::") || code.contains("tokio_rustls");
             assert!(
-                !named || ["server", "outbox", "webhooks", "cli", "cluster"].contains(&room),
+                !named || ["server", "outbox", "webhooks", "cli", "cluster"].contains(&module.as_str()),
                 "{}",
                 file.display()
             );
@@ -256,9 +224,9 @@ fn nothing_waits_in_the_registry() {
 }
 
 #[test]
-fn groups_of_rooms_are_seen() {
+fn groups_of_modules_are_seen() {
     let code = "use crate::{apps::{App, Apps}, hub, protocol::X};\nlet x = crate::session::y();";
-    assert_eq!(rooms_named(code), ["apps", "hub", "protocol", "session"]);
+    assert_eq!(modules_named(code), ["apps", "hub", "protocol", "session"]);
 }
 
 #[test]

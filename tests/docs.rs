@@ -11,6 +11,8 @@ mod citations;
 mod links;
 #[path = "docs/pages.rs"]
 mod pages;
+#[path = "docs/settings.rs"]
+mod settings;
 #[path = "docs/shell.rs"]
 mod shell;
 #[path = "docs/workflows.rs"]

@@ -49,7 +49,8 @@ pub fn pages() -> Vec<Page> {
 pub struct Page {
     /// Its path in the repository.
     pub name: String,
-    text: String,
+    /// All of it.
+    pub text: String,
 }
 
 /// A code block between fences.
@@ -105,6 +106,15 @@ impl Page {
             _ => None,
         });
         links.collect()
+    }
+
+    /// What stands as code within its sentences.
+    pub fn codes(&self) -> Vec<String> {
+        let codes = self.events().filter_map(|(event, _)| match event {
+            Event::Code(code) => Some(code.into_string()),
+            _ => None,
+        });
+        codes.collect()
     }
 
     /// The names by which links reach places of the page: of headings, as GitHub and mdBook make them, and of HTML.

@@ -14,7 +14,7 @@ const APPS_MAX: usize = 10;
 
 /// The banner of a server that listens there.
 #[must_use]
-pub fn banner(settings: &Settings, listening: &Listening) -> String {
+pub(super) fn banner(settings: &Settings, listening: &Listening) -> String {
     let style = Style { on: settings.colour && io::stdout().is_terminal() };
     let mut text = format!(
         "\n  {} {}\n\n",

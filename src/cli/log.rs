@@ -23,7 +23,7 @@ use crate::config::{LogFormat, LogLevel, Settings};
 use queue::Queue;
 
 /// The target of what is logged at every level: that the server listens, and that it is open to strangers.
-pub const LISTENING: &str = "pusherd::listening";
+pub(super) const LISTENING: &str = "pusherd::listening";
 
 /// How long the end of the process waits for standard error to take the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ const LINES_LOST: &str = "log lines lost: standard error did not take them";
 /// Dropping this writes the last lines, as far as standard error takes them within half a second.
 #[derive(Debug)]
 #[must_use]
-pub struct Logging(Arc<Queue>);
+pub(super) struct Logging(Arc<Queue>);
 
 impl Drop for Logging {
     fn drop(&mut self) {
@@ -45,7 +45,7 @@ impl Drop for Logging {
 ///
 /// # Errors
 /// The system gives no thread.
-pub fn start_logging(settings: &Settings) -> io::Result<Logging> {
+pub(super) fn start_logging(settings: &Settings) -> io::Result<Logging> {
     let level = match settings.log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,

@@ -1,28 +1,40 @@
 //! The command line: what there is to say to pusherd, and what it answers.
 //!
-//! Owns the grammar ([`Cli`]) and every command but the serving itself, which `main` does. Start at
-//! [`Command`].
+//! Owns the grammar ([`Cli`]) and every command. Start at [`run`].
 
 mod banner;
 mod config;
 mod health;
 mod log;
+mod serve;
 mod signals;
 mod webhooks;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use banner::banner;
-pub use log::{LISTENING, Logging, start_logging};
-pub use signals::obey_signals;
+use banner::banner;
+use log::{LISTENING, start_logging};
+use signals::obey_signals;
 
 use crate::config::{Problems, Settings, Sources, load};
 
 /// Exit code for a configuration that is refused: `EX_CONFIG` of sysexits.h.
-pub const EXIT_CONFIG: u8 = 78;
+const EXIT_CONFIG: u8 = 78;
+
+/// Does what the command line says, and answers with the exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(command) => command.run(),
+        Command::Config(command) => command.run(),
+        Command::Health(command) => command.run(),
+        Command::Webhooks(command) => command.run(),
+    }
+}
 
 /// A WebSocket server that speaks the Pusher Channels protocol.
 #[derive(Debug, Parser)]
@@ -171,7 +183,7 @@ impl Serve {
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub fn settings(&self) -> Result<Settings, Problems> {
+    fn settings(&self) -> Result<Settings, Problems> {
         let mut sources = self.files.sources();
         let flags = [
             ("--host", &self.address.host),
@@ -190,7 +202,7 @@ impl Serve {
 }
 
 /// Writes to standard output. A reader that has gone, as `head` does, has read enough; what else is wrong is said.
-pub fn print(text: impl std::fmt::Display) {
+fn print(text: impl std::fmt::Display) {
     let mut output = io::stdout();
     let written = output.write_all(text.to_string().as_bytes()).and_then(|()| output.flush());
     if let Err(error) = written
@@ -201,7 +213,7 @@ pub fn print(text: impl std::fmt::Display) {
 }
 
 /// Writes a line to standard error, named as from this program.
-pub fn complain(text: impl std::fmt::Display) {
+fn complain(text: impl std::fmt::Display) {
     let _ = io::stderr().write_all(format!("pusherd: {}\n", text.to_string().trim_end()).as_bytes());
 }
 

@@ -28,7 +28,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// A signal that the system does not let us handle.
-pub fn obey_signals(tls: Option<Tls>) -> io::Result<mpsc::Receiver<Shutdown>> {
+pub(super) fn obey_signals(tls: Option<Tls>) -> io::Result<mpsc::Receiver<Shutdown>> {
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup()];
     let [mut term, mut int, mut quit, mut hangup] = handle(kinds)?;
     let [mut user1, mut user2, mut file_size] =

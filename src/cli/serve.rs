@@ -1,0 +1,128 @@
+//! `pusherd serve`: starts logging, binds, says where the server listens, serves, and picks the exit code.
+
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{LISTENING, Serve, banner, complain, obey_signals, print, start_logging};
+use crate::apps::Apps;
+use crate::config::{LogFormat, Settings};
+use crate::server::{self, Listeners};
+
+/// How long the banner is waited for, so that it comes before the log.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Serve {
+    /// Serves until told to stop.
+    pub(super) fn run(&self) -> ExitCode {
+        match self.settings() {
+            Ok(settings) => serve(settings),
+            Err(problems) => {
+                complain(problems);
+                ExitCode::from(super::EXIT_CONFIG)
+            }
+        }
+    }
+}
+
+fn serve(settings: Settings) -> ExitCode {
+    // Dropped last, so that the last lines are written.
+    let _logging = match start_logging(&settings) {
+        Ok(logging) => logging,
+        Err(error) => {
+            complain(format_args!("cannot start logging: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let served = tokio::runtime::Runtime::new().and_then(|runtime| {
+        let served = runtime.block_on(run(settings));
+        // A name that is still being looked up, for a webhook, would hold up the end.
+        runtime.shutdown_background();
+        served
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> io::Result<()> {
+    for advice in &settings.advice {
+        if advice.loud {
+            tracing::warn!(target: LISTENING, "{advice}");
+        } else {
+            tracing::warn!("{advice}");
+        }
+    }
+    let mut shutdown = obey_signals(settings.server.tls.clone())?;
+    server::raise_file_limit();
+    let listeners = tokio::select! {
+        listeners = listen(&settings) => listeners?,
+        // A name that nobody answers for can take half a minute.
+        _ = shutdown.recv() => return Ok(()),
+    };
+    let listening = listeners.addresses()?;
+    match settings.log.format {
+        LogFormat::Auto | LogFormat::Human => print_aside(banner(&settings, &listening)).await,
+        LogFormat::Json => {
+            if let Some(address) = listening.plain {
+                tracing::info!(target: LISTENING, "listening on {address}");
+            }
+            if let Some(address) = listening.tls {
+                tracing::info!(target: LISTENING, "listening on {address} with TLS");
+            }
+        }
+    }
+    server::run(listeners, Apps::new(settings.apps), settings.server.options, shutdown).await
+}
+
+/// Prints, and does not wait for long: nobody may be reading.
+async fn print_aside(text: String) {
+    let printed = tokio::task::spawn_blocking(move || print(text));
+    // What stalls goes on by itself.
+    let _ = tokio::time::timeout(PRINT_TIMEOUT, printed).await;
+}
+
+/// `port` without TLS, unless there is a certificate and no other port for it.
+async fn listen(settings: &Settings) -> io::Result<Listeners> {
+    let (port, tls_port) = (settings.server.port, settings.server.tls_port);
+    let Some(tls) = settings.server.tls.clone() else {
+        return Ok(bind(settings, "port", port).await?.into());
+    };
+    let Some(tls_port) = tls_port else {
+        return Ok(Listeners { plain: None, tls: Some((bind(settings, "port", port).await?, tls)) });
+    };
+    let plain = bind(settings, "port", port).await?;
+    Ok(Listeners { plain: Some(plain), tls: Some((bind(settings, "tls_port", tls_port).await?, tls)) })
+}
+
+async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::net::TcpListener> {
+    let server = &settings.server;
+    let explain = |address: String, error: io::Error| {
+        let hints = [
+            (
+                io::ErrorKind::AddrInUse,
+                "; something else listens there, perhaps another pusherd, Reverb or Soketi",
+            ),
+            (io::ErrorKind::PermissionDenied, "; ports below 1024 are the administrator's"),
+            (io::ErrorKind::AddrNotAvailable, "; this machine does not have that address"),
+        ];
+        let hint = hints.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, hint)| hint);
+        let (host_from, port_from) = (settings.source_of("host"), settings.source_of(key));
+        let text = format!(
+            "cannot listen on {address}: {error}{hint} (server.host: {host_from}; server.{key}: {port_from})"
+        );
+        io::Error::new(error.kind(), text)
+    };
+    let mut addresses = Vec::new();
+    for host in std::iter::once(&*server.host).chain(server.fallback_host) {
+        let found = server::addresses_of(host, port).await;
+        addresses.extend(found.map_err(|error| explain(server.address_text(port), error))?);
+    }
+    server::bind_first(&addresses).map_err(|(address, error)| {
+        explain(address.map_or_else(|| server.address_text(port), |address| address.to_string()), error)
+    })
+}

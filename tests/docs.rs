@@ -5,6 +5,8 @@
 
 #[path = "docs/blocks.rs"]
 mod blocks;
+#[path = "docs/changelog.rs"]
+mod changelog;
 #[path = "docs/citations.rs"]
 mod citations;
 #[path = "docs/links.rs"]

@@ -26,10 +26,10 @@
 //! What applications are told of both, by HTTP:
 //!
 //! ```text
-//! hub: webhooks.of_subscription (a ledger, locked) → the registry decides → ledger.note
-//!  → webhooks::smoothing  what is gone is held, and forgotten if it comes back
-//!  → webhooks::queue      one for each receiver that wants it, bounded, fair; pairs that nobody was told of cancel out
-//!  → webhooks::endpoint   signed, sent, tried again; in order for each channel → webhooks::dead_letters
+//! hub: webhooks.lock_subscriptions (a `DeliveryGuard`) → the registry decides → guard.emit
+//!  → webhooks::debounce   a falling edge (vacated, removed, offline) is held, and dropped if the rising edge follows
+//!  → webhooks::queue      one for each receiver, bounded, fair; pairs that were not sent cancel out
+//!  → webhooks::endpoint   signed, sent, retried; in order for each channel → webhooks::dead_letters
 //! ```
 //!
 //! In a cluster, what is published goes to the broker and comes back, also to the node that it was published on; who
@@ -40,7 +40,7 @@
 //!             → driver → cluster::node, the pump → hub::clustered → registry.deliver → outbox
 //! hub.join    → hub::clustered, parked → cluster::seat: an edge? → driver.update, one script in the broker
 //!             → its answer, and what it tells all nodes → cluster::seat → entered → registry.join
-//! the broker's records → hub::records → webhooks.note_record → as above
+//! the broker's records → hub::records → webhooks.emit_record → as above
 //! ```
 //!
 //! # The map
@@ -61,7 +61,7 @@
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
-//! | [`webhooks`] | what applications are told by HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
+//! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
 //! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, limits, bounded_file, pem, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
@@ -81,12 +81,12 @@
 //!
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
-//! - Locks are taken in the order part of the cluster, ledger of webhooks, channel (or user), outbox; no shard of a map
+//! - Locks are taken in the order part of the cluster, delivery guard of webhooks, channel (or user), outbox; no shard of a map
 //!   stays locked meanwhile.
 //! - In a cluster, the broker decides who is where, in one order for each group, and a node only repeats it: nothing of
 //!   what it decides is guessed ahead. A node that is alone has no part of this, and pays one branch.
-//! - What webhooks tell of a channel is noted in its ledger in the order in which the registry decided it; an app
-//!   without webhooks has no ledger.
+//! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
+//!   them; an app without webhooks has no delivery guard.
 //! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
 //! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
 //!   only while the channel has more than 256 KiB undelivered.

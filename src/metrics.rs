@@ -82,7 +82,7 @@ pub struct Webhooks {
     /// Events that were put into a queue, once for each receiver.
     pub events: Counter,
     /// Events that were not told because whoever went came back: both halves count.
-    pub smoothed: Counter,
+    pub debounced: Counter,
     /// Events that were not sent because the second half of a pair came before the first was sent: both count, and what
     /// went with them.
     pub cancelled: Counter,
@@ -91,7 +91,7 @@ pub struct Webhooks {
     /// Attempts that failed, whether or not a later one did not.
     pub failed_attempts: Counter,
     /// Those of them that would have gone to an address where webhooks do not go.
-    pub refused_targets: Counter,
+    pub denied_addresses: Counter,
     /// Events that fell out of a full queue.
     pub dropped: Counter,
     /// Requests that were given up after all attempts.
@@ -99,7 +99,7 @@ pub struct Webhooks {
     /// Requests that a shutdown left unsent.
     pub unsent: Counter,
     /// Events that are left to the other nodes of a cluster, because of a shutdown or because another one tells them.
-    pub released: Counter,
+    pub nacked: Counter,
     /// Requests that are in the file of dead letters.
     pub dead_lettered: Counter,
     /// Requests that should be, and are not.

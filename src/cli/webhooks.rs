@@ -1,4 +1,4 @@
-//! `pusherd webhooks`: what was sent, or was not, from the command line.
+//! `pusherd webhooks`: replays dead letters, and verifies signatures.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,11 +11,11 @@ use crate::config::{Settings, load};
 use crate::webhooks::dead_letters::DeadLetterFile;
 use crate::webhooks::replay::Replay;
 
-/// The longest body that is checked.
+/// The maximum size of a body that is verified.
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 impl Webhooks {
-    /// Does what it says.
+    /// Runs the subcommand.
     #[must_use]
     pub fn run(&self) -> ExitCode {
         let mut sources = self.files.sources();
@@ -46,54 +46,51 @@ impl Webhooks {
     }
 }
 
-/// Sends all letters of a file, one after the other. Each is struck out when it is delivered, so that whatever ends this
-/// leaves in the file what could not be sent.
+/// Sends all dead letters of a file in order. Each is marked as delivered at once, so that an interrupted replay leaves
+/// the undelivered ones.
 fn replay(settings: &Settings, path: &Path, fresh_time: bool) -> Result<String, String> {
-    let shown = path.display();
-    let file = DeadLetterFile::open(path).map_err(|error| format!("{shown} cannot be replayed: {error}"))?;
+    let name = path.display();
+    let file = DeadLetterFile::open(path).map_err(|error| format!("{name} cannot be replayed: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let allowed = settings.server.options.webhooks.allowed_addresses.clone();
     let mut replay = Replay::new(&settings.apps, allowed, fresh_time);
-    let (mut left, mut delivered) = (0, 0);
+    let (mut remaining, mut delivered) = (0, 0);
     for (number, line) in (1..).zip(&file.lines()) {
-        file.check(line)
-            .map_err(|error| format!("{delivered} delivered, then {shown} was given up: {error}"))?;
-        let outcome = match &line.letter {
-            Ok(letter) => match runtime.block_on(replay.send(letter)) {
+        file.verify(line).map_err(|error| format!("{delivered} delivered, then stopped: {name}: {error}"))?;
+        let outcome = match &line.dead_letter {
+            Ok(dead_letter) => match runtime.block_on(replay.send(dead_letter)) {
                 Ok(()) => {
                     delivered += 1;
-                    file.strike(line).map_err(|error| {
+                    file.mark_delivered(line).map_err(|error| {
                         format!(
-                            "{delivered} delivered, but the last of them cannot be taken out of {shown}: {error}"
+                            "{delivered} delivered, but the last of them cannot be marked in {name}: {error}"
                         )
                     })?;
-                    print(format_args!("{number}: delivered to {}\n", letter.url));
+                    print(format_args!("{number}: delivered to {}\n", dead_letter.url));
                     continue;
                 }
-                Err(error) => format!("not delivered to {}: {error}", letter.url),
+                Err(error) => format!("not delivered to {}: {error}", dead_letter.url),
             },
-            Err(why) => format!("skipped: {why}"),
+            Err(reason) => format!("skipped: {reason}"),
         };
         print(format_args!("{number}: {outcome}\n"));
-        left += 1;
+        remaining += 1;
     }
-    // A name that is still being looked up would hold up the end.
+    // Does not wait for a DNS lookup that is still running.
     runtime.shutdown_background();
-    file.close_gaps().map_err(|error| {
-        format!(
-            "{delivered} delivered, {left} left, but {shown} keeps the room of those that are gone: {error}"
-        )
+    file.compact().map_err(|error| {
+        format!("{delivered} delivered, {remaining} left, but {name} cannot be compacted: {error}")
     })?;
-    if left == 0 {
+    if remaining == 0 {
         return Ok(format!("{delivered} delivered, none left"));
     }
-    Err(format!("{delivered} delivered, {left} left in {shown}"))
+    Err(format!("{delivered} delivered, {remaining} left in {name}"))
 }
 
-/// Whether `signature` is that of a body, by the secret that the settings have for `key`.
+/// Verifies the signature of a body with the secret that is configured for `key`.
 fn verify(apps: &[App], key: &str, signature: &str, path: Option<&Path>) -> Result<String, String> {
-    let body = body(path)?;
+    let body = read_body(path)?;
     let app = apps.iter().find(|app| app.secret(key).is_some());
     let Some((app, secret)) = app.and_then(|app| Some((app, app.secret(key)?))) else {
         return Err(format!("no app has the key {key}"));
@@ -103,24 +100,24 @@ fn verify(apps: &[App], key: &str, signature: &str, path: Option<&Path>) -> Resu
         return Ok(format!("valid: {} bytes, signed for app {} with key {key}", body.len(), app.id));
     }
     let bytes = body.len();
-    // The usual reasons, each tried before it is named.
+    // Frequent mistakes, each of which is verified before it is named.
     let bare = body.strip_suffix(b"\n").map(|body| body.strip_suffix(b"\r").unwrap_or(body));
     let other =
         apps.iter().flat_map(|app| &app.keys).find(|pair| pair.secret.verifies_webhook(signature, &body));
     let hint = if bare.is_some_and(|bare| secret.verifies_webhook(signature, bare)) {
-        "; it is that of the body without the line end after it, which was not sent".to_owned()
+        "; it is valid for the body without the line end at its end".to_owned()
     } else if let Some(pair) = other {
         format!("; it was made with the secret of key {}", pair.key)
     } else {
         String::new()
     };
-    Err(format!("not valid: this is not the signature of these {bytes} bytes with the secret of {key}{hint}"))
+    Err(format!("not valid for these {bytes} bytes with the secret of key {key}{hint}"))
 }
 
-/// The bytes of a file, or of standard input.
-fn body(path: Option<&Path>) -> Result<Vec<u8>, String> {
+/// Reads a file or standard input.
+fn read_body(path: Option<&Path>) -> Result<Vec<u8>, String> {
     let path = path.filter(|path| *path != Path::new("-"));
-    let shown = path.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
+    let name = path.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
     let read = |mut from: Box<dyn Read>| -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         from.by_ref().take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?;
@@ -130,9 +127,9 @@ fn body(path: Option<&Path>) -> Result<Vec<u8>, String> {
         Some(path) => File::open(path).and_then(|file| read(Box::new(file))),
         None => read(Box::new(io::stdin())),
     };
-    let body = body.map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let body = body.map_err(|error| format!("{name} cannot be read: {error}"))?;
     if body.len() as u64 > BODY_BYTES_MAX {
-        return Err(format!("{shown} is larger than {} MiB", BODY_BYTES_MAX / 1024 / 1024));
+        return Err(format!("{name} is larger than {} MiB", BODY_BYTES_MAX / 1024 / 1024));
     }
     Ok(body)
 }

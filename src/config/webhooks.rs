@@ -196,7 +196,7 @@ fn unknown(table: &Map<String, Value>, known: &[&str], at: &str, note: &mut impl
 pub(super) fn refuse_targets(apps: &[Draft], allowed: &[IpNet], problems: &mut Problems) {
     for app in apps {
         for (at, webhook) in app.section.value.webhooks.iter().enumerate() {
-            let refused = webhook.url.address().and_then(|address| target::refusal(address, allowed));
+            let refused = webhook.url.address().and_then(|address| target::denied_kind(address, allowed));
             if let Some(why) = refused {
                 let what = format!(
                     "[{at}].url: {} is {why}: webhooks do not go there, unless webhooks.allowed_addresses has it",

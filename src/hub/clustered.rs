@@ -651,10 +651,10 @@ impl Clustered {
     }
 
     fn tell_elsewhere(&self, hub: &Inner, key: &ChannelKey, elsewhere: usize) {
-        let ledger = hub.webhooks.of_count(&key.app, &key.channel).filter(|_| self.tells_counts(key));
+        let guard = hub.webhooks.lock_count(&key.app, &key.channel).filter(|_| self.tells_counts(key));
         let (count, drive) = hub.registry.elsewhere(key, elsewhere, hub.now());
-        if let (Some(mut ledger), Some(count)) = (ledger, count) {
-            ledger.note(&webhooks::Event::SubscriptionCount(&key.channel, count));
+        if let (Some(mut guard), Some(count)) = (guard, count) {
+            guard.emit(&webhooks::Event::SubscriptionCount(&key.channel, count));
         }
         hub.drive(drive);
     }

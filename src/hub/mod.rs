@@ -40,7 +40,7 @@ use crate::registry::{
     Cache, ChannelKey, ChannelPlaces, Drive, Join, Joined, Left, Occupied, Published, Registry, Users,
 };
 use crate::rejections::{Example, Rejection, Reports};
-use crate::webhooks::{self, Ledger, Webhooks};
+use crate::webhooks::{self, DeliveryGuard, Webhooks};
 use clustered::Clustered;
 use everywhere::Everywhere;
 
@@ -287,7 +287,7 @@ impl Hub {
     /// # Errors
     /// [`Lost`]: it was not published.
     pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Lost> {
-        let ledger = self.0.webhooks.of_client_event(app, event.channel);
+        let guard = self.0.webhooks.lock_client_events(app, event.channel);
         let published = match &self.0.clustered {
             Some(clustered) if clustered.is_heard() => {
                 if !clustered.publish_from_client(&self.0, app, event)? {
@@ -298,9 +298,9 @@ impl Hub {
             Some(_) | None => self.start(app, event),
         };
         // Whoever sends it is the one who does not get it.
-        if let (Some(mut ledger), Source::Client(user), Some(socket)) = (ledger, event.source, event.except) {
+        if let (Some(mut guard), Source::Client(user), Some(socket)) = (guard, event.source, event.except) {
             let Event { channel, name, data, .. } = *event;
-            ledger.note(&webhooks::Event::ClientEvent { channel, event: name, data, socket, user });
+            guard.emit(&webhooks::Event::ClientEvent { channel, event: name, data, socket, user });
         }
         self.0.deliver(published.drive);
         Ok(published.backlog)
@@ -328,10 +328,10 @@ impl Hub {
         if let Some(clustered) = &self.0.clustered {
             clustered.sign_in(&self.0, app, outbox, sign_in);
         } else {
-            let ledger = self.0.webhooks.of_user(app, user);
+            let guard = self.0.webhooks.lock_user(app, user);
             let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
-            if let Some(mut ledger) = ledger.filter(|_| is_first) {
-                ledger.note(&webhooks::Event::UserOnline(user));
+            if let Some(mut guard) = guard.filter(|_| is_first) {
+                guard.emit(&webhooks::Event::UserOnline(user));
             }
             self.0.join_own(app, outbox, user, &sign_in.told());
             let Rewatch { gone, new } = Rewatch::new(watched, watchlist);
@@ -347,10 +347,10 @@ impl Hub {
         if let Some(clustered) = &self.0.clustered {
             return clustered.sign_out(&self.0, app, socket, user, watchlist);
         }
-        let ledger = self.0.webhooks.of_user(app, user);
+        let guard = self.0.webhooks.lock_user(app, user);
         let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
-        if let Some(mut ledger) = ledger.filter(|_| was_last) {
-            ledger.note(&webhooks::Event::UserOffline(user));
+        if let Some(mut guard) = guard.filter(|_| was_last) {
+            guard.emit(&webhooks::Event::UserOffline(user));
         }
         self.0.leave_own(app, user, socket);
         self.0.users.unwatch(&app.id.0, watchlist, socket);
@@ -487,11 +487,11 @@ impl Hub {
                     tokio::task::yield_now().await;
                 }
                 let key = due.key().clone();
-                let ledger = self.0.webhooks.of_count(&key.app, &key.channel);
-                let ledger = ledger.filter(|_| self.0.tells_counts(&key));
+                let guard = self.0.webhooks.lock_count(&key.app, &key.channel);
+                let guard = guard.filter(|_| self.0.tells_counts(&key));
                 let (count, drive) = due.tell(now);
-                if let (Some(mut ledger), Some(count)) = (ledger, count) {
-                    ledger.note(&webhooks::Event::SubscriptionCount(&key.channel, count));
+                if let (Some(mut guard), Some(count)) = (guard, count) {
+                    guard.emit(&webhooks::Event::SubscriptionCount(&key.channel, count));
                 }
                 self.0.drive(drive);
             }
@@ -625,10 +625,10 @@ impl Inner {
         let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
         let join = Join { member, members_max, counts: app.subscription_counts, places, told: None };
         // Taken before the registry decides, so that what is noted is noted in the order of the decisions.
-        let ledger = self.webhooks.of_subscription(app, channel);
+        let guard = self.webhooks.lock_subscriptions(app, channel);
         let joined = self.registry.join(&key, outbox, &join, self.now());
-        if let (Some(ledger), Ok(joined)) = (ledger, &joined) {
-            self.note_joined(ledger, &key, join.member.as_ref(), joined);
+        if let (Some(guard), Ok(joined)) = (guard, &joined) {
+            self.note_joined(guard, &key, join.member.as_ref(), joined);
         }
         match &joined {
             Ok(joined) => {
@@ -648,10 +648,10 @@ impl Inner {
 
     fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
         let key = key(app, channel);
-        let ledger = self.webhooks.of_subscription(app, channel);
+        let guard = self.webhooks.lock_subscriptions(app, channel);
         let left = self.registry.leave(&key, socket, app.subscription_counts, self.now())?;
-        if let Some(ledger) = ledger {
-            self.note_left(ledger, &key, &left);
+        if let Some(guard) = guard {
+            self.note_left(guard, &key, &left);
         }
         Some(left)
     }
@@ -700,37 +700,37 @@ impl Inner {
     /// What receivers may hear of a join, in the order in which a channel fills. What a cluster decides, it records.
     fn note_joined(
         &self,
-        mut ledger: Ledger<'_>,
+        mut guard: DeliveryGuard<'_>,
         key: &ChannelKey,
         member: Option<&Member>,
         joined: &Joined,
     ) {
         let ChannelKey { channel, .. } = key;
         if joined.occupied && self.clustered.is_none() {
-            ledger.note(&webhooks::Event::ChannelOccupied(channel));
+            guard.emit(&webhooks::Event::ChannelOccupied(channel));
         }
         if let Some(member) = member.filter(|_| joined.member_added) {
-            ledger.note(&webhooks::Event::MemberAdded(channel, &member.id));
+            guard.emit(&webhooks::Event::MemberAdded(channel, &member.id));
         }
         if joined.cache_miss {
-            ledger.note(&webhooks::Event::CacheMiss(channel));
+            guard.emit(&webhooks::Event::CacheMiss(channel));
         }
         if let Some(count) = joined.count.filter(|_| self.tells_counts(key)) {
-            ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+            guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
         }
     }
 
     /// What receivers may hear of a leave, in the order in which a channel empties.
-    fn note_left(&self, mut ledger: Ledger<'_>, key: &ChannelKey, left: &Left) {
+    fn note_left(&self, mut guard: DeliveryGuard<'_>, key: &ChannelKey, left: &Left) {
         let ChannelKey { channel, .. } = key;
         if let Some(user) = &left.member_removed {
-            ledger.note(&webhooks::Event::MemberRemoved(channel, user));
+            guard.emit(&webhooks::Event::MemberRemoved(channel, user));
         }
         if left.vacated && self.clustered.is_none() {
-            ledger.note(&webhooks::Event::ChannelVacated(channel));
+            guard.emit(&webhooks::Event::ChannelVacated(channel));
         }
         if let Some(count) = left.count.filter(|_| self.tells_counts(key)) {
-            ledger.note(&webhooks::Event::SubscriptionCount(channel, count));
+            guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
         }
     }
 

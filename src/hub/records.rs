@@ -23,7 +23,7 @@ use crate::cluster::driver::{Lost, PARTITIONS, Record};
 use crate::cluster::node::Cluster;
 use crate::cluster::truth::{Change, Version};
 use crate::protocol::UserId;
-use crate::webhooks::{End, Event, EventId, Receipt};
+use crate::webhooks::{AckToken, Event, EventId, Resolution};
 
 /// Records of one part that may be in hand at once; the rest wait in the broker.
 const IN_HAND_MAX: usize = 1000;
@@ -265,7 +265,7 @@ impl Reader {
 /// What a reader has in hand.
 struct Hand {
     /// Where is said how records end.
-    ends: mpsc::UnboundedSender<End>,
+    ends: mpsc::UnboundedSender<Resolution>,
     /// The last that was read.
     after: Version,
     /// Those that were handed over.
@@ -276,14 +276,14 @@ struct Hand {
 
 impl Hand {
     /// Whether one was not told.
-    fn ended(&mut self, end: End) -> bool {
+    fn ended(&mut self, end: Resolution) -> bool {
         match end {
-            End::Settled(id) => {
+            Resolution::Acked(id) => {
                 self.unended.remove(&id.number());
                 self.settled.push(id.number());
                 false
             }
-            End::Released(id) => {
+            Resolution::Nacked(id) => {
                 self.unended.remove(&id.number());
                 true
             }
@@ -308,40 +308,40 @@ impl Drop for InHand<'_> {
 
 impl Inner {
     /// Hands a record to the webhooks room.
-    fn note_record(&self, record: &Record, ends: &mpsc::UnboundedSender<End>) {
+    fn note_record(&self, record: &Record, ends: &mpsc::UnboundedSender<Resolution>) {
         let Record { transition, time_ms } = record;
         // The version tells the transitions of a group apart, and the group those of different parts.
         let digest = Sha256::digest(transition.group.as_bytes());
         let source = digest.first_chunk().copied().map_or(0, u64::from_be_bytes);
-        let receipt = Receipt::new(EventId::new(source, transition.version), ends.clone());
+        let ack_token = AckToken::new(EventId::new(source, transition.version), ends.clone());
         let subject = self.clustered.as_ref().and_then(|clustered| clustered.subject(&transition.group));
         let user = |id: &str| UserId::parse(id, usize::MAX).ok();
-        let note = |app: &str, event: &Event<'_>, receipt| {
-            self.webhooks.note_record(app, event, *time_ms, receipt);
+        let note = |app: &str, event: &Event<'_>, ack_token| {
+            self.webhooks.emit_record(app, event, *time_ms, ack_token);
         };
         match (subject, &transition.change) {
             (Some(Subject::Channel(app, channel)), Change::Occupied) => {
-                note(&app.id.0, &Event::ChannelOccupied(&channel), receipt);
+                note(&app.id.0, &Event::ChannelOccupied(&channel), ack_token);
             }
             (Some(Subject::Channel(app, channel)), Change::Vacated) => {
-                note(&app.id.0, &Event::ChannelVacated(&channel), receipt);
+                note(&app.id.0, &Event::ChannelVacated(&channel), ack_token);
             }
             (Some(Subject::Channel(app, channel)), Change::Added(id, _)) => match user(id) {
-                Some(user) => note(&app.id.0, &Event::MemberAdded(&channel, &user), receipt),
-                None => receipt.settle(),
+                Some(user) => note(&app.id.0, &Event::MemberAdded(&channel, &user), ack_token),
+                None => ack_token.ack(),
             },
             (Some(Subject::Channel(app, channel)), Change::Removed(id)) => match user(id) {
-                Some(user) => note(&app.id.0, &Event::MemberRemoved(&channel, &user), receipt),
-                None => receipt.settle(),
+                Some(user) => note(&app.id.0, &Event::MemberRemoved(&channel, &user), ack_token),
+                None => ack_token.ack(),
             },
             (Some(Subject::User(app, user)), Change::Added(id, _)) if **id == *ONLINE => {
-                note(&app.id.0, &Event::UserOnline(&user), receipt);
+                note(&app.id.0, &Event::UserOnline(&user), ack_token);
             }
             (Some(Subject::User(app, user)), Change::Removed(id)) if **id == *ONLINE => {
-                note(&app.id.0, &Event::UserOffline(&user), receipt);
+                note(&app.id.0, &Event::UserOffline(&user), ack_token);
             }
             // Who watches a user is nobody else's business, and what makes no sense is nobody's.
-            (Some(Subject::User(..)) | None, _) => receipt.settle(),
+            (Some(Subject::User(..)) | None, _) => ack_token.ack(),
         }
     }
 }

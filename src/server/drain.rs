@@ -113,7 +113,7 @@ impl Server {
         if !hub.is_clustered() && !clock.is_hurried {
             let end = clock.deadline.checked_sub(window + FOR_CLIENTS).unwrap_or_else(Instant::now);
             tokio::select! {
-                () = webhooks.sent() => {}
+                () = webhooks.wait_for_pending() => {}
                 () = clock.step_over_at(end, pending) => {}
             }
         }

@@ -1,4 +1,4 @@
-//! What is told of, and how it reads. Source: protocol.md §9.2.
+//! Webhook events and their JSON. Source: protocol.md §9.2.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,48 +10,48 @@ use serde_json::value::RawValue;
 use crate::apps::EventType;
 use crate::protocol::{Access, ChannelName, SocketId, UserId};
 
-/// Something that receivers may hear of.
+/// An event that receivers can subscribe to.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A channel has its first subscriber.
+    /// The first subscription to a channel began.
     ChannelOccupied(&'a ChannelName),
-    /// A channel has no subscriber any more.
+    /// The last subscription to a channel ended.
     ChannelVacated(&'a ChannelName),
-    /// A user came to a presence channel.
+    /// A user joined a presence channel.
     MemberAdded(&'a ChannelName, &'a UserId),
-    /// A user is gone from a presence channel.
+    /// A user left a presence channel.
     MemberRemoved(&'a ChannelName, &'a UserId),
     /// A client sent an event.
     ClientEvent {
-        /// Where.
+        /// The channel it was sent to.
         channel: &'a ChannelName,
-        /// Its name.
+        /// The name of the event.
         event: &'a str,
-        /// Its payload as JSON text.
+        /// The payload, as JSON text.
         data: &'a str,
-        /// Who sent it.
+        /// The sender.
         socket: SocketId,
-        /// As whom, on presence channels.
+        /// The sender's user id, on presence channels.
         user: Option<&'a UserId>,
     },
-    /// A subscriber found an empty cache.
+    /// A client subscribed to a cache channel whose cache is empty.
     CacheMiss(&'a ChannelName),
-    /// The number of subscribers has changed to this.
+    /// The number of subscriptions changed to this.
     SubscriptionCount(&'a ChannelName, usize),
-    /// A user signed in on their first connection.
+    /// The first connection of a user signed in.
     UserOnline(&'a UserId),
-    /// The last connection of a signed-in user ended.
+    /// The last connection of a signed-in user closed.
     UserOffline(&'a UserId),
 }
 
-/// Who an event is about: events about the same arrive in order.
+/// The channel or user that an event belongs to. Events of one subject arrive in order.
 #[derive(Clone, Copy, Debug, Hash)]
-pub(super) enum About<'a> {
+pub(super) enum Subject<'a> {
     Channel(&'a ChannelName),
     User(&'a UserId),
 }
 
-impl<'a> About<'a> {
+impl<'a> Subject<'a> {
     pub(super) fn as_str(self) -> &'a str {
         match self {
             Self::Channel(channel) => channel.as_str(),
@@ -60,15 +60,15 @@ impl<'a> About<'a> {
     }
 }
 
-/// Events that share the turns of a receiver, the best first: what a client can only cause with the application's
-/// permission does not wait behind what everybody can.
+/// Priority classes that take turns, highest first. Events that a client can only cause with the application's
+/// authorization do not wait behind events that any client can cause.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Class {
-    /// Members and users.
+    /// Member and user events.
     Users,
-    /// What clients have sent.
+    /// Client events.
     ClientEvents,
-    /// Other events of channels that one must be authorized for.
+    /// Other events of channels that require authorization.
     Authorized,
     /// Other events of public channels.
     Public,
@@ -78,18 +78,19 @@ impl Class {
     pub(super) const COUNT: usize = 4;
 }
 
-/// One half of a pair: somebody comes, or who had come is gone.
+/// One half of a pair of opposite events. The rising edge is `channel_occupied`, `member_added` or `user_online`; the
+/// falling edge is `channel_vacated`, `member_removed` or `user_offline`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Edge<Who> {
-    /// A member of what the event is about; `None` is that itself.
-    pub(super) who: Option<Who>,
-    /// Whether it is the first half.
-    pub(super) is_gain: bool,
+pub(super) struct Edge<Member> {
+    /// The member of the channel; `None` for the edge of the channel or user itself.
+    pub(super) member: Option<Member>,
+    pub(super) is_rising: bool,
 }
 
-/// What an event is called: the same in every attempt and for all receivers, so that they know it when it comes twice.
+/// The id of an event. It is the same in every attempt and for all receivers, so that a receiver can discard
+/// duplicates.
 ///
-/// As text, 16 hexadecimal digits, `-`, and 1 to 16 more: `00c0ffee00c0ffee-2a`.
+/// The text form is 16 hexadecimal digits, `-`, and 1 to 16 digits: `00c0ffee00c0ffee-2a`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EventId {
@@ -98,20 +99,19 @@ pub struct EventId {
 }
 
 impl EventId {
-    /// The event `number` of `source`: what numbers events, which is told from all others by being random, or by an
-    /// agreement between them.
+    /// The id of event `number` of `source`. Sources must be unique: random, or agreed between the nodes.
     #[must_use]
     pub const fn new(source: u64, number: u64) -> Self {
         Self { source, number }
     }
 
-    /// What numbered it.
+    /// The process or the group of a cluster that numbers the event.
     #[must_use]
     pub const fn source(self) -> u64 {
         self.source
     }
 
-    /// The number there.
+    /// The number within the source.
     #[must_use]
     pub const fn number(self) -> u64 {
         self.number
@@ -124,27 +124,27 @@ impl fmt::Display for EventId {
     }
 }
 
-/// A text is not the id of an event.
+/// The text is not an event id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not the id of an event")]
-pub struct NoEventId;
+pub struct ParseEventIdError;
 
 impl FromStr for EventId {
-    type Err = NoEventId;
+    type Err = ParseEventIdError;
 
-    /// Each id has one text.
-    fn from_str(text: &str) -> Result<Self, NoEventId> {
-        let (source, number) = text.split_once('-').ok_or(NoEventId)?;
-        let digits = |text| u64::from_str_radix(text, 16).map_err(|_| NoEventId);
+    /// Accepts the one text form of each id only.
+    fn from_str(text: &str) -> Result<Self, ParseEventIdError> {
+        let (source, number) = text.split_once('-').ok_or(ParseEventIdError)?;
+        let digits = |text| u64::from_str_radix(text, 16).map_err(|_| ParseEventIdError);
         let id = Self::new(digits(source)?, digits(number)?);
-        if id.to_string() == text { Ok(id) } else { Err(NoEventId) }
+        if id.to_string() == text { Ok(id) } else { Err(ParseEventIdError) }
     }
 }
 
 impl TryFrom<String> for EventId {
-    type Error = NoEventId;
+    type Error = ParseEventIdError;
 
-    fn try_from(text: String) -> Result<Self, NoEventId> {
+    fn try_from(text: String) -> Result<Self, ParseEventIdError> {
         text.parse()
     }
 }
@@ -155,22 +155,22 @@ impl From<EventId> for String {
     }
 }
 
-/// An event as receivers are told of it.
+/// An event in the form in which it is queued and sent.
 #[derive(Clone, Debug)]
-pub(super) struct Told {
-    /// As it stands in the body of a request, shared by all receivers.
+pub(super) struct EncodedEvent {
+    /// Its JSON in the body of a request, shared by all queues.
     pub(super) json: Bytes,
     /// When it happened, in milliseconds since 1970.
     pub(super) time_ms: u64,
     pub(super) id: EventId,
-    /// What it is about, as a hash: what is about the same is told in order.
-    pub(super) about: u64,
+    /// The hash of the channel or user. Events of one subject are sent in order.
+    pub(super) subject: u64,
     pub(super) class: Class,
-    /// If it is one half of a pair; who it is of, as a hash.
+    /// For one half of a pair; members are hashed.
     pub(super) edge: Option<Edge<u64>>,
 }
 
-/// The fields of all events, in the order in which they are written.
+/// The fields of all events, in the order in which they are serialized.
 #[derive(Serialize)]
 struct Fields<'a> {
     name: &'static str,
@@ -203,7 +203,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    pub(super) const fn about(&self) -> About<'a> {
+    pub(super) const fn subject(&self) -> Subject<'a> {
         match self {
             Self::ChannelOccupied(channel)
             | Self::ChannelVacated(channel)
@@ -211,8 +211,8 @@ impl<'a> Event<'a> {
             | Self::MemberRemoved(channel, _)
             | Self::ClientEvent { channel, .. }
             | Self::CacheMiss(channel)
-            | Self::SubscriptionCount(channel, _) => About::Channel(channel),
-            Self::UserOnline(user) | Self::UserOffline(user) => About::User(user),
+            | Self::SubscriptionCount(channel, _) => Subject::Channel(channel),
+            Self::UserOnline(user) | Self::UserOffline(user) => Subject::User(user),
         }
     }
 
@@ -233,17 +233,17 @@ impl<'a> Event<'a> {
     }
 
     pub(super) const fn edge(&self) -> Option<Edge<&'a UserId>> {
-        let (who, is_gain) = match *self {
+        let (member, is_rising) = match *self {
             Self::ChannelOccupied(_) | Self::UserOnline(_) => (None, true),
             Self::ChannelVacated(_) | Self::UserOffline(_) => (None, false),
             Self::MemberAdded(_, user) => (Some(user), true),
             Self::MemberRemoved(_, user) => (Some(user), false),
             Self::ClientEvent { .. } | Self::CacheMiss(_) | Self::SubscriptionCount(..) => return None,
         };
-        Some(Edge { who, is_gain })
+        Some(Edge { member, is_rising })
     }
 
-    /// The event as it stands in the body of a request.
+    /// The JSON of the event in the body of a request.
     pub(super) fn to_json(self) -> Vec<u8> {
         let mut fields = Fields {
             name: self.event_type().name(),
@@ -254,9 +254,9 @@ impl<'a> Event<'a> {
             user_id: None,
             subscription_count: None,
         };
-        match self.about() {
-            About::Channel(channel) => fields.channel = Some(channel.as_str()),
-            About::User(user) => fields.user_id = Some(user.as_str()),
+        match self.subject() {
+            Subject::Channel(channel) => fields.channel = Some(channel.as_str()),
+            Subject::User(user) => fields.user_id = Some(user.as_str()),
         }
         match self {
             Self::MemberAdded(_, user) | Self::MemberRemoved(_, user) => fields.user_id = Some(user.as_str()),
@@ -277,7 +277,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// `data` as a JSON string: a client's string as it was written, anything else as the text of its JSON.
+/// `data` as a JSON string. A string stays as the client wrote it; any other value becomes the text of its JSON.
 fn data_string(data: &str) -> Box<RawValue> {
     let literal =
         if data.starts_with('"') { data.to_owned() } else { serde_json::Value::from(data).to_string() };
@@ -290,7 +290,7 @@ mod tests {
     use crate::protocol::NameRules;
 
     #[test]
-    fn an_id_has_one_text() {
+    fn an_event_id_has_one_text_form() {
         for (id, text) in [
             (EventId::new(0, 0), "0000000000000000-0"),
             (EventId::new(0xc0_ffee, 42), "0000000000c0ffee-2a"),
@@ -315,12 +315,12 @@ mod tests {
             "0000000000000001-10000000000000000",
             "0000000000000001-1\r\nX-Other: 1",
         ] {
-            assert_eq!(text.parse::<EventId>(), Err(NoEventId), "{text}");
+            assert_eq!(text.parse::<EventId>(), Err(ParseEventIdError), "{text}");
         }
     }
 
     #[test]
-    fn events_read_as_specified() {
+    fn events_have_the_specified_json() {
         let channel = |name: &str| ChannelName::parse(name, &NameRules::default()).unwrap();
         let (orders, room, cache, seven) = (
             channel("orders"),

@@ -1,74 +1,73 @@
-//! Webhooks: applications are told by HTTP of what happens on channels.
+//! Webhooks: events of channels and users are posted to the applications over HTTP.
 //!
-//! An event takes three stages. The hub takes the [`Ledger`] that a channel stands in, before the registry decides,
-//! and notes there what was decided: so the order of the notes is that in which it happened. The ledger smooths
-//! (`smoothing`): what is gone is held for three seconds, and forgotten if it comes back. What is told goes into the
-//! queue of every receiver that wants it (`queue`), where channels and users take turns and where pairs that nobody was
-//! told of cancel out, and is sent from there (`endpoint`), signed, in order for each channel, again and again for five
-//! minutes; what is given up then is a dead letter (`dead_letters`). What a receiver refuses waits with its channel; how
-//! fast it is asked while it refuses everything or does not answer says its `pace`.
+//! An event passes three stages:
 //!
-//! In a cluster, what is told of subscriptions and users are records, which one node reads and the others would read
-//! again: [`Webhooks::note_record`]. A receipt travels with each of them (`receipt`), through all of these stages, and
-//! says in the end whether the record need not be kept any more.
+//! 1. The hub locks the channel or user ([`DeliveryGuard`]) before the registry decides, and emits the outcome while it
+//!    holds the lock. So events are emitted in the order in which they happened. The debouncer (`debounce`) holds
+//!    `vacated`, `removed` and `offline` events for three seconds and drops both halves of a pair if the opposite event
+//!    follows within that time.
+//! 2. The event is encoded once and enqueued for every receiver that subscribes to it (`queue`). Queues are bounded and
+//!    fair between channels and users; pairs of events that were not sent yet cancel out.
+//! 3. The senders of a receiver (`endpoint`) sign the event and post it, in order for each channel, and retry for five
+//!    minutes. After that it is a dead letter (`dead_letters`). A rejected event delays only its own channel. `pace`
+//!    limits the requests to a receiver that rejects everything or does not respond.
 //!
-//! Nothing here ever makes the hub wait: the ledger is a short lock, and queues are bounded. Receivers do not wait
-//! for each other. The room knows nothing of sockets, sessions and the registry. An app without webhooks pays one
-//! branch.
+//! In a cluster, events of subscriptions and users come from records, which one node reads at a time:
+//! [`Webhooks::emit_record`]. An ack token (`ack`) travels with each record through all stages. It tells the reader
+//! whether the record is done (acked) or has to be read again (nacked).
+//!
+//! The hub never waits for this module: the lock is short and queues are bounded. Receivers do not wait for each other.
+//! The module does not know sockets, sessions or the registry. An app without webhooks costs one branch.
 //!
 //! Start at [`Webhooks`]. Source: protocol.md §9.
 
+mod ack;
+mod app;
 mod client;
 pub mod dead_letters;
+mod debounce;
 mod endpoint;
 mod event;
+mod options;
 mod pace;
 mod queue;
-mod receipt;
 pub mod replay;
-mod smoothing;
+mod signer;
 pub mod target;
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-pub use event::{Event, EventId, NoEventId};
-pub use receipt::{End, Receipt};
+pub use ack::{AckToken, Resolution};
+pub use app::DeliveryGuard;
+pub use event::{Event, EventId, ParseEventIdError};
+pub use options::{Options, Timing};
 
 use crate::apps::{App, AppId, Apps, EventType, EventTypes};
 use crate::metrics::Metrics;
 use crate::protocol::{ChannelName, UserId};
+use ack::Record;
+use app::AppWebhooks;
 use client::Client;
-use dead_letters::DeadLetters;
-use endpoint::{Endpoint, Post};
-use event::{About, Edge, Told};
-use receipt::Record;
-use smoothing::{Smoothing, Verdict};
+use dead_letters::DeadLetterStore;
+use endpoint::{Endpoint, Shared};
+use event::Subject;
 
-/// Ledgers of an app, so that its channels seldom wait for each other.
-const LEDGERS: usize = 32;
+/// How long a shutdown waits for the dead letter store to accept the remaining events, and again for it to write them.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a shutdown waits for the file of dead letters to take what is left, and then to be written.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+/// How often [`Webhooks::wait_for_pending`] checks whether all events have been sent.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How often a shutdown looks whether all has been sent.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-
-/// What follows from a subscription that begins or ends.
-const OF_SUBSCRIPTIONS: EventTypes = EventTypes::of(&[
+/// Events that a subscribe or an unsubscribe can cause.
+const SUBSCRIPTION_EVENTS: EventTypes = EventTypes::of(&[
     EventType::ChannelOccupied,
     EventType::ChannelVacated,
     EventType::MemberAdded,
@@ -77,276 +76,188 @@ const OF_SUBSCRIPTIONS: EventTypes = EventTypes::of(&[
     EventType::SubscriptionCount,
 ]);
 
-const OF_USERS: EventTypes = EventTypes::of(&[EventType::UserOnline, EventType::UserOffline]);
+const USER_EVENTS: EventTypes = EventTypes::of(&[EventType::UserOnline, EventType::UserOffline]);
 
-/// What follows from a subscription and is the same on all nodes of a cluster.
-const OF_CHANNEL_RECORDS: EventTypes = EventTypes::of(&[
+/// The events of a subscription that all nodes of a cluster agree on.
+const CHANNEL_RECORD_EVENTS: EventTypes = EventTypes::of(&[
     EventType::ChannelOccupied,
     EventType::ChannelVacated,
     EventType::MemberAdded,
     EventType::MemberRemoved,
 ]);
 
-/// How webhooks are sent.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// What may wait for one receiver, in bytes. Default 16 MiB.
-    pub queue_bytes: usize,
-    /// Where what could not be delivered is kept; `None`: nowhere.
-    pub dead_letter_file: Option<PathBuf>,
-    /// The size that this file does not grow beyond, in bytes. Default 64 MiB.
-    pub dead_letter_bytes: u64,
-    /// Addresses that webhooks may go to although they are of a kind that is refused.
-    pub allowed_addresses: Vec<IpNet>,
-    /// The times that the protocol has; not settings.
-    pub timing: Timing,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            queue_bytes: 16 * 1024 * 1024,
-            dead_letter_file: None,
-            dead_letter_bytes: 64 * 1024 * 1024,
-            allowed_addresses: Vec::new(),
-            timing: Timing::default(),
-        }
-    }
-}
-
-/// How long what takes. Source: protocol.md §9.1, §9.3.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Timing {
-    /// Who is gone is waited for so long before it is told.
-    pub hold: Duration,
-    /// For one attempt, from looking up the host to the head of the answer.
-    pub timeout: Duration,
-    /// Between the first two attempts at something that is refused; then twice as long each time.
-    pub back_off: Duration,
-    /// Between any two attempts at most; a quarter more or less, as any of these times.
-    pub back_off_max: Duration,
-    /// Between two probes of a receiver that does not answer, or up to twice as long.
-    pub probe: Duration,
-    /// No attempt begins so long after the event.
-    pub retry: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            hold: Duration::from_secs(3),
-            timeout: Duration::from_secs(10),
-            back_off: Duration::from_secs(1),
-            back_off_max: Duration::from_secs(30),
-            probe: Duration::from_secs(1),
-            retry: Duration::from_secs(300),
-        }
-    }
-}
-
-/// The webhooks of all apps. Cloning shares them; the default one has none.
+/// The webhooks of all apps. Clones share them. The default has no webhooks.
 #[derive(Clone, Debug, Default)]
-pub struct Webhooks(Option<Arc<Inner>>);
+pub struct Webhooks(Option<Arc<Dispatcher>>);
 
 #[derive(Debug)]
-struct Inner {
+struct Dispatcher {
     apps: HashMap<AppId, Arc<AppWebhooks>>,
-    post: Arc<Post>,
-    /// The senders of all receivers.
+    shared: Arc<Shared>,
+    /// The sender tasks of all receivers.
     senders: TaskTracker,
-    /// The tasks that tell of who stayed away.
-    clocks: CancellationToken,
-    /// Cancelled when there is no more time to send.
-    cut: CancellationToken,
+    /// Cancelled to stop the debounce timers.
+    timers: CancellationToken,
+    /// Cancelled when the deadline of the shutdown has passed.
+    abort: CancellationToken,
     /// Cancelled when any of these tasks ends.
     ended: CancellationToken,
 }
 
-/// The webhooks of one app.
-#[derive(Debug)]
-struct AppWebhooks {
-    endpoints: Vec<Arc<Endpoint>>,
-    /// By what they are about.
-    ledgers: Box<[Mutex<Smoothing>]>,
-    hasher: RandomState,
-    /// What numbers the events that are no records: random, so that no other process is the same.
-    source: u64,
-    /// The number of the next of them.
-    number: AtomicU64,
-    /// Something is held where nothing was.
-    holding: Notify,
-    started: Instant,
-    metrics: Arc<Metrics>,
-}
-
-/// Where one channel (or user) stands, locked: whoever holds it decides and notes before anybody else does.
-#[derive(Debug)]
-pub struct Ledger<'a> {
-    app: &'a AppWebhooks,
-    smoothing: MutexGuard<'a, Smoothing>,
-}
-
-impl Ledger<'_> {
-    /// Notes what has happened. Never waits.
-    pub fn note(&mut self, event: &Event<'_>) {
-        self.take(event, None);
-    }
-
-    fn take(&mut self, event: &Event<'_>, record: Option<Record>) {
-        let (app, metrics) = (self.app, &self.app.metrics.webhooks);
-        let was_idle = self.smoothing.due().is_none();
-        let tell = |event: &Event<'_>, record| app.tell(event, record);
-        match self.smoothing.take(event, record, app.started.elapsed(), tell) {
-            Verdict::Held if was_idle => app.holding.notify_one(),
-            Verdict::Undone => metrics.smoothed.add(2),
-            Verdict::Released => metrics.released.count(),
-            Verdict::Told | Verdict::Held | Verdict::Skipped => {}
-        }
-    }
-}
-
 impl Webhooks {
-    /// Starts what the apps' webhooks need, in the current runtime; without any, nothing.
+    /// Starts the senders and timers of all apps that have webhooks, in the current runtime. Without webhooks nothing
+    /// is started.
     ///
     /// # Errors
-    /// The system gives no thread, or no randomness.
+    /// The system provides no thread or no randomness.
     pub fn start(apps: &Apps, options: Options, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let with_webhooks: Vec<_> = apps.iter().filter(|app| !app.webhooks.is_empty()).collect();
         if with_webhooks.is_empty() {
             return Ok(Self::default());
         }
         let Options { queue_bytes, dead_letter_file, dead_letter_bytes, allowed_addresses, timing } = options;
-        let client = Client::new(allowed_addresses, timing.timeout);
+        let client = Client::new(allowed_addresses, timing.request_timeout);
         if with_webhooks.iter().any(|app| app.webhooks.iter().any(|webhook| webhook.url.is_https())) {
             client.prepare_tls();
         }
         match &dead_letter_file {
-            Some(file) => info!(file = %file.display(), "webhooks that cannot be delivered are kept"),
-            None => info!(
-                "webhooks that cannot be delivered are lost, as webhooks.dead_letter_file names no file"
-            ),
+            Some(file) => info!(file = %file.display(), "undelivered webhooks are stored as dead letters"),
+            None => info!("undelivered webhooks are dropped: webhooks.dead_letter_file is not set"),
         }
-        let dead_letters = DeadLetters::start(dead_letter_file, dead_letter_bytes, metrics)?;
-        let post = Arc::new(Post { client, dead_letters, metrics: Arc::clone(metrics), timing, queue_bytes });
+        let dead_letters = DeadLetterStore::start(dead_letter_file, dead_letter_bytes, metrics)?;
+        let shared =
+            Arc::new(Shared { client, dead_letters, metrics: Arc::clone(metrics), timing, queue_bytes });
         let senders = TaskTracker::new();
-        let [clocks, cut, ended] = std::array::from_fn(|_| CancellationToken::new());
-        let mut started = HashMap::new();
+        let [timers, abort, ended] = std::array::from_fn(|_| CancellationToken::new());
+        let mut app_webhooks = HashMap::new();
         for app in with_webhooks {
-            let webhooks = Arc::new(AppWebhooks::new(app, &post)?);
+            let webhooks = Arc::new(AppWebhooks::new(app, &shared)?);
             for endpoint in &webhooks.endpoints {
                 for _ in 0..endpoint.senders() {
-                    let sending = Arc::clone(endpoint).run(cut.clone());
-                    senders.spawn(telling_its_end(sending, ended.clone()));
+                    let sending = Arc::clone(endpoint).run(abort.clone());
+                    senders.spawn(cancel_on_end(sending, ended.clone()));
                 }
             }
-            let keeping_time = clocks.clone().run_until_cancelled_owned(Arc::clone(&webhooks).keep_time());
-            tokio::spawn(telling_its_end(keeping_time, ended.clone()));
-            started.insert(app.id.clone(), webhooks);
+            let timer = timers.clone().run_until_cancelled_owned(Arc::clone(&webhooks).run_timer());
+            tokio::spawn(cancel_on_end(timer, ended.clone()));
+            app_webhooks.insert(app.id.clone(), webhooks);
         }
-        Ok(Self(Some(Arc::new(Inner { apps: started, post, senders, clocks, cut, ended }))))
+        Ok(Self(Some(Arc::new(Dispatcher { apps: app_webhooks, shared, senders, timers, abort, ended }))))
     }
 
-    /// Whether there are none.
+    /// Whether no app has webhooks.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Waits until a task has ended, as none does before [`Webhooks::drain`].
+    /// Completes when a task has ended, which does not happen before [`Webhooks::drain`].
     pub async fn ended(&self) {
         match &self.0 {
-            Some(inner) => inner.ended.cancelled().await,
+            Some(dispatcher) => dispatcher.ended.cancelled().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Where a subscription to `channel` is noted, if anybody wants to hear of such.
+    /// Locks `channel` for events of a subscription, if a receiver wants any of them.
     #[must_use]
-    pub fn of_subscription(&self, app: &App, channel: &ChannelName) -> Option<Ledger<'_>> {
-        // Most apps have none.
+    pub fn lock_subscriptions(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
+        // Most apps have no webhooks.
         if app.webhooks.is_empty() {
             return None;
         }
-        self.of_channel(&app.id.0, channel, OF_SUBSCRIPTIONS)
+        self.lock_channel(&app.id.0, channel, SUBSCRIPTION_EVENTS)
     }
 
-    /// Where an event of a client is noted, if anybody wants to hear of such.
+    /// Locks `channel` for a client event, if a receiver wants client events.
     #[must_use]
-    pub fn of_client_event(&self, app: &App, channel: &ChannelName) -> Option<Ledger<'_>> {
+    pub fn lock_client_events(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
         if app.webhooks.is_empty() {
             return None;
         }
-        self.of_channel(&app.id.0, channel, EventTypes::of(&[EventType::ClientEvent]))
+        self.lock_channel(&app.id.0, channel, EventTypes::of(&[EventType::ClientEvent]))
     }
 
-    /// Where a count of subscribers is noted, if anybody wants to hear of such.
+    /// Locks `channel` for a subscription count, if a receiver wants counts.
     #[must_use]
-    pub fn of_count(&self, app: &str, channel: &ChannelName) -> Option<Ledger<'_>> {
-        self.of_channel(app, channel, EventTypes::of(&[EventType::SubscriptionCount]))
+    pub fn lock_count(&self, app: &str, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
+        self.lock_channel(app, channel, EventTypes::of(&[EventType::SubscriptionCount]))
     }
 
-    /// Where a user's coming and going is noted, if anybody wants to hear of it.
+    /// Locks `user` for online and offline events, if a receiver wants any of them.
     #[must_use]
-    pub fn of_user(&self, app: &App, user: &UserId) -> Option<Ledger<'_>> {
+    pub fn lock_user(&self, app: &App, user: &UserId) -> Option<DeliveryGuard<'_>> {
         if app.webhooks.is_empty() {
             return None;
         }
-        self.wanted(&app.id.0, About::User(user), OF_USERS)
+        self.lock_if_wanted(&app.id.0, Subject::User(user), USER_EVENTS)
     }
 
-    /// Whether anybody wants to hear who comes to a channel and who goes, so that a cluster has to put it down.
+    /// Whether a receiver wants occupied, vacated or member events of `channel`, so that the cluster has to write
+    /// records.
     #[must_use]
     pub fn wants_records_of_channel(&self, app: &App, channel: &ChannelName) -> bool {
-        !app.webhooks.is_empty() && self.wants(&app.id.0, About::Channel(channel), OF_CHANNEL_RECORDS)
+        !app.webhooks.is_empty() && self.wants(&app.id.0, Subject::Channel(channel), CHANNEL_RECORD_EVENTS)
     }
 
-    /// Whether anybody wants to hear of a user's coming and going, so that a cluster has to put it down.
+    /// Whether a receiver wants online or offline events of `user`, so that the cluster has to write records.
     #[must_use]
     pub fn wants_records_of_user(&self, app: &App, user: &UserId) -> bool {
-        !app.webhooks.is_empty() && self.wants(&app.id.0, About::User(user), OF_USERS)
+        !app.webhooks.is_empty() && self.wants(&app.id.0, Subject::User(user), USER_EVENTS)
     }
 
-    /// Notes who came or went, as a record of a cluster says, at `time_ms` (milliseconds since 1970) by the clock of
-    /// all nodes: receivers are told that time, and the record's id. Never waits.
+    /// Emits the event of a cluster record that happened at `time_ms` (milliseconds since 1970, by the clock of the
+    /// cluster). Receivers get that time and the record's id. Never waits.
     ///
-    /// Records about one channel (or user) are noted in the order in which they happened. A record may be hours old: it
-    /// gets its five minutes of attempts, and who went is held for three seconds, both from now on. Whether who came
-    /// back was gone for less than that is seen from the times of both records. What is held has no other bound than
-    /// how many records are noted that have not ended.
+    /// Records of one channel or user must be emitted in the order in which they happened. A record may be hours old:
+    /// its five minutes of attempts and its three seconds in the debouncer begin now. Whether two records debounce each
+    /// other depends on the difference of their own times. The debouncer holds no more records than were emitted and
+    /// not resolved yet.
     ///
-    /// `receipt` says how the record ended. It is settled when it was delivered to all who want it, or became a dead
-    /// letter where it was not (by age or a full queue; when that is written, or lost), when it was undone, or came after a
-    /// first half that was not sent yet, as did that half (of the two, the first is settled first), and at once if nobody wants it or there is no such app. It is released
-    /// when the server ends before that: [`Webhooks::drain`]. A record must not be noted again before it has ended, or
-    /// the ends of the receipts that it was noted with before are not received any more; otherwise it may be told twice.
-    pub fn note_record(&self, app: &str, event: &Event<'_>, time_ms: u64, receipt: Receipt) {
-        // Who came undoes that they went, whether or not anybody wants to hear of the former.
-        let types = match event.about() {
-            About::Channel(_) => OF_CHANNEL_RECORDS,
-            About::User(_) => OF_USERS,
+    /// `ack_token` is acked
+    /// - when all receivers that want the event have it;
+    /// - when the dead letter for those that do not have it is written or lost, after the delivery timeout or an
+    ///   eviction from a full queue;
+    /// - when the record was debounced, or was cancelled with the other half of its pair; the first half is acked
+    ///   first;
+    /// - at once, if no receiver wants the event or the app does not exist.
+    ///
+    /// It is nacked if the server shuts down before that: [`Webhooks::drain`]. A record must not be emitted again
+    /// before it is resolved, unless the receiving half of its token's channel was dropped; otherwise receivers may get
+    /// it twice.
+    pub fn emit_record(&self, app: &str, event: &Event<'_>, time_ms: u64, ack_token: AckToken) {
+        // A rising edge debounces the falling edge even if no receiver wants rising edges.
+        let types = match event.subject() {
+            Subject::Channel(_) => CHANNEL_RECORD_EVENTS,
+            Subject::User(_) => USER_EVENTS,
         };
-        match self.wanted(app, event.about(), types) {
-            Some(mut ledger) => ledger.take(event, Some(Record { time_ms, receipt })),
-            None => receipt.settle(),
+        match self.lock_if_wanted(app, event.subject(), types) {
+            Some(mut guard) => guard.debounce(event, Some(Record { time_ms, ack_token })),
+            None => ack_token.ack(),
         }
     }
 
-    fn of_channel(&self, app: &str, channel: &ChannelName, types: EventTypes) -> Option<Ledger<'_>> {
-        self.wanted(app, About::Channel(channel), types)
+    fn lock_channel(&self, app: &str, channel: &ChannelName, types: EventTypes) -> Option<DeliveryGuard<'_>> {
+        self.lock_if_wanted(app, Subject::Channel(channel), types)
     }
 
-    /// Where is noted what `about` is about, if anybody wants to hear one of `types` of it.
-    fn wanted(&self, app: &str, about: About<'_>, types: EventTypes) -> Option<Ledger<'_>> {
+    /// Locks `subject`, if a receiver wants one of `types` of it.
+    fn lock_if_wanted(
+        &self,
+        app: &str,
+        subject: Subject<'_>,
+        types: EventTypes,
+    ) -> Option<DeliveryGuard<'_>> {
         let app = self.0.as_ref()?.apps.get(app)?;
-        app.wants(about, types).then(|| app.ledger(about.as_str()))
+        app.wants(subject, types).then(|| app.lock(subject.as_str()))
     }
 
-    fn wants(&self, app: &str, about: About<'_>, types: EventTypes) -> bool {
-        let app = self.0.as_ref().and_then(|inner| inner.apps.get(app));
-        app.is_some_and(|app| app.wants(about, types))
+    fn wants(&self, app: &str, subject: Subject<'_>, types: EventTypes) -> bool {
+        let app = self.0.as_ref().and_then(|dispatcher| dispatcher.apps.get(app));
+        app.is_some_and(|app| app.wants(subject, types))
     }
 
-    /// How many events wait to be sent, for each host that has any.
+    /// The number of pending events, for each host that has any.
     #[must_use]
     pub fn pending(&self) -> Vec<(String, usize)> {
         let mut hosts = BTreeMap::new();
@@ -359,128 +270,51 @@ impl Webhooks {
         hosts.into_iter().collect()
     }
 
-    /// Waits until what waits now has been sent or given up. To be called once.
-    pub async fn sent(&self) {
+    /// Waits until all events that are pending now are resolved. To be called once.
+    pub async fn wait_for_pending(&self) {
         self.endpoints().for_each(|endpoint| endpoint.mark());
         while self.endpoints().any(|endpoint| endpoint.pending_before_mark() > 0) {
-            sleep(LOOK_INTERVAL).await;
+            sleep(DRAIN_POLL_INTERVAL).await;
         }
     }
 
     fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.0.iter().flat_map(|inner| inner.apps.values()).flat_map(|app| &app.endpoints)
+        self.0.iter().flat_map(|dispatcher| dispatcher.apps.values()).flat_map(|app| &app.endpoints)
     }
 
-    /// Tells what is held, and sends what waits until all is sent or `deadline` has passed; the rest are dead
-    /// letters. What is noted after that is one, too.
+    /// Emits what the debouncers hold, and sends until all is sent or `deadline` completes. The rest becomes dead
+    /// letters, as does every event that is emitted later.
     ///
-    /// Records are left to the other nodes instead: those that are held at once, so that nobody who comes back to
-    /// another node was gone, those that wait when the deadline has passed, and those that are noted after that. When
-    /// this is done all receipts have ended, but for those of dead letters that a disk does not take.
+    /// Records are nacked instead, for another node to send: those in the debouncers at once, because the channel or
+    /// user may be back on another node; those in the queues at the deadline; and all that are emitted later.
+    /// Afterwards every token is resolved, except those of dead letters that the disk has not accepted.
     pub async fn drain(&self, deadline: impl Future<Output = ()>) {
-        let Some(inner) = &self.0 else { return };
-        inner.clocks.cancel();
-        for app in inner.apps.values() {
+        let Some(dispatcher) = &self.0 else { return };
+        dispatcher.timers.cancel();
+        for app in dispatcher.apps.values() {
             app.flush();
             app.endpoints.iter().for_each(|endpoint| endpoint.close());
         }
-        inner.senders.close();
+        dispatcher.senders.close();
         tokio::select! {
-            () = inner.senders.wait() => {}
+            () = dispatcher.senders.wait() => {}
             () = deadline => {
-                inner.cut.cancel();
-                // They wait for the disk for so long and no longer.
-                inner.senders.wait().await;
+                dispatcher.abort.cancel();
+                // Senders wait no longer than `FLUSH_TIMEOUT` for the dead letter store.
+                dispatcher.senders.wait().await;
             }
         }
-        inner.post.dead_letters.finish(FLUSH_PATIENCE).await;
+        dispatcher.shared.dead_letters.close(FLUSH_TIMEOUT).await;
     }
 }
 
-/// A task whose end, by a panic as well, is told by `ended`.
-async fn telling_its_end<T>(task: impl Future<Output = T>, ended: CancellationToken) -> T {
+/// Cancels `ended` when the task ends, also by a panic.
+async fn cancel_on_end<T>(task: impl Future<Output = T>, ended: CancellationToken) -> T {
     let _end = ended.drop_guard();
     task.await
 }
 
-impl AppWebhooks {
-    fn new(app: &App, post: &Arc<Post>) -> io::Result<Self> {
-        let endpoint = |webhook: &crate::apps::Webhook| Arc::new(Endpoint::new(app, webhook.clone(), post));
-        Ok(Self {
-            endpoints: app.webhooks.iter().map(endpoint).collect(),
-            ledgers: (0..LEDGERS).map(|_| Mutex::new(Smoothing::new(post.timing.hold))).collect(),
-            hasher: RandomState::new(),
-            source: getrandom::u64().map_err(io::Error::other)?,
-            number: AtomicU64::new(1),
-            holding: Notify::new(),
-            started: Instant::now(),
-            metrics: Arc::clone(&post.metrics),
-        })
-    }
-
-    fn wants(&self, about: About<'_>, types: EventTypes) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.wants(about, types))
-    }
-
-    fn ledger(&self, about: &str) -> Ledger<'_> {
-        let place = self.hasher.hash_one(about) as usize % self.ledgers.len();
-        Ledger { app: self, smoothing: self.ledgers[place].lock() }
-    }
-
-    /// Puts an event into the queues of all who want it, encoded once.
-    fn tell(&self, event: &Event<'_>, record: Option<Record>) {
-        let types = EventTypes::of(&[event.event_type()]);
-        let about = event.about();
-        let mut told: Option<Told> = None;
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.wants(about, types)) {
-            let told = told.get_or_insert_with(|| self.told(event, record.as_ref()));
-            endpoint.put(told.clone(), record.as_ref().map(|record| record.receipt.clone()));
-        }
-        // What is left to be done is with those who have it.
-        if let Some(record) = record {
-            record.receipt.settle();
-        }
-    }
-
-    fn told(&self, event: &Event<'_>, record: Option<&Record>) -> Told {
-        let (time_ms, id) = match record {
-            Some(record) => (record.time_ms, record.receipt.id()),
-            None => (unix_ms(), EventId::new(self.source, self.number.fetch_add(1, Ordering::Relaxed))),
-        };
-        let edge = event.edge().map(|Edge { who, is_gain }| {
-            let who = who.map(|user| self.hasher.hash_one(user.as_str()));
-            Edge { who, is_gain }
-        });
-        let about = self.hasher.hash_one(event.about());
-        Told { json: event.to_json().into(), time_ms, id, about, class: event.class(), edge }
-    }
-
-    /// Tells of those who stayed away. Runs until it is dropped.
-    async fn keep_time(self: Arc<Self>) {
-        loop {
-            let due = self.ledgers.iter().filter_map(|ledger| ledger.lock().due()).min();
-            match due {
-                None => self.holding.notified().await,
-                Some(due) => {
-                    sleep_until(self.started + due).await;
-                    let now = self.started.elapsed();
-                    for ledger in &self.ledgers {
-                        ledger.lock().settle(now, |event, record| self.tell(event, record));
-                    }
-                }
-            }
-        }
-    }
-
-    fn flush(&self) {
-        for ledger in &self.ledgers {
-            let released = ledger.lock().flush(|event| self.tell(event, None));
-            self.metrics.webhooks.released.add(released as u64);
-        }
-    }
-}
-
-/// The time of day, in milliseconds since 1970.
+/// The wall clock, in milliseconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "webhooks carry the time of day")]
 fn unix_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,105 +1,106 @@
-//! Sending dead letters again.
+//! Replay of dead letters.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
 use ipnet::IpNet;
 
-use super::client::{Client, KeptAlive};
+use super::client::{Client, IdleConnection};
 use super::dead_letters::DeadLetter;
-use super::endpoint::Signer;
+use super::signer::Signer;
 use super::{Timing, unix_ms};
 use crate::apps::{App, Webhook};
 
-/// Why a dead letter is still one.
+/// Why a dead letter was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The configuration has no such app.
-    #[error("there is no app {0}")]
-    NoApp(String),
-    /// The app has no such webhook.
+    /// The app is not configured.
+    #[error("unknown app {0}")]
+    UnknownApp(String),
+    /// The app has no webhook for the URL.
     #[error("app {0} has no webhook for {1}")]
-    NoWebhook(String, String),
-    /// A letter holds neither the query nor the headers, which may be secrets.
+    UnknownWebhook(String, String),
+    /// The webhook is ambiguous: a dead letter contains neither the query nor the headers, which may be secret.
     #[error("app {0} has several webhooks for {1}, which differ in their query or headers")]
-    SeveralWebhooks(String, String),
-    /// The body has no time to be changed.
-    #[error("the body does not begin with its time")]
-    NoTime,
-    /// The receiver failed with an earlier letter: nothing overtakes it.
-    #[error("not tried, as {0} failed before")]
-    NotTried(String),
-    /// It was tried.
+    AmbiguousWebhook(String, String),
+    /// The time in the body cannot be replaced.
+    #[error("the body does not start with its time")]
+    MissingTime,
+    /// An earlier dead letter for the same receiver failed, and events must not overtake each other.
+    #[error("an earlier request to {0} failed")]
+    ReceiverFailed(String),
+    /// The attempt failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Sends letters one after the other, each once.
+/// Sends dead letters in order, each once.
 #[derive(Debug)]
 pub struct Replay<'a> {
     apps: &'a [App],
     client: Client,
     fresh_time: bool,
-    /// Receivers that did not answer, or with 5xx or 429, by app and URL.
-    failing: HashSet<(String, String)>,
-    kept: Option<(String, KeptAlive)>,
+    /// Receivers that did not respond, or with 5xx or 429, by app and URL.
+    failed_receivers: HashSet<(String, String)>,
+    idle: Option<(String, IdleConnection)>,
 }
 
 impl<'a> Replay<'a> {
-    /// Sends to the webhooks of `apps`. `fresh_time`: with the time of now in the body instead of the event's.
+    /// A replay to the webhooks of `apps`. With `fresh_time`, the current time replaces the time in the body.
     #[must_use]
     pub fn new(apps: &'a [App], allowed_addresses: Vec<IpNet>, fresh_time: bool) -> Self {
-        let client = Client::new(allowed_addresses, Timing::default().timeout);
-        Self { apps, client, fresh_time, failing: HashSet::new(), kept: None }
+        let client = Client::new(allowed_addresses, Timing::default().request_timeout);
+        Self { apps, client, fresh_time, failed_receivers: HashSet::new(), idle: None }
     }
 
-    /// Sends one letter, signed anew with the app's oldest key.
+    /// Sends one dead letter, signed with the app's oldest key.
     ///
     /// # Errors
-    /// Why it is not delivered.
-    pub async fn send(&mut self, letter: &DeadLetter) -> Result<(), ReplayError> {
-        let (app, webhook) = self.find(letter)?;
-        let receiver = (letter.app_id.clone(), letter.url.clone());
-        if self.failing.contains(&receiver) {
-            return Err(ReplayError::NotTried(receiver.1));
+    /// It was not delivered.
+    pub async fn send(&mut self, dead_letter: &DeadLetter) -> Result<(), ReplayError> {
+        let (app, webhook) = self.find_webhook(dead_letter)?;
+        let receiver = (dead_letter.app_id.clone(), dead_letter.url.clone());
+        if self.failed_receivers.contains(&receiver) {
+            return Err(ReplayError::ReceiverFailed(receiver.1));
         }
-        let body = if self.fresh_time { with_time(&letter.body, unix_ms())? } else { letter.body.clone() };
-        let signed = Signer::of(app).sign(Bytes::from(body), letter.event_ids.iter().copied());
-        let mut kept = match self.kept.take() {
-            Some((url, kept)) if url == letter.url => kept,
-            Some(_) | None => KeptAlive::default(),
+        let body =
+            if self.fresh_time { with_time(&dead_letter.body, unix_ms())? } else { dead_letter.body.clone() };
+        let signed = Signer::for_app(app).sign(Bytes::from(body), dead_letter.event_ids.iter().copied());
+        let mut idle = match self.idle.take() {
+            Some((url, idle)) if url == dead_letter.url => idle,
+            Some(_) | None => IdleConnection::default(),
         };
-        let sent = self.client.post(webhook, &signed, &mut kept, Timing::default().timeout).await;
-        self.kept = Some((letter.url.clone(), kept));
+        let sent = self.client.post(webhook, &signed, &mut idle, Timing::default().request_timeout).await;
+        self.idle = Some((dead_letter.url.clone(), idle));
         sent.map_err(|error| {
-            if error.is_of_the_receiver() {
-                self.failing.insert(receiver);
+            if error.is_receiver_failure() {
+                self.failed_receivers.insert(receiver);
             }
             ReplayError::Failed(error.to_string())
         })
     }
 
-    fn find(&self, letter: &DeadLetter) -> Result<(&'a App, &'a Webhook), ReplayError> {
-        let DeadLetter { app_id, url, .. } = letter;
+    fn find_webhook(&self, dead_letter: &DeadLetter) -> Result<(&'a App, &'a Webhook), ReplayError> {
+        let DeadLetter { app_id, url, .. } = dead_letter;
         let app = self.apps.iter().find(|app| *app.id.0 == **app_id);
-        let app = app.ok_or_else(|| ReplayError::NoApp(app_id.clone()))?;
+        let app = app.ok_or_else(|| ReplayError::UnknownApp(app_id.clone()))?;
         let mut found = app.webhooks.iter().filter(|webhook| webhook.url.to_string() == *url);
-        let first = found.next().ok_or_else(|| ReplayError::NoWebhook(app_id.clone(), url.clone()))?;
-        // Those that only hear of other things get the same requests.
+        let first = found.next().ok_or_else(|| ReplayError::UnknownWebhook(app_id.clone(), url.clone()))?;
+        // Webhooks that differ only in their filters or event types are the same receiver.
         if found.any(|other| (&other.url, &other.headers) != (&first.url, &first.headers)) {
-            return Err(ReplayError::SeveralWebhooks(app_id.clone(), url.clone()));
+            return Err(ReplayError::AmbiguousWebhook(app_id.clone(), url.clone()));
         }
         Ok((app, first))
     }
 }
 
-/// The body of a webhook with another time.
+/// Replaces the time in the body of a webhook.
 fn with_time(body: &str, time_ms: u64) -> Result<String, ReplayError> {
     const START: &str = r#"{"time_ms":"#;
-    let rest = body.strip_prefix(START).ok_or(ReplayError::NoTime)?;
+    let rest = body.strip_prefix(START).ok_or(ReplayError::MissingTime)?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     if digits == 0 {
-        return Err(ReplayError::NoTime);
+        return Err(ReplayError::MissingTime);
     }
     Ok(format!("{START}{time_ms}{}", &rest[digits..]))
 }
@@ -110,7 +111,7 @@ mod tests {
     use crate::apps::{WebhookUrl, webhook_header};
 
     #[test]
-    fn only_the_time_of_a_body_changes() {
+    fn a_fresh_time_changes_nothing_else_in_the_body() {
         let body = r#"{"time_ms":1700000000123,"events":[{"name":"x","data":"{\"time_ms\":1}"}]}"#;
         let fresh = with_time(body, 42).unwrap();
         assert_eq!(fresh, r#"{"time_ms":42,"events":[{"name":"x","data":"{\"time_ms\":1}"}]}"#);
@@ -120,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn webhooks_that_only_hear_of_other_things_are_one_receiver() {
+    fn webhooks_with_equal_urls_and_headers_are_one_receiver() {
         let webhook = |url, header: Option<&str>| {
             let mut webhook = Webhook::new(WebhookUrl::parse(url).unwrap());
             let headers = header.map(|value| webhook_header("X-Env", value).unwrap());
             webhook.headers.extend(headers.map(|(name, value)| (Some(name), value)));
             webhook
         };
-        let letter = DeadLetter {
+        let dead_letter = DeadLetter {
             app_id: "1001".to_owned(),
             url: "http://app.test/hooks".to_owned(),
             time_ms: 0,
@@ -156,7 +157,10 @@ mod tests {
         ] {
             let apps = [App { webhooks, ..App::new("1001", "demo-key", "demo-secret") }];
             let replay = Replay::new(&apps, Vec::new(), false);
-            assert_eq!(replay.find(&letter).err().map(|error| error.to_string()).as_deref(), expected);
+            assert_eq!(
+                replay.find_webhook(&dead_letter).err().map(|error| error.to_string()).as_deref(),
+                expected
+            );
         }
     }
 }

@@ -399,7 +399,7 @@ async fn receivers_of_webhooks_are_told_once_by_all_nodes_together() {
     let hook = webhook(&receiver.url("/"));
     let telling = |setup: &mut Setup| {
         setup.app.webhooks.push(hook.clone());
-        setup.options.webhooks.timing.hold = Duration::from_millis(100);
+        setup.options.webhooks.timing.debounce = Duration::from_millis(100);
         setup.options.cluster.timing.beat = Duration::from_millis(200);
     };
     let [one, two] = [node(&redis, telling).await, node(&redis, telling).await];

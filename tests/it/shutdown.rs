@@ -310,8 +310,8 @@ async fn a_node_that_is_alone_sends_its_webhooks_before_it_closes_its_clients() 
     .await;
     let server = Server::with(|setup| {
         setup.app.webhooks = vec![receiver.webhook()];
-        setup.options.webhooks.timing.back_off = Duration::from_millis(20);
-        setup.options.webhooks.timing.back_off_max = Duration::from_millis(20);
+        setup.options.webhooks.timing.backoff = Duration::from_millis(20);
+        setup.options.webhooks.timing.backoff_max = Duration::from_millis(20);
     })
     .await;
     let mut client = server.connect().await;

@@ -1,4 +1,4 @@
-//! `pusherd webhooks`, and what the binary says of webhooks while it runs.
+//! `pusherd webhooks`, and the log of the binary about webhooks.
 
 use std::fs;
 use std::path::Path;
@@ -13,24 +13,24 @@ use tokio::net::TcpStream;
 
 use crate::harness::{DEMO, Receiver, Reply, Upgrade, eventually, in_time, receiver};
 
-/// A folder with a configuration, in which the binary is run.
-struct Place(TempDir);
+/// A folder with a configuration, the working directory of the binary.
+struct Workspace(TempDir);
 
-impl Place {
-    /// The demo app with these settings of its own, and of the section `[webhooks]`.
+impl Workspace {
+    /// With these settings of the demo app, and of the section `[webhooks]`.
     fn new(app: &str, webhooks: &str) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
+        let workspace = Self(tempfile::tempdir().unwrap());
         let text = format!(
             "[server]\nhost = '127.0.0.1'\nport = 0\ndrain_secs = 0\n[webhooks]\n{webhooks}\n\
              [[apps]]\nid = '1001'\nkeys = [{{ key = 'demo-key', secret = 'demo-secret' }}, \
              {{ key = 'newer-key', secret = 'newer-secret' }}]\n{app}\n"
         );
-        fs::create_dir(place.0.path().join("config")).unwrap();
-        fs::write(place.0.path().join("config/pusherd.toml"), text).unwrap();
-        place
+        fs::create_dir(workspace.0.path().join("config")).unwrap();
+        fs::write(workspace.0.path().join("config/pusherd.toml"), text).unwrap();
+        workspace
     }
 
-    fn telling(url: &str) -> Self {
+    fn with_webhook(url: &str) -> Self {
         Self::new(&format!("webhooks = [{{ url = '{url}', headers = {{ X-Env = 'prod' }} }}]"), "")
     }
 
@@ -45,15 +45,15 @@ impl Place {
         command
     }
 
-    /// Runs to the end: the exit code, and all that is said.
+    /// Runs a command. Returns its exit code and its output.
     async fn run(&self, args: &[&str]) -> (i32, String) {
         let mut command = self.command(args);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        said(&output)
+        output_of(&output)
     }
 }
 
-fn said(Output { status, stdout, stderr }: &Output) -> (i32, String) {
+fn output_of(Output { status, stdout, stderr }: &Output) -> (i32, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (status.code().unwrap(), text(stdout) + &text(stderr))
 }
@@ -66,10 +66,10 @@ struct Running {
 }
 
 impl Running {
-    async fn start(place: &Place, environment: &[(&str, &Path)]) -> Self {
-        let log = place.path("log");
+    async fn start(workspace: &Workspace, environment: &[(&str, &Path)]) -> Self {
+        let log = workspace.path("log");
         let file = fs::File::create(&log).unwrap();
-        let mut command = place.command(&["serve", "--log-format", "json"]);
+        let mut command = workspace.command(&["serve", "--log-format", "json"]);
         command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(file);
         let child = command.spawn().unwrap();
         let mut running = Self { child, log, address: String::new() };
@@ -92,7 +92,7 @@ impl Running {
         client.subscribe(channel).await;
     }
 
-    /// Ends it as an operator does; its exit code.
+    /// Stops it with SIGTERM. Returns its exit code.
     async fn stop(mut self) -> i32 {
         signal(&self.child, Signal::TERM);
         let waited = tokio::task::spawn_blocking(move || {
@@ -109,29 +109,29 @@ fn signal(child: &Child, signal: Signal) {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have exited already.
         let _ = self.child.kill();
     }
 }
 
-fn letter(app: &str, url: &str, channel: &str) -> String {
+fn dead_letter_line(app: &str, url: &str, channel: &str) -> String {
     let body = format!(
         r#"{{"time_ms":1700000000123,"events":[{{"name":"channel_occupied","channel":"{channel}"}}]}}"#
     );
-    let letter = json!({
+    let dead_letter = json!({
         "app_id": app, "url": url, "time_ms": 1_700_000_000_123_u64, "attempts": 3, "error": "x",
         "event_ids": ["0000000000c0ffee-2a"], "body": body,
     });
-    format!("{letter}\n")
+    format!("{dead_letter}\n")
 }
 
 #[tokio::test]
-async fn dead_letters_are_sent_again_in_order_and_are_gone_from_the_file() {
+async fn a_replay_sends_dead_letters_in_order_and_empties_the_file() {
     let mut receiver = Receiver::start().await;
-    let (place, url) = (Place::telling(&receiver.url("/hooks?token=x")), receiver.url("/hooks"));
-    let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
-    fs::write(place.path("dead.jsonl"), lines).unwrap();
-    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    let (workspace, url) = (Workspace::with_webhook(&receiver.url("/hooks?token=x")), receiver.url("/hooks"));
+    let lines = [dead_letter_line("1001", &url, "a"), dead_letter_line("1001", &url, "b")].concat();
+    fs::write(workspace.path("dead.jsonl"), lines).unwrap();
+    let (code, text) = workspace.run(&["webhooks", "replay", "dead.jsonl"]).await;
     assert_eq!(code, 0, "{text}");
     assert!(text.ends_with("2 delivered, none left\n"), "{text}");
     for channel in ["a", "b"] {
@@ -141,23 +141,24 @@ async fn dead_letters_are_sent_again_in_order_and_are_gone_from_the_file() {
         assert_eq!(hook.header("x-pusher-key"), ["demo-key"]);
         let body = String::from_utf8(hook.body.clone()).unwrap();
         assert_eq!(hook.header("x-pusher-signature"), [DEMO.sign(&body)]);
-        assert_eq!(hook.header("x-pusherd-event-ids"), ["0000000000c0ffee-2a"], "so that it is known again");
-        assert_eq!(hook.json()["time_ms"], json!(1_700_000_000_123_u64), "when it happened");
+        assert_eq!(hook.header("x-pusherd-event-ids"), ["0000000000c0ffee-2a"], "for deduplication");
+        assert_eq!(hook.json()["time_ms"], json!(1_700_000_000_123_u64), "the original time");
         assert_eq!(hook.events()[0]["channel"], channel);
     }
-    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), "");
+    assert_eq!(fs::read_to_string(workspace.path("dead.jsonl")).unwrap(), "");
 }
 
 #[tokio::test]
-async fn with_a_fresh_time_the_body_is_of_now_and_signed_anew() {
+async fn a_fresh_time_replaces_the_time_and_signs_again() {
     let mut receiver = Receiver::start().await;
-    let place = Place::telling(&receiver.url("/hooks"));
-    let mut letter: Value = serde_json::from_str(&letter("1001", &receiver.url("/hooks"), "a")).unwrap();
-    // One of which it is not known what its events are called.
-    letter.as_object_mut().unwrap().remove("event_ids");
-    fs::write(place.path("dead.jsonl"), letter.to_string()).unwrap();
+    let workspace = Workspace::with_webhook(&receiver.url("/hooks"));
+    let mut dead_letter: Value =
+        serde_json::from_str(&dead_letter_line("1001", &receiver.url("/hooks"), "a")).unwrap();
+    // Without ids of its events.
+    dead_letter.as_object_mut().unwrap().remove("event_ids");
+    fs::write(workspace.path("dead.jsonl"), dead_letter.to_string()).unwrap();
     let before = receiver::unix_ms();
-    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl", "--fresh-time"]).await;
+    let (code, text) = workspace.run(&["webhooks", "replay", "dead.jsonl", "--fresh-time"]).await;
     assert_eq!(code, 0, "{text}");
     let hook = receiver.hook().await;
     assert!(hook.json()["time_ms"].as_u64().unwrap() >= before);
@@ -167,31 +168,32 @@ async fn with_a_fresh_time_the_body_is_of_now_and_signed_anew() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_again_stays_in_the_file() {
+async fn undelivered_dead_letters_stay_in_the_file() {
     let mut receiver =
         Receiver::that(|_, hook| Reply::Status(if hook.events()[0]["channel"] == "bad" { 422 } else { 200 }))
             .await;
-    let (place, url) = (Place::telling(&receiver.url("/hooks")), receiver.url("/hooks"));
-    let (good, bad) = (letter("1001", &url, "good"), letter("1001", &url, "bad"));
-    let (no_app, no_webhook) = (letter("9", &url, "a"), letter("1001", "http://elsewhere.test/", "a"));
+    let (workspace, url) = (Workspace::with_webhook(&receiver.url("/hooks")), receiver.url("/hooks"));
+    let (good, bad) = (dead_letter_line("1001", &url, "good"), dead_letter_line("1001", &url, "bad"));
+    let (no_app, no_webhook) =
+        (dead_letter_line("9", &url, "a"), dead_letter_line("1001", "http://elsewhere.test/", "a"));
     let lines = [good.as_str(), &bad, "{\"app_id\":\"10\n", "\n", &no_app, &no_webhook, &good].concat();
-    fs::write(place.path("dead.jsonl"), lines).unwrap();
-    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    fs::write(workspace.path("dead.jsonl"), lines).unwrap();
+    let (code, text) = workspace.run(&["webhooks", "replay", "dead.jsonl"]).await;
     assert_eq!(code, 1, "{text}");
     for expected in [
         "1: delivered",
         "2: not delivered to http://127.0.0.1",
-        "the answer is 422, not 2xx",
-        "3: skipped: not a dead letter, perhaps a part of one",
+        "the response status is 422, not 2xx",
+        "3: skipped: not a dead letter, or a truncated one",
         "4: not delivered to http://127.0.0.1",
-        "there is no app 9",
+        "unknown app 9",
         "app 1001 has no webhook for http://elsewhere.test/",
         "6: delivered",
         "2 delivered, 4 left in dead.jsonl",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    let left = fs::read_to_string(place.path("dead.jsonl")).unwrap();
+    let left = fs::read_to_string(workspace.path("dead.jsonl")).unwrap();
     assert_eq!(left, [&bad, "{\"app_id\":\"10\n", &no_app, &no_webhook].concat());
     for _ in 0..3 {
         receiver.hook().await;
@@ -200,135 +202,137 @@ async fn what_cannot_be_sent_again_stays_in_the_file() {
 }
 
 #[tokio::test]
-async fn nothing_overtakes_a_letter_whose_receiver_fails() {
+async fn a_replay_skips_later_dead_letters_of_a_receiver_that_fails() {
     for reply in [Reply::HangUp, Reply::Status(500), Reply::Status(503), Reply::Status(429)] {
         let mut receiver = Receiver::that(move |_, _| reply.clone()).await;
-        let (place, url) = (Place::telling(&receiver.url("/")), receiver.url("/"));
-        let lines = [letter("1001", &url, "a"), letter("1001", &url, "b")].concat();
-        fs::write(place.path("dead.jsonl"), &lines).unwrap();
-        let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+        let (workspace, url) = (Workspace::with_webhook(&receiver.url("/")), receiver.url("/"));
+        let lines = [dead_letter_line("1001", &url, "a"), dead_letter_line("1001", &url, "b")].concat();
+        fs::write(workspace.path("dead.jsonl"), &lines).unwrap();
+        let (code, text) = workspace.run(&["webhooks", "replay", "dead.jsonl"]).await;
         assert_eq!(code, 1);
-        assert!(text.contains("2: not delivered") && text.contains("failed before"), "{text}");
-        assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), lines);
+        assert!(text.contains("2: not delivered") && text.contains("an earlier request to"), "{text}");
+        assert_eq!(fs::read_to_string(workspace.path("dead.jsonl")).unwrap(), lines);
         receiver.hook().await;
         assert!(receiver.is_idle());
     }
 }
 
 #[tokio::test]
-async fn a_replay_that_is_interrupted_leaves_what_it_has_not_sent_and_no_other_runs_beside_it() {
+async fn an_interrupted_replay_keeps_unsent_lines_and_excludes_other_replays() {
     let mut receiver = Receiver::that(|at, _| if at == 0 { Reply::Status(200) } else { Reply::Hang }).await;
-    let (place, url) = (Place::telling(&receiver.url("/")), receiver.url("/"));
-    let lines: Vec<_> = ["a", "b", "c"].map(|channel| letter("1001", &url, channel)).into();
-    fs::write(place.path("dead.jsonl"), lines.concat()).unwrap();
-    let mut first = place.command(&["webhooks", "replay", "dead.jsonl"]).spawn().unwrap();
+    let (workspace, url) = (Workspace::with_webhook(&receiver.url("/")), receiver.url("/"));
+    let lines: Vec<_> = ["a", "b", "c"].map(|channel| dead_letter_line("1001", &url, channel)).into();
+    fs::write(workspace.path("dead.jsonl"), lines.concat()).unwrap();
+    let mut first = workspace.command(&["webhooks", "replay", "dead.jsonl"]).spawn().unwrap();
     for _ in 0..2 {
         receiver.hook().await;
     }
-    let (code, text) = place.run(&["webhooks", "replay", "dead.jsonl"]).await;
+    let (code, text) = workspace.run(&["webhooks", "replay", "dead.jsonl"]).await;
     assert_eq!(code, 1);
-    assert!(text.contains("dead.jsonl cannot be replayed: another replay is under way in"), "{text}");
+    assert!(text.contains("dead.jsonl cannot be replayed: another replay is running in"), "{text}");
     assert!(receiver.is_idle());
     signal(&first, Signal::INT);
     let waited = tokio::task::spawn_blocking(move || first.wait().unwrap());
     assert!(!in_time("it ends", waited).await.unwrap().success());
-    let left = fs::read_to_string(place.path("dead.jsonl")).unwrap();
+    let left = fs::read_to_string(workspace.path("dead.jsonl")).unwrap();
     assert_eq!(left.trim_start(), lines[1..].concat());
-    // The next one goes on where it stopped.
+    // The next replay continues.
     let mut open = Receiver::start().await;
     let moved = left.replace(&receiver.address.to_string(), &open.address.to_string());
-    let place = Place::telling(&open.url("/"));
-    fs::write(place.path("dead.jsonl"), moved).unwrap();
-    assert_eq!(place.run(&["webhooks", "replay", "dead.jsonl"]).await.0, 0);
+    let workspace = Workspace::with_webhook(&open.url("/"));
+    fs::write(workspace.path("dead.jsonl"), moved).unwrap();
+    assert_eq!(workspace.run(&["webhooks", "replay", "dead.jsonl"]).await.0, 0);
     for channel in ["b", "c"] {
         assert_eq!(open.hook().await.events()[0]["channel"], channel);
     }
     assert!(open.is_idle());
-    assert_eq!(fs::read_to_string(place.path("dead.jsonl")).unwrap(), "");
+    assert_eq!(fs::read_to_string(workspace.path("dead.jsonl")).unwrap(), "");
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_is_told_of() {
-    let place = Place::telling("http://127.0.0.1:9/");
-    let (code, text) = place.run(&["webhooks", "replay", "nowhere.jsonl"]).await;
+async fn a_missing_file_is_an_error() {
+    let workspace = Workspace::with_webhook("http://127.0.0.1:9/");
+    let (code, text) = workspace.run(&["webhooks", "replay", "nowhere.jsonl"]).await;
     assert_eq!(code, 1);
     assert!(text.contains("nowhere.jsonl cannot be replayed: No such file"), "{text}");
 }
 
 #[tokio::test]
-async fn a_signature_is_checked_with_the_secret_of_its_key() {
-    let place = Place::telling("http://127.0.0.1:9/");
+async fn verify_uses_the_secret_of_the_key() {
+    let workspace = Workspace::with_webhook("http://127.0.0.1:9/");
     let body = r#"{"time_ms":1700000000123,"events":[{"name":"channel_occupied","channel":"orders"}]}"#;
     let signature = "a416264d213b25872a9d0f48ace11bcee6bb3e1d79ecf66066ca8812cff24d39";
-    fs::write(place.path("body"), body).unwrap();
-    fs::write(place.path("with-newline"), format!("{body}\n")).unwrap();
-    fs::write(place.path("other"), body.replace("orders", "others")).unwrap();
+    fs::write(workspace.path("body"), body).unwrap();
+    fs::write(workspace.path("with-newline"), format!("{body}\n")).unwrap();
+    fs::write(workspace.path("other"), body.replace("orders", "others")).unwrap();
     let upper = signature.to_uppercase();
     for (key, signature, file, code, expected) in [
         ("demo-key", signature, "body", 0, "valid: 83 bytes, signed for app 1001 with key demo-key\n"),
         ("demo-key", &upper, "body", 0, "valid: "),
-        ("demo-key", signature, "other", 1, "not valid: "),
-        ("demo-key", signature, "with-newline", 1, "without the line end after it"),
+        ("demo-key", signature, "other", 1, "not valid for these "),
+        ("demo-key", signature, "with-newline", 1, "valid for the body without the line end"),
         ("newer-key", signature, "body", 1, "made with the secret of key demo-key"),
-        ("demo-key", "abc", "body", 1, "not valid: "),
+        ("demo-key", "abc", "body", 1, "not valid for these "),
         ("unknown", signature, "body", 1, "no app has the key unknown"),
         ("demo-key", signature, "nowhere", 1, "nowhere cannot be read"),
     ] {
         let args = ["webhooks", "verify", "--key", key, "--signature", signature, file];
-        let (found, text) = place.run(&args).await;
+        let (found, text) = workspace.run(&args).await;
         assert!(found == code && text.contains(expected), "{args:?}: {found} {text}");
         assert!(!text.contains("secret\"") && !text.contains("demo-secret"), "{text}");
     }
-    // From standard input, named or not.
+    // From standard input, with and without `-`.
     for dash in [&["-"][..], &[]] {
         let args = [&["webhooks", "verify", "--key", "demo-key", "--signature", signature], dash].concat();
-        let mut command = place.command(&args);
-        command.stdin(fs::File::open(place.path("body")).unwrap());
+        let mut command = workspace.command(&args);
+        command.stdin(fs::File::open(workspace.path("body")).unwrap());
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        assert_eq!(said(&output).0, 0, "{output:?}");
+        assert_eq!(output_of(&output).0, 0, "{output:?}");
     }
 }
 
 #[tokio::test]
-async fn settings_that_are_refused_are_told_of_before_anything_is_done() {
-    let place = Place::telling("http://169.254.169.254/");
+async fn invalid_settings_are_reported_before_anything_runs() {
+    let workspace = Workspace::with_webhook("http://169.254.169.254/");
     for args in [&["webhooks", "replay", "x"][..], &["config", "check"], &["serve"]] {
-        let (code, text) = place.run(args).await;
+        let (code, text) = workspace.run(args).await;
         assert_eq!(code, 78, "{text}");
         let expected = "config/pusherd.toml: apps[0].webhooks: [0].url: 169.254.169.254 is a cloud's metadata service: \
                         webhooks do not go there, unless webhooks.allowed_addresses has it";
         assert!(text.contains(expected), "{text}");
     }
-    let allowed =
-        Place::new("webhooks = [{ url = 'http://169.254.1.1/' }]", "allowed_addresses = ['169.254.0.0/16']");
+    let allowed = Workspace::new(
+        "webhooks = [{ url = 'http://169.254.1.1/' }]",
+        "allowed_addresses = ['169.254.0.0/16']",
+    );
     assert_eq!(allowed.run(&["config", "check"]).await.0, 0);
 }
 
 #[tokio::test]
-async fn that_a_receiver_fails_is_said_once_and_once_that_it_recovers() {
+async fn a_failing_receiver_and_its_recovery_are_logged_once_each() {
     let is_open = Arc::new(AtomicBool::new(false));
     let mut receiver = {
         let is_open = Arc::clone(&is_open);
         Receiver::that(move |_, _| Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 }))
             .await
     };
-    let place = Place::new(
+    let workspace = Workspace::new(
         &format!(
             "webhooks = [{{ url = '{}', headers = {{ Authorization = 'Bearer hunter2' }} }}]\nwebhook_batching = true",
             receiver.url("/hooks?token=hunter2")
         ),
         "",
     );
-    let running = Running::start(&place, &[]).await;
+    let running = Running::start(&workspace, &[]).await;
     running.subscribe("a").await;
     for _ in 0..3 {
         receiver.hook().await;
     }
     is_open.store(true, Ordering::SeqCst);
-    eventually("it says so", || async { running.log().contains("delivered again") }).await;
+    eventually("the recovery is logged", || async { running.log().contains("delivered again") }).await;
     let log = running.log();
     assert_eq!(
-        log.matches("webhooks fail and are tried again: the answer is 500, not 2xx").count(),
+        log.matches("webhook request failed, retrying: the response status is 500, not 2xx").count(),
         1,
         "{log}"
     );
@@ -338,38 +342,38 @@ async fn that_a_receiver_fails_is_said_once_and_once_that_it_recovers() {
 }
 
 #[tokio::test]
-async fn lost_letters_are_complained_of_once() {
+async fn lost_dead_letters_are_logged_once() {
     let mut receiver = Receiver::that(|_, _| Reply::Status(500)).await;
-    let place = Place::new(
+    let workspace = Workspace::new(
         &format!("webhooks = [{{ url = '{}' }}]", receiver.url("/")),
         "dead_letter_file = '../dead.jsonl'",
     );
-    let running = Running::start(&place, &[]).await;
-    fs::create_dir(place.path("dead.jsonl")).unwrap();
+    let running = Running::start(&workspace, &[]).await;
+    fs::create_dir(workspace.path("dead.jsonl")).unwrap();
     for at in 0..5 {
         running.subscribe(&format!("channel-{at}")).await;
-        // What was tried does not cancel out.
+        // An event that was tried does not cancel out.
         receiver.hook().await;
     }
     let log = running.log.clone();
-    // A second order makes the shutdown quick, and all that waits dead letters.
+    // A second signal stops at once, and all queued events become dead letters.
     signal(&running.child, Signal::TERM);
     eventually("it drains", || async { fs::read_to_string(&log).unwrap().contains("waiting to stop") }).await;
     assert_eq!(running.stop().await, 0);
     let log = fs::read_to_string(&log).unwrap();
     assert_eq!(log.matches("cannot be written: Is a directory").count(), 1, "{log}");
-    // However many there were, and whatever was said of the first.
+    // One line at the end with the total.
     assert_eq!(log.matches(r#""lost":10,"unwritten":0"#).count(), 1, "{log}");
 }
 
 #[tokio::test]
-async fn a_receiver_is_trusted_by_the_certificates_of_the_system() {
+async fn receivers_are_trusted_by_the_system_certificates() {
     let (mut receiver, certificate) = Receiver::with_tls().await;
     let port = receiver.address.port();
-    let place = Place::telling(&format!("https://localhost:{port}/hooks"));
-    let roots = place.path("roots.pem");
+    let workspace = Workspace::with_webhook(&format!("https://localhost:{port}/hooks"));
+    let roots = workspace.path("roots.pem");
     fs::write(&roots, certificate).unwrap();
-    let running = Running::start(&place, &[("SSL_CERT_FILE", &roots)]).await;
+    let running = Running::start(&workspace, &[("SSL_CERT_FILE", &roots)]).await;
     running.subscribe("a").await;
     let hook = receiver.hook().await;
     let expected: Value = json!({ "name": "channel_occupied", "channel": "a" });

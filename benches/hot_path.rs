@@ -19,7 +19,7 @@ use pusherd::protocol::wire::deflate::{self, Compression};
 use pusherd::protocol::wire::pusher;
 use pusherd::protocol::wire::websocket::{Decoder, Incoming};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
-use pusherd::registry::{Cache, ChannelKey, ChannelPlaces, Join, Registry};
+use pusherd::registry::{Cache, ChannelKey, ChannelPermits, Join, Registry};
 
 const NOW: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(1800);
@@ -166,8 +166,8 @@ fn key() -> ChannelKey {
 
 fn join(registry: &Registry, outbox: &Arc<Outbox>) {
     let taken = Arc::default();
-    let places = ChannelPlaces { taken: &taken, max: None };
-    let join = Join { member: None, members_max: 1000, counts: false, places, told: None };
+    let permits = ChannelPermits { held: &taken, max: None };
+    let join = Join { member: None, members_max: 1000, counts: false, permits, acknowledgement: None };
     let joined = registry.join(&key(), outbox, &join, NOW).expect("not a presence channel");
     assert!(joined.drive.is_none());
     outbox.take_queued();
@@ -177,7 +177,8 @@ fn deliver(c: &mut Criterion) {
     let mut group = c.benchmark_group("deliver");
     let (app, channel) = ("app".into(), channel());
     let taken = Arc::default();
-    let cache = Cache { ttl: TTL, places: ChannelPlaces { taken: &taken, max: None }, bytes_max: usize::MAX };
+    let cache =
+        Cache { ttl: TTL, permits: ChannelPermits { held: &taken, max: None }, bytes_max: usize::MAX };
     let event = Event { channel: &channel, name: "e", data: "\"x\"", except: None, source: Source::App };
     for count in [10, 1000, 10_000] {
         let (registry, outboxes) = subscribed(count);
@@ -189,7 +190,7 @@ fn deliver(c: &mut Criterion) {
                     let published = registry.publish(&app, black_box(&event), cache, NOW);
                     let Some(mut drive) = published.drive else { return };
                     while let Some(mut pass) = drive.next_pass() {
-                        while pass.serve() {}
+                        while pass.deliver_next() {}
                     }
                 },
                 BatchSize::PerIteration,

@@ -1,5 +1,5 @@
-//! `POST /apps/{id}/batch_events` against a naive model: all events or none, in order, and only from what is a list
-//! of objects. The input is the body.
+//! `POST /apps/{id}/batch_events` against a naive model: all events or none, in order, and only from a list of objects. The
+//! input is the body.
 
 use super::naive::{self, Entries};
 use super::trigger::{EVENTS, Trigger, check, send, trigger};

@@ -1,4 +1,4 @@
-//! Messages of clients against a naive reading of their JSON. The input is the text.
+//! Messages of clients against a naive decoder. The input is the text.
 
 use pusherd::protocol::message::{ChannelData, ClientMessage};
 use pusherd::protocol::wire::pusher::{DecodeError, decode};

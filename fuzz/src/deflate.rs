@@ -1,5 +1,5 @@
-//! permessage-deflate: what comes in compressed is inflated as another library inflates it, never beyond the limit;
-//! what goes out compressed comes in again as it was. The input is what travels in the frame, and then the text.
+//! permessage-deflate: a compressed message is inflated as another library does it, never beyond the limit; a message that
+//! pusherd compresses inflates to itself. The input is used as a payload, and then as a text.
 
 use pusherd::protocol::wire::deflate::{self, Compression};
 use pusherd::protocol::wire::websocket::{Decoder, Incoming, Violation, text_frame};
@@ -14,7 +14,7 @@ use super::naive;
 
 const BYTES_MAX: usize = 5000;
 
-/// What ends every message. The first four bytes do not travel; the rest is a last block with nothing in it.
+/// The end of every message: four bytes that are not sent, and an empty last block.
 const END: [u8; 6] = [0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
 
 /// See the module.
@@ -27,7 +27,7 @@ pub fn holds(data: &[u8]) {
     }
 }
 
-/// What the decoder makes of one compressed message.
+/// Decodes one compressed message.
 fn received(payload: &[u8], bytes_max: usize) -> Result<String, Violation> {
     let mut decoder = Decoder::new(Compression::Deflate { bytes_min: 0 });
     let mut received = None;
@@ -46,27 +46,27 @@ fn inflates(payload: &[u8]) {
         Some(bytes) if bytes.len() <= BYTES_MAX => {
             assert_eq!(received, String::from_utf8(bytes).map_err(|_| Violation::NotUtf8));
         }
-        // Whether something is wrong with it beyond the limit, too, is seen by whoever looks ahead.
+        // pusherd stops at the limit, so it may not see an error after it.
         Some(_) | None => assert!(refused, "{received:?}"),
     }
 }
 
-/// The message, or more than its limit of it; `None` if it is none.
+/// The message, or a part of it that exceeds the limit. `None` if it is invalid.
 fn reference(payload: &[u8]) -> Option<Vec<u8>> {
     if payload.is_empty() {
         return Some(Vec::new());
     }
     let (message, is_whole) = streams(payload);
-    // With a last block at its end, it is whole as it is.
+    // A payload that ends with a last block is complete.
     if is_whole || message.len() > BYTES_MAX {
         return Some(message);
     }
     let (ended, is_whole) = streams(&[payload, &END].concat());
-    // What ends the message adds nothing to it, if it ends between two blocks.
+    // If the payload ends between two blocks, the end adds nothing to the message.
     (is_whole && ended.len() == message.len()).then_some(message)
 }
 
-/// Inflates one stream after the other; what comes out, and whether the last one ends with the input.
+/// Inflates one stream after the other. Returns the message, and whether the last stream ends with the input.
 fn streams(mut input: &[u8]) -> (Vec<u8>, bool) {
     let mut all = Vec::new();
     while !input.is_empty() {

@@ -1,5 +1,5 @@
-//! What of `Sec-WebSocket-Extensions` is accepted, against a naive reading of offers without quotes. The input is the
-//! value of the header.
+//! The negotiation of `Sec-WebSocket-Extensions` against a naive parser for offers without quotes. The input is the value of
+//! the header.
 
 use pusherd::protocol::wire::deflate::negotiate;
 
@@ -16,12 +16,12 @@ pub fn holds(data: &[u8]) {
             "{value:?}"
         );
     }
-    // A header in quotes as the value of another extension is no offer.
+    // A quoted value of another extension is not an offer.
     let quoted = format!("x; y=\"{}\"", value.replace(['\\', '"'], ""));
     assert_eq!(negotiate([&*quoted]), None);
 }
 
-/// Whether the answer names the window, if there is one. Source: RFC 7692 §5.1, §7.1.
+/// Whether the response has the window; `None` if no offer is accepted. Source: RFC 7692 §5.1, §7.1.
 fn expected(value: &str) -> Option<bool> {
     for offer in value.split(',').map(|offer| offer.trim_matches(is_space)) {
         if offer.is_empty() {

@@ -1,4 +1,4 @@
-//! Query strings: parameters, lists and the text that is signed, against a naive reader.
+//! Query strings: parameters, lists and the signed text, against a naive parser.
 
 use pusherd::protocol::request::{Query, SignatureError};
 
@@ -24,7 +24,7 @@ pub fn holds(data: &[u8]) {
     assert_eq!(query.has_parameters(), pairs.iter().any(|(key, _)| !of_signature.contains(&key.as_str())));
     assert_eq!(query.auth().map(|auth| auth.key), auth_key(pairs).as_deref().map_err(Clone::clone));
 
-    // However it is encoded, it is the same query.
+    // Another encoding is the same query.
     let encode = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
     let encoded: Vec<_> =
         pairs.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect();
@@ -32,7 +32,7 @@ pub fn holds(data: &[u8]) {
     assert_eq!(Query::parse(&again).unwrap().string_to_sign("GET", "/x"), signed);
 }
 
-/// The key of a query that has every parameter of a signature once.
+/// The key of a query that has every parameter of the signature exactly once.
 fn auth_key(pairs: &[(String, String)]) -> Result<String, SignatureError> {
     let once = |name: &'static str| {
         let values: Vec<_> = pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value).collect();

@@ -1,4 +1,4 @@
-//! Signed requests: what a naive client signed is let in; once anything in it means something else, it is not.
+//! Signed requests: a request that a naive client signed is accepted; with any change of its meaning it is rejected.
 
 use arbitrary::{Arbitrary, Unstructured};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -51,7 +51,7 @@ impl Change {
     }
 }
 
-/// A request as the server gets it.
+/// A request as the server receives it.
 #[derive(Clone, Debug)]
 struct Request {
     method: String,
@@ -61,7 +61,7 @@ struct Request {
     secret: String,
 }
 
-/// What a signature is over, and the signature: of all that the request means, nothing else counts.
+/// The content of the request that the signature covers, and the signature.
 #[derive(Debug, Eq, PartialEq)]
 struct Meaning {
     signed: String,
@@ -77,7 +77,7 @@ impl Request {
             signed: format!("{}\n{}\n{}", self.method, self.path, naive::signed_query(&pairs)),
             body_md5: naive::md5(&self.body),
             signature: naive::parameter(&pairs, "auth_signature")?.to_ascii_lowercase(),
-            // HMAC fills a key up with zeros.
+            // HMAC pads a key with zeros.
             secret: self.secret.trim_end_matches('\0').to_owned(),
         })
     }
@@ -96,7 +96,7 @@ pub fn holds(data: &[u8]) {
     let Ok(signed) = Signed::arbitrary(&mut Unstructured::new(data)) else { return };
     let encode = |text: &str| match signed.encodes {
         true => utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
-        // What has a meaning of its own in a query must be encoded always.
+        // Characters with a meaning in a query must always be encoded.
         false => text.replace('%', "%25").replace('&', "%26").replace('=', "%3d").replace('+', "%2b"),
     };
     let is_free = |name: &str| !name.starts_with("auth_") && name != "body_md5";

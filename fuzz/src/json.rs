@@ -1,4 +1,4 @@
-//! What is asked of JSON without building a tree, against serde_json's trees. The input is the text.
+//! Reading JSON without a tree, against serde_json's trees. The input is the text.
 
 use pusherd::protocol::json::{self, ListError};
 use serde_json::value::RawValue;
@@ -52,7 +52,7 @@ fn list(text: &str) {
         })
     });
     let Ok(Entries(entries)) = serde_json::from_str(text) else {
-        // Whichever comes first is named: what is no JSON, or a value that is not of its kind.
+        // The first error counts: a syntax error, or a value of a wrong type.
         assert!(picked.is_err(), "{text}");
         return;
     };
@@ -66,8 +66,8 @@ fn list(text: &str) {
     };
     let lists = entries.iter().filter(|(key, _)| key == "batch").map(|(_, value)| read(value));
     let expected = lists.collect::<Result<Vec<_>, _>>().map(|mut lists| lists.pop());
-    // The parser reads a value before it says that it is none of this kind, and may find something else wrong with it: a
-    // string that is no text, a number beyond all numbers.
+    // The parser reads a value before it reports a wrong type, and may find another error in it: a string that is not
+    // Unicode, a number out of range.
     if picked == Err(ListError::NotObject) {
         assert!(expected.is_err(), "{text}");
         return;

@@ -1,8 +1,9 @@
-//! What no input may break: one module a fuzz target, each with a function `holds` that panics when it is broken.
+//! Properties that hold for every input: one module for each fuzz target, with a function `holds` that panics if the
+//! property is violated.
 //!
-//! The properties compare pusherd with something simpler that says the same: a naive model, another library, or
-//! itself on another way. `fuzz_targets` runs them under libFuzzer, `tests/properties.rs` of the server includes this
-//! file and runs them on the committed corpus with every `cargo test`.
+//! The properties compare pusherd with a simpler implementation: a naive model, another library, or another code path of
+//! pusherd. `fuzz_targets` runs them under libFuzzer; `tests/properties.rs` of the server includes this file and runs them
+//! on the committed corpus with every `cargo test`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the answer")]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a model names what it expects; all else is wrong")]
@@ -24,10 +25,10 @@ pub mod trigger;
 pub mod user_data;
 pub mod websocket;
 
-/// A property: takes any bytes, and panics when it does not hold for them.
+/// A property: takes any bytes, and panics if it does not hold for them.
 pub type Property = fn(&[u8]);
 
-/// All of them, by the names of their targets.
+/// All properties, by the names of their fuzz targets.
 pub const ALL: [(&str, Property); 15] = [
     ("batch", batch::holds),
     ("client_message", client_message::holds),

@@ -1,4 +1,4 @@
-//! The same things as pusherd's, done the simplest way: strings are copied, nothing is fast.
+//! Naive implementations: simple and slow, strings are copied.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::Sha256;
 
-/// A JSON object as text by key; of equal keys the last counts.
+/// A JSON object as text by key; of duplicate keys the last counts.
 pub type Object = HashMap<String, Box<RawValue>>;
 
 /// Reads a JSON object.
@@ -18,7 +18,7 @@ pub fn object(text: &str) -> Option<Object> {
     serde_json::from_str(text).ok()
 }
 
-/// All entries of a JSON object, equal keys too.
+/// All entries of a JSON object, with duplicate keys.
 pub struct Entries(pub Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -46,7 +46,7 @@ pub fn array(text: &str) -> Option<Vec<Box<RawValue>>> {
     serde_json::from_str(text).ok()
 }
 
-/// How deep JSON is nested.
+/// The nesting depth of JSON.
 pub fn depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0, 0);
     let (mut in_string, mut is_escaped) = (false, false);
@@ -69,7 +69,7 @@ pub fn string(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
-/// The bytes that a JSON string literal has in UTF-8, a lone surrogate counted as three.
+/// The length of a JSON string literal in UTF-8; a lone surrogate counts 3 bytes.
 pub fn decoded_len(literal: &str) -> usize {
     let mut units: Vec<u16> = Vec::new();
     let mut chars = literal[1..literal.len() - 1].chars();
@@ -83,7 +83,7 @@ pub fn decoded_len(literal: &str) -> usize {
                     units.push(u16::from_str_radix(&digits, 16).unwrap());
                     continue;
                 }
-                // Every other escape stands for one ASCII character.
+                // Every other escape is one ASCII character.
                 _ => 'x',
             }
         };
@@ -92,7 +92,7 @@ pub fn decoded_len(literal: &str) -> usize {
     char::decode_utf16(units).map(|char| char.map_or(3, char::len_utf8)).sum()
 }
 
-/// The parameters of a query, or `None` if they are not text.
+/// The parameters of a query, or `None` if they are not UTF-8.
 pub fn query(raw: &str) -> Option<Vec<(String, String)>> {
     let pairs = raw.split('&').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| {
@@ -124,7 +124,7 @@ fn unquote(text: &str) -> Option<String> {
     }
 }
 
-/// What is signed of a query. Source: protocol.md §8.3.
+/// The signed text of a query. Source: protocol.md §8.3.
 pub fn signed_query(pairs: &[(String, String)]) -> String {
     let mut lists: Vec<(String, bool, Vec<String>)> = Vec::new();
     let mut sorted: Vec<_> = pairs.iter().filter(|(key, _)| key != "auth_signature").collect();
@@ -147,7 +147,7 @@ pub fn of_list(key: &str) -> Option<&str> {
     (!index.is_empty() && index.chars().all(|char| char.is_ascii_digit())).then_some(name)
 }
 
-/// The parameter `name`, or the list of that name put together.
+/// The parameter `name`, or the list of that name joined with commas.
 pub fn parameter(pairs: &[(String, String)], name: &str) -> Option<String> {
     let one = pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     one.or_else(|| {
@@ -173,7 +173,7 @@ pub fn md5(bytes: &[u8]) -> String {
     hex::encode(Md5::digest(bytes))
 }
 
-/// Whether a text of so many bytes at most is a channel name. Source: protocol.md §3.1.
+/// Whether a text is a channel name of at most `bytes_max` bytes. Source: protocol.md §3.1.
 pub fn is_channel_name(text: &str, bytes_max: usize) -> bool {
     let plain = text.strip_prefix("#server-to-user-").unwrap_or(text);
     text.len() <= bytes_max
@@ -181,13 +181,13 @@ pub fn is_channel_name(text: &str, bytes_max: usize) -> bool {
         && plain.chars().all(|char| char.is_ascii_alphanumeric() || "_-=@,.;".contains(char))
 }
 
-/// Whether a text of so many characters at most is the name of an event. Source: protocol.md §8.4.
+/// Whether a text is the name of an event of at most `chars_max` characters. Source: protocol.md §8.4.
 pub fn is_event_name(text: &str, chars_max: usize) -> bool {
     let chars = text.chars().count();
     chars > 0 && chars <= chars_max && !text.starts_with("pusher:") && !text.starts_with("pusher_internal:")
 }
 
-/// A server's frames, taken apart: whether each is marked as compressed, and its payload.
+/// Splits frames of the server: the first byte of each, and its payload.
 pub fn frames(bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let (mut frames, mut rest) = (Vec::new(), bytes);
     while let [first, second, ..] = *rest {
@@ -226,11 +226,11 @@ thread_local! {
     static FOLDER: tempfile::TempDir = tempfile::tempdir().unwrap();
 }
 
-/// A folder to read settings from. The thread's one and the same, emptied: to make another costs more than to read it.
+/// A folder to read settings from. Each thread reuses one and empties it, because creating one is slow.
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// The folder, with nothing in it.
+    /// The empty folder.
     pub fn new() -> Self {
         let path = FOLDER.with(|folder| folder.path().to_owned());
         for entry in fs::read_dir(&path).unwrap() {
@@ -239,7 +239,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.0
     }

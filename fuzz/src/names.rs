@@ -1,11 +1,12 @@
-//! Names of channels, events and users, and socket ids: what is one, and what its kind is, against a table. The first
-//! byte of the input chooses the rules of the app, the rest is the text.
+//! Names of channels, events and users, and socket ids: validity and kind, against a table. The first byte of the input
+//! selects the rules of the app, the rest is the text.
 
 use pusherd::protocol::{Access, ChannelName, ChannelNameError, EventName, NameRules, SocketId, UserId};
 
 use super::naive;
 
-/// Prefixes, what they mean and whether the channel caches; the longest that fits counts. Source: protocol.md §3.2.
+/// Prefixes with their access and whether the channel is a cache channel; the longest match counts. Source: protocol.md
+/// §3.2.
 const KINDS: [(&str, Access, bool); 9] = [
     ("#server-to-user-", Access::User, false),
     ("private-encrypted-cache-", Access::Encrypted, true),

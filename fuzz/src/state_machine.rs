@@ -1,8 +1,9 @@
-//! Sessions, registry and users against a naive model: many connections of two apps do anything in any order, and
-//! deliveries may lag behind. Afterwards everybody has heard, channel by channel and in order, exactly what was said
-//! since they came; rosters, counts and caches are the model's; and when all are gone, nothing is left.
+//! Sessions, registry and users against a naive model: connections of two apps perform any operations in any order, and
+//! deliveries may be delayed. Afterwards each connection has received, for each channel and in order, exactly what was
+//! published since it subscribed; member lists, counts and caches equal the model; and when all connections are closed,
+//! registry and users are empty.
 //!
-//! The input says whether deliveries lag, and is then a list of [`Op`].
+//! The first byte of the input selects whether deliveries are delayed. The rest is a list of [`Op`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,25 +18,25 @@ use pusherd::protocol::wire::Frame;
 use pusherd::protocol::wire::pusher::{decode, encode};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{
-    Cache, ChannelInfo, ChannelKey, ChannelPlaces, Drive, Join, JoinError, Pass, Registry, Users,
+    Cache, ChannelInfo, ChannelKey, ChannelPermits, Drive, Join, JoinError, Pass, Registry, Users,
 };
 use pusherd::session::{Action, Session};
 use serde_json::{Value, json};
 
 use super::naive;
 
-/// Things that happen, at most.
+/// Most operations in a run.
 const OPS: usize = 300;
-/// Connections that act by themselves.
+/// Connections that act individually.
 const ACTORS: usize = 8;
-/// Connections beyond them, which come to a channel together, so that a pass takes more than one turn.
+/// Further connections, which subscribe to a channel together, so that a pass takes more than one turn.
 const CROWD: usize = 70;
 /// Distinct users in a presence channel.
 const MEMBERS: usize = 2;
 /// Channels of one connection.
 const SUBSCRIPTIONS: usize = 5;
 const CACHE_TTL: Duration = Duration::from_secs(30);
-/// How long a user counts as online after their last connection.
+/// How long a user counts as online after the last connection ended.
 const LINGER: Duration = Duration::from_secs(2);
 
 const USERS: [&str; 4] = ["u0", "u1", "u2", "u3"];
@@ -51,7 +52,7 @@ const CHANNELS: [&str; 9] = [
     "not a channel",
 ];
 
-/// One thing that happens.
+/// One operation.
 #[derive(Arbitrary, Clone, Debug)]
 enum Op {
     Subscribe {
@@ -74,12 +75,12 @@ enum Op {
         watches: u8,
         forged: bool,
     },
-    /// Seldom, so that there is somebody to speak to.
+    /// Rare, so that connections stay open for a while.
     Disconnect {
         who: u8,
         chance: u8,
     },
-    /// Events published one after the other, as a batch is.
+    /// Events published in order, like a batch.
     Publish {
         app: bool,
         events: Vec<(u8, Option<u8>)>,
@@ -91,13 +92,13 @@ enum Op {
     Pass {
         secs: u8,
     },
-    /// Something of what lags behind is delivered.
+    /// A part of the delayed deliveries.
     Deliver {
         which: u8,
     },
 }
 
-/// What a wish to subscribe is signed with.
+/// The signature of a request to subscribe.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Proof {
     Good,
@@ -107,10 +108,10 @@ enum Proof {
     None,
 }
 
-/// What was heard, and where: frames without a channel are of channel `""`.
+/// A received frame in words, with its channel: `""` if it has none.
 type Word = (String, String);
 
-/// A connection, as the door has it, and what it should have heard.
+/// A connection, as the transport has it, and the frames that it should have received.
 struct Client {
     outbox: Arc<Outbox>,
     session: Session,
@@ -120,18 +121,18 @@ struct Client {
     expected: Vec<Word>,
 }
 
-/// What the model knows of a channel.
+/// The model of a channel.
 #[derive(Default)]
 struct Channel {
     /// Connections, each with its user on presence channels.
     subscribers: BTreeMap<usize, Option<String>>,
-    /// Users and what is said of them, by time of joining.
+    /// Users and their info, in order of joining.
     roster: Vec<(String, String)>,
-    /// The last event and until when it is kept.
+    /// The cached event and when it expires.
     cached: Option<(String, Duration)>,
 }
 
-/// What the model knows of a user.
+/// The model of a user.
 #[derive(Default)]
 struct User {
     connections: BTreeSet<usize>,
@@ -149,13 +150,13 @@ struct World {
     events: u32,
     apps: [Arc<App>; 2],
     clients: BTreeMap<usize, Client>,
-    /// By the app's place and the channel's.
+    /// By the index of the app and of the channel.
     channels: BTreeMap<(usize, usize), Channel>,
     people: BTreeMap<(usize, usize), User>,
-    /// Users whose last connection ended, and when they may be offline.
+    /// Users whose last connection ended, and when they go offline.
     leaving: Vec<(Duration, (usize, usize))>,
     drives: Vec<(Drive, Option<Pass>)>,
-    /// The outboxes of connections that have gone.
+    /// The outboxes of closed connections.
     gone: Vec<Arc<Outbox>>,
 }
 
@@ -165,23 +166,23 @@ pub fn holds(data: &[u8]) {
     let mut world = World::new(lags & 1 == 1);
     let mut rest = Unstructured::new(rest);
     for _ in 0..OPS {
-        // Not a list of `Op`, which by chance is short: as many as there are.
+        // Read one by one: an arbitrary list of `Op` is often short.
         let Ok(op) = Op::arbitrary(&mut rest) else { break };
         world.act(op);
         if rest.is_empty() {
             break;
         }
     }
-    world.settle();
+    world.deliver_and_compare();
     world.end();
 }
 
-fn places(app: &App) -> ChannelPlaces<'_> {
-    ChannelPlaces { taken: &app.channels, max: None }
+fn permits(app: &App) -> ChannelPermits<'_> {
+    ChannelPermits { held: &app.channels, max: None }
 }
 
 fn cache(app: &App) -> Cache<'_> {
-    Cache { ttl: CACHE_TTL, places: places(app), bytes_max: usize::MAX }
+    Cache { ttl: CACHE_TTL, permits: permits(app), bytes_max: usize::MAX }
 }
 
 fn of_app(who: usize) -> usize {
@@ -192,7 +193,7 @@ fn is_presence(channel: usize) -> bool {
     CHANNELS[channel].starts_with("presence-")
 }
 
-/// A user's own channel, which is the sign-in's.
+/// Whether it is a user's own channel, which belongs to the sign-in.
 fn is_users(channel: usize) -> bool {
     CHANNELS[channel].starts_with('#')
 }
@@ -271,7 +272,7 @@ impl World {
                 }
             }
             Op::Pass { secs } => {
-                // Around what users linger, and beyond what an event is kept.
+                // Around the time that users linger, and more than the time that an event is cached.
                 const SECS: [u64; 8] = [0, 1, 1, 1, 2, 3, 6, 31];
                 self.pass(Duration::from_secs(SECS[usize::from(secs) % SECS.len()]));
             }
@@ -279,7 +280,7 @@ impl World {
         }
     }
 
-    /// The connection, which is opened if it is not there. A socket id is never given twice.
+    /// The connection, which is opened if it does not exist. Socket ids are never reused.
     fn client(&mut self, who: usize) -> &mut Client {
         self.sockets += 1;
         let socket = SocketId::new(self.sockets, 7);
@@ -298,7 +299,7 @@ impl World {
         ChannelKey { app: Arc::clone(&self.apps[app].id.0), channel: name(channel).unwrap() }
     }
 
-    /// What the wire and the session make of a message.
+    /// Decodes a message and passes it to the session.
     fn receive(&mut self, who: usize, message: &Value) -> Done {
         let now = self.now;
         let text = message.to_string();
@@ -311,7 +312,9 @@ impl World {
             Action::Publish { channel, name, data, user } => {
                 Done::Publish(channel, name.into_owned(), data.to_owned(), user)
             }
-            Action::SignIn { signed_in, watched, .. } => Done::SignIn(signed_in, watched),
+            Action::SignIn { signed_in, previous_watchlist, .. } => {
+                Done::SignIn(signed_in, previous_watchlist)
+            }
             Action::Refuse { .. } | Action::Reject { .. } | Action::Error { .. } | Action::Nothing => {
                 Done::Refused
             }
@@ -338,7 +341,7 @@ impl World {
         let data = json!({ "channel": CHANNELS[at], "auth": auth, "channel_data": channel_data });
         let done = self.receive(who, &json!({ "event": "pusher:subscribe", "data": data }));
 
-        // Whether it may, and as whom.
+        // The expected decision.
         let is_good = matches!(proof, Proof::Good | Proof::Bare);
         let member = match (is_presence(at), proof) {
             (false, _) => None,
@@ -380,20 +383,26 @@ impl World {
         let (app, now) = (of_app(who), self.now);
         let outbox = Arc::clone(&self.clients[&who].outbox);
         let user = as_member.as_ref().map(|member| member.id.clone());
-        let places = places(&self.apps[app]);
-        let wish = Join { member: as_member, members_max: MEMBERS, counts: app == 1, places, told: None };
+        let permits = permits(&self.apps[app]);
+        let wish = Join {
+            member: as_member,
+            members_max: MEMBERS,
+            counts: app == 1,
+            permits,
+            acknowledgement: None,
+        };
         let joined = self.registry.join(&self.key(app, at), &outbox, &wish, now);
         let known = self.channels.entry((app, at)).or_default();
         let is_new = |(id, _): &(String, String)| !known.roster.iter().any(|(other, _)| other == id);
         let added = member.clone().filter(is_new);
         let again = known.subscribers.contains_key(&who);
         if !again && added.is_some() && known.roster.len() >= MEMBERS {
-            assert!(matches!(joined, Err(JoinError::Full)));
+            assert!(matches!(joined, Err(JoinError::TooManyMembers)));
             return;
         }
         let joined = joined.unwrap();
-        self.clients.get_mut(&who).unwrap().session.joined(channel, user);
-        assert_eq!(joined.again, again);
+        self.clients.get_mut(&who).unwrap().session.subscribed(channel, user);
+        assert_eq!(joined.already_subscribed, again);
         assert_eq!(joined.occupied, known.subscribers.is_empty());
         assert_eq!(joined.member_added, added.is_some());
         let cached = known.cached.as_ref().filter(|(_, until)| *until > now).map(|(event, _)| event.clone());
@@ -424,18 +433,18 @@ impl World {
         self.drive(joined.drive);
     }
 
-    /// A sign-in makes the connection a subscriber of its user's channel, and is told where others are told that they are
-    /// in.
+    /// A sign-in subscribes the connection to its user's own channel. Its acknowledgement replaces that of the subscription.
     fn join_own(&mut self, who: usize, at: usize, user_data: &str) {
         let (app, now) = (of_app(who), self.now);
         let outbox = Arc::clone(&self.clients[&who].outbox);
-        let places = places(&self.apps[app]);
+        let permits = permits(&self.apps[app]);
         let told = encode(&ServerMessage::SignedIn { user_data });
-        let wish = Join { member: None, members_max: 0, counts: false, places, told: Some(&told) };
+        let wish =
+            Join { member: None, members_max: 0, counts: false, permits, acknowledgement: Some(&told) };
         let joined = self.registry.join(&self.key(app, at), &outbox, &wish, now).unwrap();
         let known = self.channels.entry((app, at)).or_default();
         let is_new = known.subscribers.insert(who, None).is_none();
-        assert_eq!(joined.again, !is_new);
+        assert_eq!(joined.already_subscribed, !is_new);
         self.drive(joined.drive);
         self.expect_of_connection(who, "signed in".to_owned());
     }
@@ -450,7 +459,7 @@ impl World {
                 assert!(there && channel.as_str() == CHANNELS[at]);
                 self.leave(who, at);
             }
-            // As long as it is signed in, it is there.
+            // A signed-in connection stays in its user's own channel.
             _ => assert!(!there || is_users(at)),
         }
     }
@@ -470,7 +479,7 @@ impl World {
         if let Some(gone) = &gone {
             known.roster.retain(|(id, _)| id != gone);
         }
-        // Nothing more comes, so what has not come by now never does.
+        // Nothing of the channel arrives after this.
         self.hear(who);
         let client = self.clients.get_mut(&who).unwrap();
         let of_channel = |words: &[Word]| {
@@ -557,7 +566,7 @@ impl World {
         let outbox = Arc::clone(&client.outbox);
         assert_eq!(before.len(), client.watches.len());
 
-        // As the hub does it.
+        // The same steps as the hub's.
         let id = &Arc::clone(&self.apps[app].id.0);
         self.users.sign_in(id, &signed_in.member.id, &outbox);
         let own = CHANNELS.iter().position(|name| *name == format!("#server-to-user-{}", USERS[user]));
@@ -598,7 +607,7 @@ impl World {
         let app = of_app(who);
         let Some(client) = self.clients.get_mut(&who) else { return };
         let mut left: Vec<_> =
-            client.session.leave_all().iter().map(|name| name.as_str().to_owned()).collect();
+            client.session.take_subscriptions().iter().map(|name| name.as_str().to_owned()).collect();
         left.sort();
         let there = self
             .channels
@@ -636,9 +645,9 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         for due in self.registry.counts_due() {
-            self.drive(due.tell(self.now).1);
+            self.drive(due.send(self.now).1);
         }
-        while self.users.settle(self.now) {}
+        while self.users.expire_lingering(self.now) {}
         self.registry.expire(self.now);
         let due = self.leaving.iter().take_while(|(due, _)| *due <= self.now).count();
         for (_, (app, user)) in self.leaving.drain(..due) {
@@ -661,7 +670,7 @@ impl World {
         if self.lags {
             return self.drives.push((drive, None));
         }
-        if let Err(drive) = drive.on_the_spot() {
+        if let Err(drive) = drive.deliver_inline() {
             self.drives.push((drive, None));
             while !self.drives.is_empty() {
                 self.deliver(0);
@@ -669,7 +678,7 @@ impl World {
         }
     }
 
-    /// One turn of one of the deliveries that wait.
+    /// One turn of one of the delayed deliveries.
     fn deliver(&mut self, which: usize) {
         if self.drives.is_empty() {
             return;
@@ -678,7 +687,7 @@ impl World {
         let (drive, pass) = &mut self.drives[which];
         match pass {
             Some(current) => {
-                if !current.serve() {
+                if !current.deliver_next() {
                     *pass = None;
                 }
             }
@@ -706,8 +715,8 @@ impl World {
         }
     }
 
-    /// Delivers everything and compares.
-    fn settle(&mut self) {
+    /// Delivers everything and compares with the model.
+    fn deliver_and_compare(&mut self) {
         while !self.drives.is_empty() {
             self.deliver(0);
         }
@@ -736,13 +745,13 @@ impl World {
             let ids: Vec<_> = self.registry.users(&key).iter().map(|id| id.as_str().to_owned()).collect();
             assert_eq!(ids, known.roster.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>());
         }
-        for (place, app) in self.apps.iter().enumerate() {
-            let mut walk = self.registry.occupied(&app.id.0, "");
-            let occupied = std::iter::from_fn(|| walk.next_some(self.now)).flatten();
+        for (index, app) in self.apps.iter().enumerate() {
+            let mut scan = self.registry.occupied(&app.id.0, "");
+            let occupied = std::iter::from_fn(|| scan.next_chunk(self.now)).flatten();
             let mut occupied: Vec<_> = occupied.map(|(name, _)| name.to_string()).collect();
             occupied.sort();
             let known = self.channels.iter().filter(|((of, at), known)| {
-                *of == place && !known.subscribers.is_empty() && !CHANNELS[*at].starts_with('#')
+                *of == index && !known.subscribers.is_empty() && !CHANNELS[*at].starts_with('#')
             });
             let mut known: Vec<_> = known.map(|((_, at), _)| CHANNELS[*at].to_owned()).collect();
             known.sort();
@@ -752,13 +761,13 @@ impl World {
                 let connections = self.users.connections(&app.id.0, &id).len();
                 assert_eq!(
                     connections,
-                    self.people.get(&(place, at)).map_or(0, |person| person.connections.len())
+                    self.people.get(&(index, at)).map_or(0, |person| person.connections.len())
                 );
             }
         }
     }
 
-    /// Everybody goes, and nothing is left.
+    /// Closes all connections and checks that nothing is left.
     fn end(mut self) {
         for who in self.clients.keys().copied().collect::<Vec<_>>() {
             self.disconnect(who);
@@ -775,7 +784,7 @@ impl World {
     }
 }
 
-/// What the door is to do, without what is borrowed from the message.
+/// An [`Action`] without borrowed data.
 enum Done {
     Join(ChannelName, Option<(String, pusherd::protocol::Member)>),
     Leave(ChannelName),
@@ -784,13 +793,13 @@ enum Done {
     Refused,
 }
 
-/// Acknowledgements go out at once. The first is ahead of all that follows; one that is repeated may be ahead of what
-/// lags behind.
+/// Acknowledgements are sent immediately. The first one precedes everything else of the channel; a repeated one may overtake
+/// delayed deliveries.
 fn is_acknowledgement((_, word): &Word) -> bool {
     word.starts_with("in")
 }
 
-/// A frame in a word or two.
+/// A frame in words.
 fn word(payload: &[u8]) -> Word {
     let frame: Value = serde_json::from_slice(payload).unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -1,6 +1,6 @@
-//! `POST /apps/{id}/events`, from the signed request to what subscribers hear, against a naive model.
+//! `POST /apps/{id}/events`, from the signed request to the frames of subscribers, against a naive model.
 //!
-//! The input is the body; a line in front of it, if there is one, is more of the query.
+//! The input is the body; a first line, if there is one, is added to the query.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ pub(crate) const CHANNELS: usize = 3;
 pub(crate) const EVENTS: usize = 3;
 const BODY_BYTES: usize = 2000;
 
-/// Channels with a subscriber: the first with the socket id `1.1`, and so on.
+/// Channels with a subscriber: the first one has the socket id `1.1`, and so on.
 const HEARD: [&str; 4] = ["a", "b", "cache-c", "private-encrypted-d"];
 
-/// After so many requests the world is made anew: cached events are kept, and the model knows nothing of them.
+/// After this many requests the server is created anew, because the model does not know its cached events.
 const REQUESTS: usize = 500;
 
 struct World {
@@ -77,14 +77,14 @@ impl World {
     }
 }
 
-/// What a request led to: the status, the body, and what each subscriber of [`HEARD`] got.
+/// The result of a request: the status, the body, and the event that each subscriber of [`HEARD`] received.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,
     pub(crate) heard: Vec<Vec<Event>>,
 }
 
-/// An event as subscribers get it.
+/// An event as subscribers receive it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Event {
     pub(crate) channel: String,
@@ -142,7 +142,7 @@ fn heard(bytes: &[u8]) -> Vec<Event> {
     naive::frames(bytes).into_iter().map(event).collect()
 }
 
-/// Checks an answer against what should have been published, or the status that should have come instead.
+/// Checks a response against the expected events or the expected status.
 pub(crate) fn check(answer: &Answer, expected: Result<Vec<Trigger>, u16>) {
     let status = expected.as_ref().map_or_else(|status| *status, |_| 200);
     assert_eq!(answer.status, status, "{}", answer.body);
@@ -172,7 +172,7 @@ pub(crate) fn check(answer: &Answer, expected: Result<Vec<Trigger>, u16>) {
 pub fn holds(data: &[u8]) {
     let split = data.iter().position(|byte| *byte == b'\n');
     let (query, body) = split.map_or((&b""[..], data), |at| (&data[..at], &data[at + 1..]));
-    // Behind a `#` a query does not go on.
+    // A `#` ends a query.
     let Some(query) = std::str::from_utf8(query).ok().filter(|query| !query.contains('#')) else { return };
     let Some(pairs) = naive::query(query) else { return };
     let of_signature = |name: &str| name.starts_with("auth_") || name.starts_with("body_md5");

@@ -1,5 +1,5 @@
-//! What the application says of its users, signed: the `channel_data` of a presence channel and the `user_data` of a
-//! sign-in, against a naive reading. The input is the text.
+//! The signed data about users: the `channel_data` of a presence channel and the `user_data` of a sign-in, against a naive
+//! parser. The input is the text.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -54,10 +54,10 @@ pub fn holds(data: &[u8]) {
     let auth = format!("key:{}", naive::hmac("secret", &format!("1.2::user::{text}")));
     let sign_in = SignIn { auth: Some(auth.into()), user_data: Some(text.into()) };
     let signed_in = match session().receive(ClientMessage::SignIn(sign_in), Duration::ZERO) {
-        Action::SignIn { signed_in, cut_to, user_data, .. } => {
+        Action::SignIn { signed_in, truncated_to, user_data, .. } => {
             assert_eq!(user_data, text);
             let watched = signed_in.watchlist.iter().map(|id| id.as_str().to_owned()).collect();
-            Some((known(&signed_in.member), watched, cut_to.is_some()))
+            Some((known(&signed_in.member), watched, truncated_to.is_some()))
         }
         Action::Error { .. } => None,
         other => panic!("{other:?}"),
@@ -91,7 +91,7 @@ fn expected_member(text: &str) -> Result<Known, u16> {
     Ok((id(data.get("user_id").ok_or(401u16)?)?, info(&data)?))
 }
 
-/// The user, the watchlist, and whether it was cut. Source: protocol.md §6.
+/// The user, the watchlist, and whether it was truncated. Source: protocol.md §6.
 fn expected_user(text: &str) -> Option<(Known, Vec<String>, bool)> {
     let data = naive::object(text)?;
     if naive::depth(text) > 128 {

@@ -1,8 +1,8 @@
-//! The decoder of WebSocket frames: it says the same however the bytes are split, holds no more than it should, and
-//! agrees with tungstenite on what is a message and what breaks the rules.
+//! The decoder of WebSocket frames: its result does not depend on how the bytes are split, its memory is limited, and it
+//! agrees with tungstenite on messages and violations.
 //!
-//! Of the input, the first byte chooses how it is read, the second how it is split. What follows is the stream itself,
-//! or, so that the fuzzer need not find lengths and masks, a list of frames: first byte, length, payload.
+//! The first byte of the input selects how it is read, the second how it is split. The rest is the stream itself, or a list
+//! of frames (first byte, length, payload), so that the fuzzer need not find lengths and masks.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -25,7 +25,7 @@ enum Said {
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum End {
-    /// With the bytes.
+    /// At the end of the bytes.
     Open,
     /// With a Close.
     Closed,
@@ -52,7 +52,7 @@ pub fn holds(data: &[u8]) {
     };
     assert_eq!(decode(compression, &stream, max, random), whole, "in pieces");
     if compression == Compression::Off {
-        // tungstenite does not mind a control frame whose short length is written in the long form.
+        // tungstenite accepts a control frame with a short length in the long form.
         let is_lenient = stream.windows(2).any(|head| head[0] & 0x8 != 0 && head[1] & 0x7f >= 126);
         agrees(&whole, &reference(&stream, max), is_lenient);
     }
@@ -62,7 +62,7 @@ pub fn holds(data: &[u8]) {
 fn framed(list: &[u8]) -> Vec<u8> {
     let (mut stream, mut rest) = (Vec::new(), list);
     while let [first, len, after @ ..] = rest {
-        // Two lengths stand for longer ones, so that every form of a length is reached.
+        // Two lengths mean longer ones, so that every form of a length occurs.
         let long = match len {
             254 => 300,
             255 => 65_600,
@@ -114,13 +114,17 @@ fn decode(
             Ok(()) if closed => return (said, End::Closed),
             Ok(()) => {}
         }
-        // A frame and a message of the limit, each in a buffer that grew by doubling, and one read.
-        assert!(decoder.held_bytes() <= 4 * (max + 200) + 2 * piece.len(), "{} bytes", decoder.held_bytes());
+        // A frame and a message at the limit, each in a buffer that grew by doubling, and one read.
+        assert!(
+            decoder.buffered_bytes() <= 4 * (max + 200) + 2 * piece.len(),
+            "{} bytes",
+            decoder.buffered_bytes()
+        );
     }
     (said, End::Open)
 }
 
-/// What tungstenite's server reads.
+/// Decodes with tungstenite's server.
 fn reference(stream: &[u8], max: usize) -> (Vec<Said>, End) {
     struct Duplex<'s>(Cursor<&'s [u8]>);
     impl Read for Duplex<'_> {
@@ -136,7 +140,7 @@ fn reference(stream: &[u8], max: usize) -> (Vec<Said>, End) {
             Ok(())
         }
     }
-    // A control frame may be longer than a small limit, so that frames have one that none reaches by accident.
+    // A control frame may be longer than a small limit, so the limit of frames is at least 125.
     let limits = WebSocketConfig::default().max_message_size(Some(max)).max_frame_size(Some(max.max(125)));
     let mut socket = WebSocket::from_raw_socket(Duplex(Cursor::new(stream)), Role::Server, Some(limits));
     let mut said = Vec::new();
@@ -175,10 +179,10 @@ fn reference(stream: &[u8], max: usize) -> (Vec<Said>, End) {
     }
 }
 
-/// Checks that both read the same, as far as RFC 6455 leaves no choice.
+/// Checks that both results agree, as far as RFC 6455 requires it.
 fn agrees((said, end): &(Vec<Said>, End), (theirs, their_end): &(Vec<Said>, End), is_lenient: bool) {
     let same = |one: &Said, other: &Said| match (one, other) {
-        // A code that must not be sent is told as a Close by tungstenite, with another code.
+        // tungstenite returns an invalid close code as a Close with another code.
         (Said::Close(_), Said::Close(_)) => true,
         _ => one == other,
     };
@@ -186,15 +190,15 @@ fn agrees((said, end): &(Vec<Said>, End), (theirs, their_end): &(Vec<Said>, End)
     assert!(said.iter().zip(theirs).all(|(one, other)| same(one, other)), "{said:?}, reference: {theirs:?}");
     match (end, their_end) {
         (End::Framing, _) if is_lenient && told < theirs.len() => {}
-        // tungstenite looks at a text as it comes, pusherd when it is whole: until then, other things may happen.
+        // tungstenite checks UTF-8 as bytes arrive, pusherd when the message is complete: another result may come first.
         (_, End::NotUtf8) => assert_eq!(told, theirs.len(), "{said:?}, reference: {theirs:?}"),
         _ if end == their_end => assert_eq!(said.len(), theirs.len(), "{said:?}, reference: {theirs:?}"),
-        // Not to be sent, but tungstenite takes it for a Close.
+        // An invalid Close, which tungstenite accepts.
         (End::Framing | End::NotUtf8, End::Closed) => {
             assert!(said.len() + 1 == theirs.len() && matches!(theirs[told], Said::Close(_)), "{theirs:?}");
         }
-        // pusherd looks at a header as soon as it is there, tungstenite when the frame is; and when several things
-        // are wrong with a frame, either may be named.
+        // pusherd checks a header as soon as it arrives, tungstenite when the frame is complete. If a frame has several
+        // errors, either may be reported.
         (End::Framing | End::TooBig, End::Framing | End::TooBig | End::Open) => {
             assert_eq!(said.len(), theirs.len());
         }

@@ -1,4 +1,4 @@
-//! Every established connection of this node.
+//! The established connections of this node.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use crate::protocol::SocketId;
 pub struct Connections(Arc<Shards<SocketId, Arc<Outbox>>>);
 
 impl Connections {
-    /// See [`Connections::each`].
-    pub const TURNS: usize = SHARDS;
+    /// The number of shards: see [`Connections::for_each_in_shard`].
+    pub const SHARDS: usize = SHARDS;
 
-    /// Takes a connection in, or answers `false` when another one has its socket id.
+    /// Adds a connection. Returns `false` if its socket id is in use.
     #[must_use]
     pub fn add(&self, outbox: &Arc<Outbox>) -> bool {
         self.0.insert(outbox.socket(), Arc::clone(outbox))
     }
 
-    /// Forgets a connection.
+    /// Removes a connection.
     pub fn remove(&self, outbox: &Arc<Outbox>) {
         self.0.remove_if(&outbox.socket(), |found| Arc::ptr_eq(found, outbox));
     }
@@ -31,28 +31,27 @@ impl Connections {
         self.0.contains(&socket)
     }
 
-    /// How many there are.
+    /// The number of connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Calls `each` with every connection, in so many turns: this is the one with this number. Let other work have its
-    /// turn in between.
-    pub fn each(&self, turn: usize, each: impl FnMut(&Arc<Outbox>)) {
-        self.0.each_of_shard(turn, each);
+    /// Calls `each` for the connections of one shard, from 0 to [`Connections::SHARDS`]. Let other tasks run between shards.
+    pub fn for_each_in_shard(&self, shard: usize, each: impl FnMut(&Arc<Outbox>)) {
+        self.0.for_each_in_shard(shard, each);
     }
 
-    /// All connections, some at a time: each that is there all the while is among them, once. Let other work have its
-    /// turn in between.
-    pub fn in_turns(&self) -> impl Iterator<Item = Vec<Arc<Outbox>>> {
+    /// All connections in chunks. A connection that exists during the whole iteration is returned once. Let other tasks run
+    /// between chunks.
+    pub fn chunks(&self) -> impl Iterator<Item = Vec<Arc<Outbox>>> {
         let all = Arc::clone(&self.0);
-        (0..).map_while(move |shard| all.of_shard(shard, |_| true))
+        (0..).map_while(move |shard| all.collect_shard(shard, |_| true))
     }
 }

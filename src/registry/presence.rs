@@ -1,4 +1,4 @@
-//! Who is in a presence channel.
+//! The member list of a presence channel.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 use crate::protocol::wire::Frame;
 use crate::protocol::{Member, UserId};
 
-/// The users of one channel, each once however many connections they have. What is said of a user is what their
-/// first connection said, until the last one leaves.
+/// The users of one channel. A user with several connections is listed once, with the info of the first connection, until
+/// the last one leaves.
 ///
 /// Source: protocol.md §4.7.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
     users: HashMap<UserId, User>,
-    /// By time of joining.
+    /// In order of joining.
     order: BTreeMap<u64, UserId>,
     joins: u64,
-    /// Whether it is the cluster that says who is there: each is counted once.
-    is_shared: bool,
-    /// The acknowledgement with everyone in it, until somebody comes or goes.
+    /// Whether the list mirrors the members of the cluster: then each user counts one connection.
+    is_mirror: bool,
+    /// The encoded acknowledgement with the member list, until the list changes.
     roster: Option<Frame>,
 }
 
@@ -30,29 +30,29 @@ struct User {
 }
 
 impl Presence {
-    /// Of a cluster: these are there, by time of joining.
-    pub(super) fn shared(members: &[Member]) -> Self {
-        let mut presence = Self { is_shared: true, ..Self::default() };
+    /// A mirror of the cluster's `members`, in order of joining.
+    pub(super) fn mirror(members: &[Member]) -> Self {
+        let mut presence = Self { is_mirror: true, ..Self::default() };
         for member in members {
             presence.add(member);
         }
         presence
     }
 
-    /// Whether it is the cluster that says who is there.
-    pub(super) const fn is_shared(&self) -> bool {
-        self.is_shared
+    /// Whether the list mirrors the members of the cluster.
+    pub(super) const fn is_mirror(&self) -> bool {
+        self.is_mirror
     }
 
-    /// Whether the user is among the `first` who joined.
-    pub(super) fn is_among(&self, user: &UserId, first: usize) -> bool {
-        if self.users.len() <= first {
+    /// Whether the user is among the first `count` that joined.
+    pub(super) fn is_among_first(&self, user: &UserId, count: usize) -> bool {
+        if self.users.len() <= count {
             return self.has(user);
         }
-        self.order.values().take(first).any(|id| id == user)
+        self.order.values().take(count).any(|id| id == user)
     }
 
-    /// Whether the user is here.
+    /// Whether the user is in the channel.
     pub(super) fn has(&self, user: &UserId) -> bool {
         self.users.contains_key(user)
     }
@@ -62,10 +62,10 @@ impl Presence {
         self.users.len()
     }
 
-    /// Counts one more connection of a user; whether it is the first.
+    /// Adds a connection of a user. Returns whether it is the first.
     pub(super) fn add(&mut self, member: &Member) -> bool {
         if let Some(user) = self.users.get_mut(&member.id) {
-            user.connections += u32::from(!self.is_shared);
+            user.connections += u32::from(!self.is_mirror);
             return false;
         }
         self.joins += 1;
@@ -76,7 +76,7 @@ impl Presence {
         true
     }
 
-    /// Counts one connection less of a user; whether it was the last.
+    /// Removes a connection of a user. Returns whether it was the last.
     pub(super) fn remove(&mut self, id: &UserId) -> bool {
         let Some(user) = self.users.get_mut(id) else { return false };
         user.connections -= 1;
@@ -89,24 +89,24 @@ impl Presence {
         true
     }
 
-    /// What `acknowledgement` makes of everyone, made once.
-    pub(super) fn roster(&mut self, acknowledgement: impl FnOnce(Option<Vec<Member>>) -> Frame) -> Frame {
+    /// The acknowledgement with the member list. It is encoded once for each version of the list.
+    pub(super) fn roster(&mut self, encode: impl FnOnce(Option<Vec<Member>>) -> Frame) -> Frame {
         if let Some(roster) = &self.roster {
             return roster.clone();
         }
-        let roster = acknowledgement(Some(self.members()));
+        let roster = encode(Some(self.members()));
         self.roster = Some(roster.clone());
         roster
     }
 
-    /// Everyone, by time of joining.
+    /// The members in order of joining.
     fn members(&self) -> Vec<Member> {
         let member =
             |id: &UserId| Some(Member { id: id.clone(), info: Arc::clone(&self.users.get(id)?.info) });
         self.order.values().filter_map(member).collect()
     }
 
-    /// Everyone's id, by time of joining.
+    /// The ids in order of joining.
     pub(super) fn ids(&self) -> Vec<UserId> {
         self.order.values().cloned().collect()
     }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_comes_once_and_goes_with_the_last_connection() {
+    fn a_user_is_listed_once_and_removed_with_the_last_connection() {
         let mut presence = Presence::default();
         let (seven, eight) = (member("7", "1"), member("8", "2"));
         assert!(presence.add(&seven));

@@ -1,7 +1,7 @@
-//! A map in shards, each behind a lock of its own, that can be walked through a shard at a time.
+//! A sharded map that can be scanned one shard at a time.
 //!
-//! The maps of a node have hundreds of thousands of entries: whoever looks at all of them lets others have their turn
-//! between two shards, and no lock is held meanwhile. That is what dashmap does not offer without `unsafe`.
+//! The maps of a node have hundreds of thousands of entries. A scan over all of them lets other tasks run between two
+//! shards, and holds no lock there. dashmap offers that only with `unsafe`.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
@@ -10,15 +10,15 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use parking_lot::RwLock;
 
-/// Shards of a map: so many that cores seldom meet, and that of a million entries a shard is looked through in a
+/// The number of shards: enough that cores seldom contend for one, and that scanning one of a million entries takes a
 /// millisecond.
 pub(super) const SHARDS: usize = 256;
 
-/// A table that has become this much smaller than its room gives room back.
-const ROOMY: usize = 8;
+/// A table shrinks when its capacity is this many times its length.
+const SHRINK_FACTOR: usize = 8;
 
-/// A small table keeps its room.
-const SMALL: usize = 64;
+/// A table with this capacity or less does not shrink.
+const CAPACITY_MIN: usize = 64;
 
 type Shard<K, V> = RwLock<HashTable<(K, V)>>;
 
@@ -37,7 +37,7 @@ impl<K, V> Default for Shards<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Shards<K, V> {
-    /// The shard of a hash. The table uses its highest and lowest bits, so the shard is chosen by others.
+    /// The shard for a hash. The table uses the highest and lowest bits of the hash, so the shard uses others.
     fn shard(&self, hash: u64) -> &Shard<K, V> {
         &self.shards[(hash >> 40) as usize % SHARDS]
     }
@@ -55,7 +55,7 @@ impl<K: Eq + Hash, V: Clone> Shards<K, V> {
         self.shard(hash).read().find(hash, |(found, _)| found == key).is_some()
     }
 
-    /// The value of `key`, made if need be.
+    /// The value of `key`, inserted if it is missing.
     pub(super) fn get_or_insert(&self, key: &K, make: impl FnOnce() -> (K, V)) -> V {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
@@ -63,7 +63,7 @@ impl<K: Eq + Hash, V: Clone> Shards<K, V> {
         entry.or_insert_with(make).get().1.clone()
     }
 
-    /// Takes a value in, or answers `false` when there is one of its key.
+    /// Inserts a value. Returns `false` if the key exists.
     pub(super) fn insert(&self, key: K, value: V) -> bool {
         let hash = self.hasher.hash_one(&key);
         let mut shard = self.shard(hash).write();
@@ -76,40 +76,40 @@ impl<K: Eq + Hash, V: Clone> Shards<K, V> {
         }
     }
 
-    /// Takes the value of `key` out, if it is one that `is_meant`.
-    pub(super) fn remove_if(&self, key: &K, is_meant: impl FnOnce(&V) -> bool) {
+    /// Removes the value of `key`, if `condition` holds for it.
+    pub(super) fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
         let Ok(found) = shard.find_entry(hash, |(found, _)| found == key) else { return };
-        if is_meant(&found.get().1) {
+        if condition(&found.get().1) {
             found.remove();
-            let room = shard.capacity();
-            if room > SMALL && shard.len() < room / ROOMY {
+            let capacity = shard.capacity();
+            if capacity > CAPACITY_MIN && shard.len() < capacity / SHRINK_FACTOR {
                 let len = shard.len();
                 shard.shrink_to(2 * len, |(key, _)| self.hasher.hash_one(key));
             }
         }
     }
 
-    /// How many there are.
+    /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.shards.iter().all(|shard| shard.read().is_empty())
     }
 
-    /// Calls `each` with the values of the shard with this number, which is locked meanwhile.
-    pub(super) fn each_of_shard(&self, number: usize, mut each: impl FnMut(&V)) {
+    /// Calls `each` for the values of the shard with this number. The shard is locked in the meantime.
+    pub(super) fn for_each_in_shard(&self, number: usize, mut each: impl FnMut(&V)) {
         if let Some(shard) = self.shards.get(number) {
             shard.read().iter().for_each(|(_, value)| each(value));
         }
     }
 
-    /// The values of the shard with this number whose key `is_wanted`; `None` behind the last one.
-    pub(super) fn of_shard(&self, number: usize, is_wanted: impl Fn(&K) -> bool) -> Option<Vec<V>> {
+    /// The values of the shard with this number whose key `is_wanted`. `None` if there is no such shard.
+    pub(super) fn collect_shard(&self, number: usize, is_wanted: impl Fn(&K) -> bool) -> Option<Vec<V>> {
         let shard = self.shards.get(number)?.read();
         let wanted = shard.iter().filter(|(key, _)| is_wanted(key));
         Some(wanted.map(|(_, value)| value.clone()).collect())
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_has_one_value_until_it_is_taken_out() {
+    fn a_key_has_one_value_until_it_is_removed() {
         let map = Shards::default();
         assert!(map.insert(1, 'a') && !map.insert(1, 'b'));
         assert_eq!(map.get_or_insert(&1, || unreachable!()), 'a');
@@ -135,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn all_are_found_a_shard_at_a_time_and_what_is_not_needed_is_given_back() {
+    fn a_scan_by_shards_finds_all_entries_and_a_small_table_shrinks() {
         let map = Shards::default();
         (0..100_000u32).for_each(|key| assert!(map.insert(key, key)));
         let mut all = Vec::new();
         let mut number = 0;
-        while let Some(some) = map.of_shard(number, |key| key % 2 == 0) {
+        while let Some(some) = map.collect_shard(number, |key| key % 2 == 0) {
             assert!(some.len() < 100_000 / SHARDS, "a shard has its share");
             all.extend(some);
             number += 1;
@@ -148,7 +148,7 @@ mod tests {
         all.sort_unstable();
         assert!(all.iter().copied().eq((0..100_000).step_by(2)));
         (10..100_000).for_each(|key| map.remove_if(&key, |_| true));
-        let room: usize = map.shards.iter().map(|shard| shard.read().capacity()).sum();
-        assert!(map.len() == 10 && room < 100_000 / 4, "room for {room}");
+        let capacity: usize = map.shards.iter().map(|shard| shard.read().capacity()).sum();
+        assert!(map.len() == 10 && capacity < 100_000 / 4, "capacity {capacity}");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pusherd::apps::App;
-use pusherd::hub::{Hub, SignIn, Wanted};
+use pusherd::hub::{ChannelQuery, Hub, SignIn};
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, Source};
 use pusherd::protocol::{ChannelName, Member, NameRules, SocketId, UserId};
@@ -56,20 +56,20 @@ async fn whatever_many_do_at_once_nobody_is_left_over_and_nothing_is_lost() {
         assert_eq!(heard.members, BTreeSet::new(), "whoever came has gone");
     }
     for channel in CHANNELS {
-        let found = hub.channel(&app, &name(channel), Wanted::default()).await.unwrap();
+        let found = hub.channel(&app, &name(channel), ChannelQuery::default()).await.unwrap();
         assert_eq!(found.subscriptions, STAYERS as usize, "{channel}");
     }
     let there = hub.users(&app, &name("presence-r")).await.unwrap();
     let there: Vec<_> = there.iter().map(|user| user.as_str().to_owned()).collect();
     assert_eq!(there, ["stayer"]);
     for user in (0..USERS).map(user) {
-        assert_eq!(hub.terminate(&app, &user).await, Ok(0), "nobody is signed in as {user}");
+        assert_eq!(hub.terminate_user(&app, &user).await, Ok(0), "nobody is signed in as {user}");
     }
     for outbox in &stayers {
-        hub.leave_some(&app, &mut CHANNELS.map(name).to_vec(), outbox.socket());
+        hub.leave_chunk(&app, &mut CHANNELS.map(name).to_vec(), outbox.socket());
     }
-    let mut channels = hub.channels(&app, "", Wanted::default()).await.unwrap();
-    while let Some(some) = channels.next_some() {
+    let mut channels = hub.channels(&app, "", ChannelQuery::default()).await.unwrap();
+    while let Some(some) = channels.next_chunk() {
         assert_eq!(some, []);
     }
 }
@@ -92,7 +92,13 @@ async fn act(hub: Hub, app: Arc<App>, actor: u32) -> BTreeMap<Publisher, u32> {
         let mut there: BTreeMap<&str, u32> = BTreeMap::new();
         let signs_in = below(2) == 0;
         if signs_in {
-            let sign_in = SignIn { user: &who, user_data: "{}", watched: &[], watchlist: &[], cut_to: None };
+            let sign_in = SignIn {
+                user: &who,
+                user_data: "{}",
+                previous_watchlist: &[],
+                watchlist: &[],
+                truncated_to: None,
+            };
             hub.sign_in(&app, &outbox, &sign_in);
         }
         let mut heard = Heard::default();
@@ -120,7 +126,7 @@ async fn act(hub: Hub, app: Arc<App>, actor: u32) -> BTreeMap<Publisher, u32> {
                 }
             }
         }
-        hub.leave_some(&app, &mut CHANNELS.map(name).to_vec(), outbox.socket());
+        hub.leave_chunk(&app, &mut CHANNELS.map(name).to_vec(), outbox.socket());
         if signs_in {
             hub.sign_out(&app, outbox.socket(), &who, &[]);
         }

@@ -35,8 +35,8 @@ use super::counts::{Counts, Telling};
 use super::everywhere::{self, Everywhere};
 use super::quota::Quotas;
 use super::records::Records;
-use super::{Inner, Rewatch, SignIn, Wanted};
-use crate::apps::{App, Apps, ConnectionPlace};
+use super::{ChannelQuery, Shared, SignIn, WatchlistChange};
+use crate::apps::{App, Apps, ConnectionPermit};
 use crate::cluster::driver::{Answering, Kept, Lost};
 use crate::cluster::node::{Acting, Audience, Cluster, Reply, Room, Unwanted};
 use crate::cluster::seat::Ticket;
@@ -46,7 +46,8 @@ use crate::protocol::message::{Event, Source};
 use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{ChannelName, Member, SocketId, UserId};
 use crate::registry::{
-    Backlog, Cache, ChannelInfo, ChannelKey, ChannelPlaces, Drive, JoinError, KeptFrame, Left,
+    Backlog, Cache, CachedFrame, ChannelInfo, ChannelKey, ChannelPermits, Drive, JoinError, Left,
+    admits_member,
 };
 use crate::webhooks;
 
@@ -113,7 +114,7 @@ struct Watcher {
     app: Arc<str>,
     outbox: Arc<Outbox>,
     watchlist: Vec<UserId>,
-    cut_to: Option<usize>,
+    truncated_to: Option<usize>,
     /// What is waited for: that it is signed in itself, and of each user whether they are online.
     unknown: AtomicUsize,
 }
@@ -165,8 +166,8 @@ fn online() -> MemberInfo {
 }
 
 fn cache(app: &App, ttl: Duration) -> Cache<'_> {
-    let places = ChannelPlaces { taken: &app.channels, max: app.limits.channels_max };
-    Cache { ttl, places, bytes_max: app.limits.cached_bytes_max }
+    let permits = ChannelPermits { held: &app.channels, max: app.limits.channels_max };
+    Cache { ttl, permits, bytes_max: app.limits.cached_bytes_max }
 }
 
 /// A member as a group has it; `None` if it makes no sense.
@@ -249,7 +250,7 @@ impl Clustered {
     }
 
     /// See [`super::Hub::take_place`].
-    pub(super) async fn take_place(&self, app: &Arc<App>) -> Option<ConnectionPlace> {
+    pub(super) async fn acquire_connection(&self, app: &Arc<App>) -> Option<ConnectionPermit> {
         self.quotas.take(&self.cluster, app).await
     }
 
@@ -267,7 +268,7 @@ impl Clustered {
     /// See [`super::Hub::join`]. Whoever is refused later is told then.
     pub(super) fn join(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         outbox: &Arc<Outbox>,
         channel: &ChannelName,
@@ -286,9 +287,9 @@ impl Clustered {
             let id = member.as_ref().map(|member| MemberId::from(member.id.as_str()));
             // Whoever is there has a place, if they came in time.
             let before = id.as_ref().and_then(|id| acting.before(&group, id).or(acting.others(&group, id)));
-            if before.is_some_and(|before| before >= app.limits.presence_members_max) {
-                hub.not_joined(app, outbox, channel, JoinError::Full);
-                return Err(JoinError::Full);
+            if before.is_some_and(|before| !admits_member(before, app.limits.presence_members_max)) {
+                hub.refuse_join(app, outbox, channel, JoinError::TooManyMembers);
+                return Err(JoinError::TooManyMembers);
             }
             let subscriber = Arc::new(Subscriber {
                 app: Arc::clone(app),
@@ -319,7 +320,7 @@ impl Clustered {
     /// A connection that is signed in is in its user's own channel, or is told that it is when it gets there.
     fn join_own(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         outbox: &Arc<Outbox>,
         channel: &ChannelName,
@@ -348,14 +349,14 @@ impl Clustered {
     }
 
     /// It is known who is in a presence channel: who wanted to know that enters, or is refused.
-    fn looked(&self, hub: &Inner, acting: &mut Acting<'_>, group: &Group, ticket: Ticket) {
+    fn looked(&self, hub: &Shared, acting: &mut Acting<'_>, group: &Group, ticket: Ticket) {
         let place = (Arc::clone(group), ticket);
         let Some(Parked::Looker(subscriber)) = self.parked.lock().remove(&place) else { return };
         let Subscriber { app, outbox, channel, member } = &*subscriber;
         let id = member.as_ref().map(|member| MemberId::from(member.id.as_str()));
         let others = id.and_then(|id| acting.others(group, &id)).unwrap_or_default();
-        if others >= app.limits.presence_members_max {
-            hub.not_joined(app, outbox, channel, JoinError::Full);
+        if !admits_member(others, app.limits.presence_members_max) {
+            hub.refuse_join(app, outbox, channel, JoinError::TooManyMembers);
         } else {
             self.enter(acting, group, subscriber);
         }
@@ -363,15 +364,15 @@ impl Clustered {
     }
 
     /// A connection has entered a channel's group: carries its subscription out, or refuses it.
-    fn subscribe(&self, hub: &Inner, group: &Group, subscriber: &Subscriber) -> Result<(), Unwanted> {
+    fn subscribe(&self, hub: &Shared, group: &Group, subscriber: &Subscriber) -> Result<(), Unwanted> {
         let Subscriber { app, outbox, channel, member } = subscriber;
         let key = super::key(app, channel);
-        let is_full = member
-            .as_ref()
-            .is_some_and(|member| !hub.registry.is_among(&key, &member.id, app.limits.presence_members_max));
+        let is_full = member.as_ref().is_some_and(|member| {
+            !hub.registry.is_admitted(&key, &member.id, app.limits.presence_members_max)
+        });
         let joined = if is_full {
-            hub.not_joined(app, outbox, channel, JoinError::Full);
-            Err(JoinError::Full)
+            hub.refuse_join(app, outbox, channel, JoinError::TooManyMembers);
+            Err(JoinError::TooManyMembers)
         } else {
             hub.join(app, outbox, channel, member.clone())
         };
@@ -384,7 +385,7 @@ impl Clustered {
     /// See [`super::Hub::leave`].
     pub(super) fn leave(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         channel: &ChannelName,
         socket: SocketId,
@@ -422,9 +423,9 @@ impl Clustered {
     }
 
     /// Gets what is kept of a cache channel that has no subscriber here, then lets the one in who waits for that.
-    fn subscribe_with_kept(&self, hub: &Inner, group: &Group, ticket: Ticket, subscriber: Arc<Subscriber>) {
+    fn subscribe_with_kept(&self, hub: &Shared, group: &Group, ticket: Ticket, subscriber: Arc<Subscriber>) {
         let (cluster, group, runtime) = (self.cluster.clone(), Arc::clone(group), hub.runtime.clone());
-        let Some(hub) = hub.itself() else { return };
+        let Some(hub) = hub.strong() else { return };
         runtime.spawn(async move {
             let Some(clustered) = &hub.clustered else { return };
             let place = (Arc::clone(&group), ticket);
@@ -452,8 +453,8 @@ impl Clustered {
                     let key = super::key(&subscriber.app, &subscriber.channel);
                     if let Some(kept) = kept.and_then(|kept| kept_frame(kept, hub.now())) {
                         let ttl = kept.expires.saturating_sub(hub.now());
-                        if let Some(limit) = hub.registry.keep(&key, &kept, cache(&subscriber.app, ttl)) {
-                            hub.not_kept(limit, &subscriber.app, &subscriber.channel);
+                        if let Some(limit) = hub.registry.cache(&key, &kept, cache(&subscriber.app, ttl)) {
+                            hub.report_not_cached(limit, &subscriber.app, &subscriber.channel);
                         }
                     }
                     if let Err(Unwanted(member)) = clustered.subscribe(&hub, &group, &subscriber) {
@@ -469,7 +470,7 @@ impl Clustered {
     /// See [`super::Hub::publish`].
     pub(super) async fn publish<'e>(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         events: impl Iterator<Item = Event<'e>>,
     ) -> Result<(), Lost> {
@@ -492,7 +493,7 @@ impl Clustered {
         // Whoever publishes more than this node can deliver waits for it, as on a node that is alone.
         for key in keys {
             if let Some(mut backlog) = hub.registry.backlog(&key) {
-                std::future::poll_fn(|cx| backlog.poll_room(cx)).await;
+                std::future::poll_fn(|cx| backlog.poll_ready(cx)).await;
             }
         }
         Ok(())
@@ -502,7 +503,7 @@ impl Clustered {
     /// has nothing to say there.
     pub(super) fn publish_from_client(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         event: &Event<'_>,
     ) -> Result<bool, Lost> {
@@ -531,14 +532,14 @@ impl Clustered {
     }
 
     /// Closes the connections of a user on all nodes, this one among them.
-    pub(super) fn terminate(&self, app: &App, user: &UserId) -> Answering<()> {
+    pub(super) fn terminate_user(&self, app: &App, user: &UserId) -> Answering<()> {
         // To all nodes, whether or not they listen to the user's group yet.
         self.cluster.announce(format!("t{}/{user}", app.id).as_bytes())
     }
 
     fn channel_message(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         group: &Group,
         (app, channel): (&Arc<App>, ChannelName),
         number: Option<Version>,
@@ -557,19 +558,19 @@ impl Clustered {
         let published =
             hub.registry.deliver(&key, frame, except, number.map(|number| (cache, number)), hub.now());
         if let Some(limit) = published.limit {
-            hub.not_kept(limit, app, &key.channel);
+            hub.report_not_cached(limit, app, &key.channel);
         }
         hub.deliver(published.drive);
         published
             .backlog
-            .filter(Backlog::is_deep)
-            .map(|mut backlog| Box::pin(std::future::poll_fn(move |cx| backlog.poll_room(cx))) as Room)
+            .filter(Backlog::exceeds_hard_limit)
+            .map(|mut backlog| Box::pin(std::future::poll_fn(move |cx| backlog.poll_ready(cx))) as Room)
     }
 
     /// Gives subscribers of cache channels what was kept while the broker was not heard.
-    async fn catch_up(&self, hub: &Inner) {
+    async fn catch_up(&self, hub: &Shared) {
         let mut caches = hub.registry.subscribed_caches();
-        while let Some(some) = caches.next_some() {
+        while let Some(some) = caches.next_chunk() {
             for key in some {
                 let Some(app) = self.apps.by_id(&key.app) else { continue };
                 let kept = self.cluster.kept(channel_group(&key.app, key.channel.as_str())).await;
@@ -589,7 +590,7 @@ impl Clustered {
     // ---- counts of subscribers ----
 
     /// The count of this node has changed: tells the others, who add up.
-    fn counted(&self, hub: &Inner, app: &App, channel: &ChannelName, group: &Group) {
+    fn counted(&self, hub: &Shared, app: &App, channel: &ChannelName, group: &Group) {
         if !app.subscription_counts || !channel.has_subscription_count() {
             return;
         }
@@ -598,9 +599,9 @@ impl Clustered {
         }
     }
 
-    fn tell_count(&self, hub: &Inner, key: ChannelKey, mut telling: Telling) {
+    fn tell_count(&self, hub: &Shared, key: ChannelKey, mut telling: Telling) {
         let (cluster, runtime) = (self.cluster.clone(), hub.runtime.clone());
-        let Some(hub) = hub.itself() else { return };
+        let Some(hub) = hub.strong() else { return };
         runtime.spawn(async move {
             loop {
                 let subscriptions = hub.registry.info(&key, hub.now()).subscriptions;
@@ -619,7 +620,7 @@ impl Clustered {
     }
 
     /// Tells the others the counts that were to be told and were not; call about once a second.
-    pub(super) fn tell_untold(&self, hub: &Inner) {
+    pub(super) fn tell_untold(&self, hub: &Shared) {
         for group in self.counts.untold() {
             if let Some(Subject::Channel(app, channel)) = self.subject(&group) {
                 self.counted(hub, app, &channel, &group);
@@ -630,7 +631,7 @@ impl Clustered {
     /// Another node has told its count.
     fn told_count(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         group: &Group,
         (app, channel): (&Arc<App>, &ChannelName),
         message: &Bytes,
@@ -650,9 +651,10 @@ impl Clustered {
         Some(())
     }
 
-    fn tell_elsewhere(&self, hub: &Inner, key: &ChannelKey, elsewhere: usize) {
-        let guard = hub.webhooks.lock_count(&key.app, &key.channel).filter(|_| self.tells_counts(key));
-        let (count, drive) = hub.registry.elsewhere(key, elsewhere, hub.now());
+    fn tell_elsewhere(&self, hub: &Shared, key: &ChannelKey, elsewhere: usize) {
+        let guard =
+            hub.webhooks.lock_count(&key.app, &key.channel).filter(|_| self.sends_count_webhooks(key));
+        let (count, drive) = hub.registry.set_remote_count(key, elsewhere, hub.now());
         if let (Some(mut guard), Some(count)) = (guard, count) {
             guard.emit(&webhooks::Event::SubscriptionCount(&key.channel, count));
         }
@@ -661,7 +663,7 @@ impl Clustered {
 
     /// Whether it is this node that tells receivers of webhooks of a channel's count: one of those that have
     /// subscribers does.
-    pub(super) fn tells_counts(&self, key: &ChannelKey) -> bool {
+    pub(super) fn sends_count_webhooks(&self, key: &ChannelKey) -> bool {
         let (group, node) = (channel_group(&key.app, key.channel.as_str()), self.cluster.node());
         self.counts.is_lowest(&group, node)
     }
@@ -669,28 +671,28 @@ impl Clustered {
     // ---- users ----
 
     /// See [`super::Hub::sign_in`].
-    pub(super) fn sign_in(&self, hub: &Inner, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
-        let SignIn { user, watched, watchlist, cut_to, .. } = *sign_in;
+    pub(super) fn sign_in(&self, hub: &Shared, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        let SignIn { user, previous_watchlist: watched, watchlist, truncated_to, .. } = *sign_in;
         let Some(app) = self.apps.by_id(&app.id.0) else { return };
         let (socket, group) = (outbox.socket(), user_group(&app.id.0, user.as_str()));
         // While it waits to be told of the list before, it is told of the new one instead.
         let own = (Arc::clone(&group), signed_in(socket));
         let is_signing_in = self.cluster.act(&group, |_| self.parked.lock().contains_key(&own));
-        let Rewatch { gone, new } = if is_signing_in || self.is_waiting(app, watched, socket) {
-            Rewatch { gone: watched.to_vec(), new: watchlist.to_vec() }
+        let WatchlistChange { removed, added } = if is_signing_in || self.is_waiting(app, watched, socket) {
+            WatchlistChange { removed: watched.to_vec(), added: watchlist.to_vec() }
         } else {
-            Rewatch::new(watched, watchlist)
+            WatchlistChange::new(watched, watchlist)
         };
-        outbox.provoked(0, Rewatch::changes(&gone, &new));
-        let unknown = AtomicUsize::new(1 + new.len());
+        outbox.provoked(0, WatchlistChange::changes(&removed, &added));
+        let unknown = AtomicUsize::new(1 + added.len());
         let (of, outbox) = (Arc::clone(&app.id.0), Arc::clone(outbox));
-        let watcher = Arc::new(Watcher { app: of, outbox, watchlist: new, cut_to, unknown });
+        let watcher = Arc::new(Watcher { app: of, outbox, watchlist: added, truncated_to, unknown });
         let outbox = &watcher.outbox;
         self.cluster.act(&group, |acting| {
             let signing_in = SigningIn {
                 app: Arc::clone(app),
                 user: user.clone(),
-                told: sign_in.told(),
+                told: sign_in.acknowledgement(),
                 subscribes: false,
                 watcher: Arc::clone(&watcher),
             };
@@ -717,7 +719,7 @@ impl Clustered {
             }
         });
         // The former list is not told any more, even if it was about to be.
-        self.unwatch(hub, app, &gone, socket);
+        self.unwatch(hub, app, &removed, socket);
         for user in &watcher.watchlist {
             let group = user_group(&watcher.app, user.as_str());
             self.cluster.act(&group, |acting| {
@@ -731,7 +733,7 @@ impl Clustered {
     /// See [`super::Hub::sign_out`].
     pub(super) fn sign_out(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         socket: SocketId,
         user: &UserId,
@@ -741,7 +743,7 @@ impl Clustered {
         self.cluster.act(&group, |acting| {
             self.parked.lock().remove(&(Arc::clone(&group), signed_in(socket)));
             hub.users.sign_out(&app.id.0, user, socket, hub.now());
-            hub.leave_own(app, user, socket);
+            hub.leave_user_channel(app, user, socket);
             acting.leave(&group, Some(&online().0), signed_in(socket));
         });
         self.unwatch(hub, app, watchlist, socket);
@@ -757,7 +759,7 @@ impl Clustered {
         })
     }
 
-    fn unwatch(&self, hub: &Inner, app: &App, watched: &[UserId], socket: SocketId) {
+    fn unwatch(&self, hub: &Shared, app: &App, watched: &[UserId], socket: SocketId) {
         for user in watched {
             let group = user_group(&app.id.0, user.as_str());
             self.cluster.act(&group, |acting| {
@@ -774,10 +776,10 @@ impl Clustered {
 
     pub(super) async fn channel(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         channel: &ChannelName,
-        wanted: Wanted,
+        query: ChannelQuery,
     ) -> Result<ChannelInfo, Lost> {
         let group = group_of(app, channel);
         let answer = self.cluster.look(Arc::clone(&group)).await?;
@@ -785,7 +787,7 @@ impl Clustered {
         // Those who only watch a user are in the group as well.
         let occupied = if channel.user().is_some() { users > 0 } else { answer.occupied };
         let mut info = ChannelInfo { subscriptions: usize::from(occupied), users, cache: None };
-        if wanted.subscriptions && occupied {
+        if query.subscriptions && occupied {
             info.subscriptions = hub.registry.info(&super::key(app, channel), hub.now()).subscriptions;
             for answer in self.cluster.ask(format!("s{group}").as_bytes()).await? {
                 info.subscriptions += count(&answer);
@@ -793,7 +795,7 @@ impl Clustered {
             // A node that does not answer in time has somebody, too.
             info.subscriptions = info.subscriptions.max(1);
         }
-        if wanted.cache && channel.is_cached() {
+        if query.cache && channel.is_cached() {
             let kept = self.cluster.kept(group).await?;
             info.cache = kept.and_then(|kept| Some((opened(&kept.message)?.1, kept.ttl)));
         }
@@ -808,10 +810,10 @@ impl Clustered {
 
     pub(super) async fn channels(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         app: &App,
         prefix: &str,
-        wanted: Wanted,
+        query: ChannelQuery,
     ) -> Result<Everywhere, Lost> {
         let groups = self.cluster.occupied(&channel_group(&app.id.0, prefix)).await?;
         let channel_of = |group: &str| match self.subject(group)? {
@@ -819,7 +821,7 @@ impl Clustered {
             Subject::User(..) => None,
         };
         let mut found = Everywhere::of(groups, channel_of).await;
-        if wanted.subscriptions {
+        if query.subscriptions {
             found.add_own(hub, &app.id.0, prefix).await;
             let question = format!("p{}/{prefix}", app.id);
             for answer in self.cluster.ask(question.as_bytes()).await? {
@@ -837,7 +839,7 @@ impl Clustered {
 
     /// Answers a question of another node: what it has of a channel (`s<group>`), of channels (`p<app>/<prefix>`), or
     /// of an app (`n<app>`). Or closes the connections of a user (`t<app>/<user>`), as all nodes are told at once.
-    fn answer(&self, hub: &Inner, question: &str) -> Option<Reply> {
+    fn answer(&self, hub: &Shared, question: &str) -> Option<Reply> {
         let (kind, rest) = (question.get(..1)?, question.get(1..)?);
         let number = match kind {
             "s" => {
@@ -847,14 +849,14 @@ impl Clustered {
             "n" => self.apps.by_id(rest)?.connections.now() as usize,
             "p" => {
                 let (app, prefix) = rest.split_once('/')?;
-                return Some(Box::pin(everywhere::answer(hub.itself()?, app.into(), prefix.into())));
+                return Some(Box::pin(everywhere::answer(hub.strong()?, app.into(), prefix.into())));
             }
             "t" => {
                 let (app, user) = rest.split_once('/')?;
                 let (app, user) = (self.apps.by_id(app)?, UserId::parse(user, usize::MAX).ok()?);
-                hub.terminate(app, &user);
+                hub.terminate_user(app, &user);
                 if app.terminate_presence_members {
-                    let (runtime, hub, app) = (hub.runtime.clone(), hub.itself()?, Arc::clone(app));
+                    let (runtime, hub, app) = (hub.runtime.clone(), hub.strong()?, Arc::clone(app));
                     runtime.spawn(async move { hub.terminate_members(&app, &user).await });
                 }
                 return None;
@@ -882,9 +884,9 @@ impl<'a> Subject<'a> {
 
 impl SigningIn {
     /// It is in the group of its user.
-    fn signed_in(&self, hub: &Inner) {
+    fn signed_in(&self, hub: &Shared) {
         let Self { app, user, told, subscribes, watcher } = self;
-        hub.join_own(app, &watcher.outbox, user, told);
+        hub.join_user_channel(app, &watcher.outbox, user, told);
         if *subscribes {
             // It is told so.
             let joined = hub.join(app, &watcher.outbox, &ChannelName::of_user(user), None);
@@ -896,19 +898,19 @@ impl SigningIn {
 
 impl Watcher {
     /// One thing less is waited for.
-    fn one_is_known(&self, hub: &Inner) {
+    fn one_is_known(&self, hub: &Shared) {
         if self.unknown.fetch_sub(1, Ordering::SeqCst) == 1 {
-            hub.watch(&self.app, &self.outbox, &self.watchlist, self.cut_to);
+            hub.watch(&self.app, &self.outbox, &self.watchlist, self.truncated_to);
         }
     }
 }
 
-fn kept_frame(kept: Kept, now: Duration) -> Option<KeptFrame> {
+fn kept_frame(kept: Kept, now: Duration) -> Option<CachedFrame> {
     let (_, frame) = opened(&kept.message)?;
-    Some(KeptFrame { frame, number: kept.number, expires: now + kept.ttl })
+    Some(CachedFrame { frame, number: kept.number, expires: now + kept.ttl })
 }
 
-impl Inner {
+impl Shared {
     /// Makes what a group says of a presence channel known to it.
     fn member_changed(
         &self,
@@ -919,13 +921,13 @@ impl Inner {
         let Some(clustered) = &self.clustered else { return };
         match clustered.subject(group) {
             Some(Subject::Channel(app, channel)) => self.drive(of_channel(&super::key(app, &channel))),
-            Some(Subject::User(app, user)) => self.users.present(&app.id.0, &user, is_online, self.now()),
+            Some(Subject::User(app, user)) => self.users.set_present(&app.id.0, &user, is_online, self.now()),
             None => {}
         }
     }
 }
 
-impl Audience for Inner {
+impl Audience for Shared {
     fn entered(
         &self,
         group: &Group,
@@ -938,10 +940,10 @@ impl Audience for Inner {
             match &subject {
                 Subject::Channel(app, channel) => {
                     let members: Vec<_> = everyone.iter().filter_map(|(id, info)| member(id, info)).collect();
-                    self.registry.members(&super::key(app, channel), &members);
+                    self.registry.set_members(&super::key(app, channel), &members);
                 }
                 Subject::User(app, user) => {
-                    self.users.present(&app.id.0, user, !everyone.is_empty(), self.now());
+                    self.users.set_present(&app.id.0, user, !everyone.is_empty(), self.now());
                 }
             }
         }
@@ -960,7 +962,7 @@ impl Audience for Inner {
             }
             Some(Parked::Looker(_)) => {
                 // When this is over, because it enters and leaves.
-                if let Some(hub) = self.itself() {
+                if let Some(hub) = self.strong() {
                     let group = Arc::clone(group);
                     self.runtime.spawn(async move {
                         let Some(clustered) = &hub.clustered else { return };
@@ -988,9 +990,9 @@ impl Audience for Inner {
         match clustered.subject(group) {
             Some(Subject::Channel(app, channel)) => {
                 clustered.counts.forget(group);
-                self.registry.vacate(&super::key(app, &channel));
+                self.registry.drop_cluster_state(&super::key(app, &channel));
             }
-            Some(Subject::User(app, user)) => self.users.vacate(&app.id.0, &user),
+            Some(Subject::User(app, user)) => self.users.drop_cluster_state(&app.id.0, &user),
             None => {}
         }
     }
@@ -1048,7 +1050,7 @@ impl Audience for Inner {
     fn broker(&self, is_there: bool) {
         let Some(clustered) = self.clustered.as_ref().filter(|_| is_there) else { return };
         clustered.records.found();
-        if let Some(hub) = self.itself() {
+        if let Some(hub) = self.strong() {
             self.runtime.spawn(async move {
                 if let Some(clustered) = &hub.clustered {
                     clustered.quotas.tell(&clustered.cluster, &clustered.apps).await;

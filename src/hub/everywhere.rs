@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::task::yield_now;
 use tracing::warn;
 
-use super::{Inner, LISTED_AT_ONCE};
+use super::{CHANNELS_PER_CHUNK, Shared};
 use crate::cluster::driver::{PARTITIONS, partition_of};
 use crate::cluster::truth::Group;
 use crate::protocol::ChannelName;
@@ -37,7 +37,7 @@ impl Everywhere {
     ) -> Self {
         let mut parts: Vec<_> = (0..PARTITIONS).map(|_| HashMap::new()).collect();
         for (at, (group, users)) in groups.into_iter().enumerate() {
-            if at % LISTED_AT_ONCE == LISTED_AT_ONCE - 1 {
+            if at % CHANNELS_PER_CHUNK == CHANNELS_PER_CHUNK - 1 {
                 yield_now().await;
             }
             if let Some(channel) = channel_of(&group) {
@@ -55,9 +55,9 @@ impl Everywhere {
     }
 
     /// Adds the subscribers of this node.
-    pub(super) async fn add_own(&mut self, hub: &Inner, app: &str, prefix: &str) {
+    pub(super) async fn add_own(&mut self, hub: &Shared, app: &str, prefix: &str) {
         let mut own = hub.registry.occupied(app, prefix);
-        while let Some(some) = own.next_some(hub.now()) {
+        while let Some(some) = own.next_chunk(hub.now()) {
             some.iter().for_each(|(channel, info)| self.add(channel.as_str(), info.subscriptions));
             yield_now().await;
         }
@@ -73,9 +73,9 @@ impl Everywhere {
     }
 
     /// The next ones; `None`: there are no more.
-    pub(super) fn next_some(&mut self) -> Option<Vec<(ChannelName, ChannelInfo)>> {
+    pub(super) fn next_chunk(&mut self) -> Option<Vec<(ChannelName, ChannelInfo)>> {
         loop {
-            let mut some: Vec<_> = self.listed.by_ref().take(LISTED_AT_ONCE).collect();
+            let mut some: Vec<_> = self.listed.by_ref().take(CHANNELS_PER_CHUNK).collect();
             if !some.is_empty() {
                 // A node that does not answer in time has somebody, too.
                 some.iter_mut().for_each(|(_, info)| info.subscriptions = info.subscriptions.max(1));
@@ -92,10 +92,10 @@ fn part_of<'p, T>(parts: &'p mut [T], channel: &str) -> &'p mut T {
 
 /// What this node answers to one that wants to know of the channels of an app whose names start with `prefix`: JSON
 /// objects that stand one behind the other, with the subscribers of some channels in each.
-pub(super) async fn answer(hub: Arc<Inner>, app: Box<str>, prefix: Box<str>) -> Bytes {
+pub(super) async fn answer(hub: Arc<Shared>, app: Box<str>, prefix: Box<str>) -> Bytes {
     let mut occupied = hub.registry.occupied(&app, &prefix);
     let mut answer = Vec::new();
-    while let Some(some) = occupied.next_some(hub.now()) {
+    while let Some(some) = occupied.next_chunk(hub.now()) {
         if answer.len() > ANSWER_BYTES_MAX {
             warn!(%app, bytes = answer.len(), "not all channels are counted for another node: they are too many");
             break;
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn the_channels_of_a_cluster_are_put_together_and_listed_in_turns() {
         let (mut all, turns) = in_turns(Everywhere::of(groups(10_000), |group| Some(name(group))));
-        assert!(turns >= 10_000 / LISTED_AT_ONCE, "{turns} turns");
+        assert!(turns >= 10_000 / CHANNELS_PER_CHUNK, "{turns} turns");
         let piece = |rooms: std::ops::Range<usize>| {
             let counts: HashMap<_, _> = rooms.map(|at| (format!("room-{at}"), 3)).collect();
             serde_json::to_string(&counts).unwrap()
@@ -153,8 +153,8 @@ mod tests {
         in_turns(all.add_answer(&format!("{}{{\"room-1\":", piece(0..10)).into()));
         in_turns(all.add_answer(&Bytes::from_static(b"[1]\xff")));
         let mut found = HashMap::new();
-        while let Some(some) = all.next_some() {
-            assert!((1..=LISTED_AT_ONCE).contains(&some.len()));
+        while let Some(some) = all.next_chunk() {
+            assert!((1..=CHANNELS_PER_CHUNK).contains(&some.len()));
             for (channel, info) in some {
                 assert!(found.insert(channel, info.subscriptions).is_none(), "once");
             }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::apps::{App, AppId, Apps, ConnectionPlace};
+use crate::apps::{App, AppId, Apps, ConnectionPermit};
 use crate::cluster::driver::Lost;
 use crate::cluster::node::Cluster;
 use crate::cluster::truth::Group;
@@ -32,8 +32,8 @@ impl Quotas {
 
     /// Takes a place of the app's, of all nodes; `None` if it has none left. While the broker is lost, the limit is that
     /// of this node alone: whoever comes is not sent away because it is not known who else is there.
-    pub(super) async fn take(&self, cluster: &Cluster, app: &Arc<App>) -> Option<ConnectionPlace> {
-        let Some(max) = app.limits.connections_max else { return ConnectionPlace::take(app) };
+    pub(super) async fn take(&self, cluster: &Cluster, app: &Arc<App>) -> Option<ConnectionPermit> {
+        let Some(max) = app.limits.connections_max else { return ConnectionPermit::acquire(app) };
         let share = self.share(&app.id);
         let waiting = Waiting::new(&share);
         let mut places = share.places.lock().await;
@@ -46,7 +46,7 @@ impl Quotas {
             };
         }
         drop(waiting);
-        if has < *places { ConnectionPlace::take(app) } else { None }
+        if has < *places { ConnectionPermit::acquire(app) } else { None }
     }
 
     /// Tells the broker of places that are not needed any more: within a second they can be taken on another node.

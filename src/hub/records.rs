@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Inner;
+use super::Shared;
 use super::clustered::{ONLINE, Subject};
 use crate::cluster::driver::{Lost, PARTITIONS, Record};
 use crate::cluster::node::Cluster;
@@ -98,7 +98,7 @@ impl Records {
     }
 
     /// Claims this node's share of the parts and reads them, until it goes away.
-    pub(super) async fn read(&self, hub: &Arc<Inner>, cluster: &Cluster) {
+    pub(super) async fn read(&self, hub: &Arc<Shared>, cluster: &Cluster) {
         // Whoever closes waits for this.
         let _token = self.tasks.token();
         let mut claimed: HashMap<u16, Claimed> = HashMap::new();
@@ -138,7 +138,7 @@ impl Records {
         }
     }
 
-    async fn claim(&self, hub: &Arc<Inner>, cluster: &Cluster, claimed: &mut HashMap<u16, Claimed>) {
+    async fn claim(&self, hub: &Arc<Shared>, cluster: &Cluster, claimed: &mut HashMap<u16, Claimed>) {
         let (node, lease) = (cluster.node(), cluster.timing().lease);
         let share = usize::from(PARTITIONS).div_ceil(self.nodes.load(Ordering::Relaxed));
         let first = (node.0 % u128::from(PARTITIONS)) as u16;
@@ -199,7 +199,7 @@ impl Reader {
     /// Reads a part, until this is aborted, something was not told, or the node goes away.
     async fn read(
         self: Arc<Self>,
-        hub: Arc<Inner>,
+        hub: Arc<Shared>,
         cluster: Cluster,
         partition: u16,
         closing: CancellationToken,
@@ -239,7 +239,7 @@ impl Reader {
     /// Hands over what there is to read.
     async fn take(
         &self,
-        hub: &Inner,
+        hub: &Shared,
         cluster: &Cluster,
         partition: u16,
         hand: &mut Hand,
@@ -306,7 +306,7 @@ impl Drop for InHand<'_> {
     }
 }
 
-impl Inner {
+impl Shared {
     /// Hands a record to the webhooks room.
     fn note_record(&self, record: &Record, ends: &mpsc::UnboundedSender<Resolution>) {
         let Record { transition, time_ms } = record;

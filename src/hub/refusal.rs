@@ -1,25 +1,25 @@
-//! How a client is told that it is not subscribed. Source: protocol.md §4.4.
+//! Refused subscriptions, as clients receive them. Source: protocol.md §4.4.
 
 use crate::apps::{App, SubscriptionErrorFrames};
 use crate::limits::Limit;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Refusal, ServerMessage};
-use crate::protocol::name::shown;
+use crate::protocol::name::excerpt;
 use crate::protocol::{ChannelName, CloseCode};
 use crate::registry::JoinError;
 
-/// Tells a client that it is not subscribed, on the channel and on the connection, as the app has it. The channel is
-/// named as the client did, since only then its library finds the callbacks of the channel; a name of more than twice
-/// the length that a channel may have is cut ([`shown`]).
+/// Sends a refused subscription to the client, on the channel, on the connection, or on both, as the app is configured. The
+/// channel has the name that the client sent, because its library looks up the callbacks by that name. A name longer than
+/// twice the limit is truncated ([`excerpt`]).
 pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
     let (on_channel, on_connection) = match app.subscription_error_frames {
         SubscriptionErrorFrames::Both => (true, true),
         SubscriptionErrorFrames::Channel => (true, false),
         SubscriptionErrorFrames::Connection => (false, true),
     };
-    let name = if channel.len() > 2 * app.names.bytes_max { shown(channel) } else { channel.into() };
+    let name = if channel.len() > 2 * app.names.bytes_max { excerpt(channel) } else { channel.into() };
     let channel = &*name;
-    // An empty name would make pusher-js look for a channel that is not there.
+    // pusher-js would look up a channel with an empty name.
     if on_channel && !channel.is_empty() {
         outbox.say(&ServerMessage::SubscriptionRefused { channel, refusal });
     }
@@ -29,14 +29,14 @@ pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
     }
 }
 
-/// The limit that a join has met, and how the client hears of it.
-pub(super) fn of(error: JoinError, app: &App, channel: &ChannelName) -> (Limit, Refusal) {
+/// The limit that a join reached, and the refusal for the client.
+pub(super) fn of_join(error: JoinError, app: &App, channel: &ChannelName) -> (Limit, Refusal) {
     match error {
-        JoinError::Full => {
+        JoinError::TooManyMembers => {
             let members_max = app.limits.presence_members_max;
             let limit = Limit::PresenceMembers;
             let reason = format!(
-                "Subscription to {channel} refused: it has {members_max} members, as many as it takes ({} of the app)",
+                "Subscription to {channel} refused: it has {members_max} members, which is its limit ({} of the app)",
                 limit.setting()
             );
             (limit, Refusal::limit(4100, reason))
@@ -45,8 +45,8 @@ pub(super) fn of(error: JoinError, app: &App, channel: &ChannelName) -> (Limit, 
             let channels_max = app.limits.channels_max.unwrap_or(u32::MAX);
             let limit = Limit::AppChannels;
             let reason = format!(
-                "Subscription to {channel} refused: the app has {channels_max} channels, as many as it may have ({} of \
-                 the app)",
+                "Subscription to {channel} refused: the app has {channels_max} channels, which is its limit ({} of the \
+                 app)",
                 limit.setting()
             );
             (limit, Refusal::limit(429, reason))

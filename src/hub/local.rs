@@ -1,0 +1,214 @@
+//! Channels on this node: joins, leaves and publishes, with their webhooks and their delivery.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::{Lost, Shared, key, refusal};
+use crate::apps::App;
+use crate::limits::Limit;
+use crate::outbox::Outbox;
+use crate::protocol::message::{Event, Source};
+use crate::protocol::{ChannelName, Member, SocketId};
+use crate::registry::{
+    Backlog, Cache, ChannelKey, ChannelPermits, Drive, Join, JoinError, Joined, Left, Published,
+};
+use crate::rejections::Example;
+use crate::webhooks::{self, DeliveryGuard};
+
+impl Shared {
+    /// Subscribes a connection on this node, or tells it why it is refused.
+    pub(super) fn join(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        channel: &ChannelName,
+        member: Option<Member>,
+    ) -> Result<Joined, JoinError> {
+        let key = key(app, channel);
+        let members_max = app.limits.presence_members_max;
+        let permits = ChannelPermits { held: &app.channels, max: app.limits.channels_max };
+        let join =
+            Join { member, members_max, counts: app.subscription_counts, permits, acknowledgement: None };
+        // Locked before the registry decides, so that webhooks have the order of the decisions.
+        let guard = self.webhooks.lock_subscriptions(app, channel);
+        let joined = self.registry.join(&key, outbox, &join, self.now());
+        if let (Some(guard), Ok(joined)) = (guard, &joined) {
+            self.join_webhooks(guard, &key, join.member.as_ref(), joined);
+        }
+        match &joined {
+            Ok(joined) => {
+                let again = joined.already_subscribed;
+                debug!(app = %app.id, %channel, socket = %outbox.socket(), again, "subscribed");
+            }
+            Err(error) => self.refuse_join(app, outbox, channel, *error),
+        }
+        joined
+    }
+
+    /// Counts a refused join and tells the client why.
+    pub(super) fn refuse_join(&self, app: &App, outbox: &Outbox, channel: &ChannelName, error: JoinError) {
+        let (limit, refusal) = refusal::of_join(error, app, channel);
+        let example = Example::default().socket(outbox.socket()).channel(channel.as_str());
+        self.reject(limit.into(), Some(app), example.reason(&*refusal.reason));
+        refusal::refuse(app, outbox, channel.as_str(), &refusal);
+    }
+
+    pub(super) fn leave(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
+        let key = key(app, channel);
+        let guard = self.webhooks.lock_subscriptions(app, channel);
+        let left = self.registry.leave(&key, socket, app.subscription_counts, self.now())?;
+        if let Some(guard) = guard {
+            self.leave_webhooks(guard, &key, &left);
+        }
+        Some(left)
+    }
+
+    /// Publishes an event on this node.
+    pub(super) fn publish_local(&self, app: &App, event: &Event<'_>) -> Published {
+        self.log(app, event);
+        let cache = Cache {
+            ttl: app.limits.cache_ttl,
+            permits: ChannelPermits { held: &app.channels, max: app.limits.channels_max },
+            bytes_max: app.limits.cached_bytes_max,
+        };
+        let published = self.registry.publish(&app.id.0, event, cache, self.now());
+        if let Some(limit) = published.limit {
+            self.report_not_cached(limit, app, event.channel);
+        }
+        published
+    }
+
+    /// See [`super::Hub::publish_from_client`].
+    pub(super) fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Lost> {
+        let guard = self.webhooks.lock_client_events(app, event.channel);
+        let published = match &self.clustered {
+            Some(clustered) if clustered.is_heard() => {
+                if !clustered.publish_from_client(self, app, event)? {
+                    return Ok(None);
+                }
+                Published::default()
+            }
+            Some(_) | None => self.publish_local(app, event),
+        };
+        // The excluded connection is the sender.
+        if let (Some(mut guard), Source::Client(user), Some(socket)) = (guard, event.source, event.except) {
+            let Event { channel, name, data, .. } = *event;
+            guard.emit(&webhooks::Event::ClientEvent { channel, event: name, data, socket, user });
+        }
+        self.deliver(published.drive);
+        Ok(published.backlog)
+    }
+
+    /// Counts an event that was not cached, or that evicted others.
+    pub(super) fn report_not_cached(&self, limit: Limit, app: &App, channel: &ChannelName) {
+        let reason = if limit == Limit::AppChannels {
+            "an event was not cached"
+        } else {
+            "older events were evicted, or the event was not cached"
+        };
+        self.reject(limit.into(), Some(app), Example::default().channel(channel.as_str()).reason(reason));
+    }
+
+    /// Logs an event with the number of subscribers on this node, to help to find out why one does not arrive.
+    pub(super) fn log(&self, app: &App, event: &Event<'_>) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let source = match event.source {
+            Source::App => "app",
+            Source::Client(_) => "client",
+        };
+        let subscribers =
+            |channel: &ChannelName| self.registry.info(&key(app, channel), self.now()).subscriptions;
+        let here = subscribers(event.channel);
+        // Laravel's `Channel` and `PrivateChannel` make two channels of one name.
+        let others = event.channel.siblings(&app.names).into_iter().filter(|_| here == 0);
+        let occupied = others.filter(|other| subscribers(other) > 0).map(|other| other.to_string());
+        let occupied = occupied.collect::<Vec<_>>().join(" ");
+        let occupied = (!occupied.is_empty()).then_some(&*occupied);
+        debug!(
+            app = %app.id,
+            channel = %event.channel,
+            event = event.name,
+            bytes = event.data.len(),
+            data = self.log_payloads.then_some(event.data),
+            source,
+            subscribers = here,
+            // Channels with subscribers that have the same name and another prefix.
+            occupied_instead = occupied,
+            "event published"
+        );
+    }
+
+    /// The webhooks of a join, in the order in which a channel fills. In a cluster, the broker records who is where.
+    fn join_webhooks(
+        &self,
+        mut guard: DeliveryGuard<'_>,
+        key: &ChannelKey,
+        member: Option<&Member>,
+        joined: &Joined,
+    ) {
+        let ChannelKey { channel, .. } = key;
+        if joined.occupied && self.clustered.is_none() {
+            guard.emit(&webhooks::Event::ChannelOccupied(channel));
+        }
+        if let Some(member) = member.filter(|_| joined.member_added) {
+            guard.emit(&webhooks::Event::MemberAdded(channel, &member.id));
+        }
+        if joined.cache_miss {
+            guard.emit(&webhooks::Event::CacheMiss(channel));
+        }
+        if let Some(count) = joined.count.filter(|_| self.sends_count_webhooks(key)) {
+            guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
+        }
+    }
+
+    /// The webhooks of a leave, in the order in which a channel empties.
+    fn leave_webhooks(&self, mut guard: DeliveryGuard<'_>, key: &ChannelKey, left: &Left) {
+        let ChannelKey { channel, .. } = key;
+        if let Some(user) = &left.member_removed {
+            guard.emit(&webhooks::Event::MemberRemoved(channel, user));
+        }
+        if left.vacated && self.clustered.is_none() {
+            guard.emit(&webhooks::Event::ChannelVacated(channel));
+        }
+        if let Some(count) = left.count.filter(|_| self.sends_count_webhooks(key)) {
+            guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
+        }
+    }
+
+    /// Whether this node sends the count webhooks of a channel: in a cluster, one node does.
+    pub(super) fn sends_count_webhooks(&self, key: &ChannelKey) -> bool {
+        self.clustered.as_ref().is_none_or(|clustered| clustered.sends_count_webhooks(key))
+    }
+
+    /// Delivers to a small channel and returns the number of subscribers; a task delivers to a large one.
+    pub(super) fn deliver(&self, drive: Option<Drive>) -> usize {
+        match drive.map(Drive::deliver_inline) {
+            Some(Ok(delivered)) => delivered,
+            Some(Err(drive)) => {
+                self.drive(Some(drive));
+                0
+            }
+            None => 0,
+        }
+    }
+
+    /// Spawns a task that delivers to a channel, in turns with other tasks.
+    pub(super) fn drive(&self, drive: Option<Drive>) {
+        let Some(mut drive) = drive else { return };
+        self.runtime.spawn(async move {
+            let mut next = drive.next_pass();
+            while let Some(mut pass) = next {
+                while pass.deliver_next() {
+                    tokio::task::yield_now().await;
+                }
+                next = drive.next_pass();
+                if next.is_some() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,177 @@
+//! Users: signing in and out, their own channels, their watchlists, and closing their connections.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::{Hub, Lost, Shared, key};
+use crate::apps::App;
+use crate::outbox::Outbox;
+use crate::protocol::message::{ServerMessage, WATCHLIST_CUT};
+use crate::protocol::wire::{Frame, pusher};
+use crate::protocol::{ChannelName, SocketId, UserId};
+use crate::registry::{ChannelPermits, Join};
+use crate::webhooks;
+
+/// A sign-in that the session has accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct SignIn<'a> {
+    /// The user.
+    pub user: &'a UserId,
+    /// The signed text, which the acknowledgement repeats.
+    pub user_data: &'a str,
+    /// The users that the connection watched before.
+    pub previous_watchlist: &'a [UserId],
+    /// The users that the connection watches from now on.
+    pub watchlist: &'a [UserId],
+    /// The limit that truncated the watchlist, if it did.
+    pub truncated_to: Option<usize>,
+}
+
+impl SignIn<'_> {
+    /// The frame that acknowledges the sign-in.
+    pub(super) fn acknowledgement(&self) -> Frame {
+        pusher::encode(&ServerMessage::SignedIn { user_data: self.user_data })
+    }
+}
+
+/// The difference between two watchlists.
+pub(super) struct WatchlistChange {
+    pub(super) removed: Vec<UserId>,
+    pub(super) added: Vec<UserId>,
+}
+
+impl WatchlistChange {
+    pub(super) fn new(before: &[UserId], now: &[UserId]) -> Self {
+        let without = |list: &[UserId], other: &[UserId]| {
+            let other: HashSet<&UserId> = other.iter().collect();
+            list.iter().filter(|user| !other.contains(user)).cloned().collect()
+        };
+        Self { removed: without(before, now), added: without(now, before) }
+    }
+
+    /// The changes that are charged to the connection.
+    pub(super) fn changes(removed: &[UserId], added: &[UserId]) -> u16 {
+        u16::try_from(removed.len() + added.len()).unwrap_or(u16::MAX)
+    }
+}
+
+impl Hub {
+    /// Signs a connection in and acknowledges it: immediately, or in a cluster after the broker has decided. From then on
+    /// the connection receives what is published to its user. It also receives the state of the users that are new on its
+    /// watchlist. Signing in with the same data changes nothing.
+    pub fn sign_in(&self, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        let SignIn { user, previous_watchlist, watchlist, .. } = *sign_in;
+        if let Some(clustered) = &self.0.clustered {
+            clustered.sign_in(&self.0, app, outbox, sign_in);
+        } else {
+            let guard = self.0.webhooks.lock_user(app, user);
+            let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
+            if let Some(mut guard) = guard.filter(|_| is_first) {
+                guard.emit(&webhooks::Event::UserOnline(user));
+            }
+            self.0.join_user_channel(app, outbox, user, &sign_in.acknowledgement());
+            let WatchlistChange { removed, added } = WatchlistChange::new(previous_watchlist, watchlist);
+            outbox.provoked(0, WatchlistChange::changes(&removed, &added));
+            self.0.users.unwatch(&app.id.0, &removed, outbox.socket());
+            self.0.watch(&app.id.0, outbox, &added, sign_in.truncated_to);
+        }
+        debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
+    }
+
+    /// Signs a connection out.
+    pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
+        if let Some(clustered) = &self.0.clustered {
+            return clustered.sign_out(&self.0, app, socket, user, watchlist);
+        }
+        let guard = self.0.webhooks.lock_user(app, user);
+        let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
+        if let Some(mut guard) = guard.filter(|_| was_last) {
+            guard.emit(&webhooks::Event::UserOffline(user));
+        }
+        self.0.leave_user_channel(app, user, socket);
+        self.0.users.unwatch(&app.id.0, watchlist, socket);
+    }
+
+    /// Closes every connection that is signed in as `user`, in a cluster on all nodes. Returns how many there were on this
+    /// node. If the app is configured so, it also closes connections in presence channels as `user`.
+    ///
+    /// # Errors
+    /// [`Lost`]: other nodes may not have received the order.
+    pub async fn terminate_user(&self, app: &App, user: &UserId) -> Result<usize, Lost> {
+        let terminated = self.0.terminate_user(app, user);
+        // Sent now, so that the other nodes work at the same time.
+        let sent = self.0.clustered.as_ref().map(|clustered| clustered.terminate_user(app, user));
+        if app.terminate_presence_members {
+            self.0.terminate_members(app, user).await;
+        }
+        if let Some(sent) = sent {
+            sent.await?;
+        }
+        Ok(terminated)
+    }
+}
+
+impl Shared {
+    pub(super) fn terminate_user(&self, app: &App, user: &UserId) -> usize {
+        let connections = self.users.connections(&app.id.0, user);
+        close_terminated(app, &connections);
+        debug!(app = %app.id, %user, connections = connections.len(), "user terminated");
+        connections.len()
+    }
+
+    /// Closes every connection that is in a presence channel of this node as `user`. There is no index of them: it scans
+    /// the presence channels of the app, in turns with other tasks.
+    pub(super) async fn terminate_members(&self, app: &App, user: &UserId) {
+        let mut members = self.registry.connections_of_member(&app.id.0, user);
+        while let Some(connections) = members.next_chunk() {
+            close_terminated(app, &connections);
+            tokio::task::yield_now().await;
+        }
+        debug!(app = %app.id, %user, "presence members terminated");
+    }
+
+    /// Subscribes a connection to its user's own channel and sends `acknowledgement`, also if it is subscribed already.
+    /// The connection receives everything that is published to the user after the acknowledgement.
+    pub(super) fn join_user_channel(
+        &self,
+        app: &App,
+        outbox: &Arc<Outbox>,
+        user: &UserId,
+        acknowledgement: &Frame,
+    ) {
+        let permits = ChannelPermits { held: &app.channels, max: None };
+        let acknowledgement = Some(acknowledgement);
+        let join = Join { member: None, members_max: 0, counts: false, permits, acknowledgement };
+        let joined = self.registry.join(&key(app, &ChannelName::of_user(user)), outbox, &join, self.now());
+        self.deliver(joined.ok().and_then(|joined| joined.drive));
+    }
+
+    pub(super) fn leave_user_channel(&self, app: &App, user: &UserId, socket: SocketId) {
+        let left = self.registry.leave(&key(app, &ChannelName::of_user(user)), socket, false, self.now());
+        self.deliver(left.and_then(|left| left.drive));
+    }
+
+    /// Makes a connection a watcher of `watchlist`, and tells it if the list was truncated.
+    pub(super) fn watch(
+        &self,
+        app: &Arc<str>,
+        outbox: &Arc<Outbox>,
+        watchlist: &[UserId],
+        truncated_to: Option<usize>,
+    ) {
+        if let Some(users_max) = truncated_to {
+            let message = format!("Watchlist limit exceeded: the first {users_max} ids are used");
+            outbox.say(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
+        }
+        self.users.watch(app, watchlist, outbox);
+    }
+}
+
+/// Closes connections on behalf of the app. A connection that is closing already keeps its close code.
+fn close_terminated(app: &App, connections: &[Arc<Outbox>]) {
+    for outbox in connections {
+        outbox.close(app.terminate_close_code, "Disconnected by the application");
+    }
+}

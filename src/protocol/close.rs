@@ -1,19 +1,19 @@
-//! The codes a connection is closed with, and refusals that leave it open.
+//! Close codes.
 
-/// Why the server ends a connection, as clients act upon it: 40xx stay away, 41xx come back after a second,
-/// 42xx come back at once; below 4000 the WebSocket layer speaks.
+/// The code of a Close frame. Clients act on its range: 40xx do not reconnect, 41xx reconnect after a second, 42xx
+/// reconnect immediately. Codes below 4000 belong to the WebSocket layer.
 ///
-/// 4002 (unassigned), 4006 (no client triggers it), 4202 (every WebSocket client answers pings) and all of 43xx
-/// (pusher-js would never come back) are never raised.
+/// pusherd never sends 4002 (unassigned), 4006 (no client triggers it), 4202 (every WebSocket client answers pings) and
+/// 43xx (pusher-js would never reconnect).
 ///
 /// Source: protocol.md §2.7; 10xx: RFC 6455 §7.4.1.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum CloseCode {
-    /// 1000: the answer to a client that closes.
+    /// 1000: the reply to a client that closes.
     Normal,
-    /// 1002: the client broke RFC 6455.
+    /// 1002: the client violated RFC 6455.
     ProtocolError,
-    /// 1003: binary frames are outside the protocol.
+    /// 1003: the client sent a binary frame, which the protocol does not have.
     Unsupported,
     /// 1007: a text message was not UTF-8.
     InvalidPayload,
@@ -23,23 +23,23 @@ pub enum CloseCode {
     TlsOnly,
     /// 4001: no app has this key.
     UnknownApp,
-    /// 4003: the app is switched off.
+    /// 4003: the app is disabled.
     AppDisabled,
-    /// 4004: the app has as many connections as it may have.
+    /// 4004: the app has reached its connection limit.
     OverQuota,
     /// 4005: a WebSocket upgrade on a path that is not an app's.
     PathNotFound,
-    /// 4007: a protocol version that is not spoken here.
+    /// 4007: an unsupported protocol version.
     UnsupportedProtocol,
     /// 4008: the app requires a protocol version and none was given.
     NoProtocol,
     /// 4009: origin not allowed, not authorised in time, or disconnected by the application.
     Unauthorized,
-    /// 4100: the node is full, or the client is slower (or faster) than its limits, or the only node restarts.
+    /// 4100: the node is at its capacity, the client reached a limit, or the only node shuts down.
     OverCapacity,
-    /// 4200: the node is going away, and there are others; reconnect at once.
+    /// 4200: the node shuts down and other nodes are available.
     Reconnect,
-    /// 4201: silence, and no answer to a ping.
+    /// 4201: the client was silent and did not answer a ping.
     PongTimeout,
 }
 
@@ -67,7 +67,7 @@ impl CloseCode {
         }
     }
 
-    /// Whether the code is Pusher's own: then an error frame with the same number goes before the close.
+    /// Whether the code is one of Pusher's: then a `pusher:error` frame with the same number precedes the Close.
     #[must_use]
     pub const fn is_pusher(self) -> bool {
         self.number() >= 4000
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_code_makes_pusher_js_give_up_by_accident() {
+    fn no_close_code_stops_pusher_js_from_reconnecting_by_accident() {
         let all = [
             CloseCode::Normal,
             CloseCode::ProtocolError,

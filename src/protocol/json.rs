@@ -1,4 +1,4 @@
-//! The few things that pusherd asks of JSON text without building a tree of it.
+//! Reading and writing JSON text without building a tree.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -9,8 +9,8 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-/// The values of the named keys of a JSON object, as the text they came in; where a key stands twice, the last
-/// one counts. Other keys are skipped.
+/// The values of the named keys of a JSON object, as their JSON text. Of a duplicate key, the last value counts. Other
+/// keys are skipped.
 ///
 /// # Errors
 /// `text` is not a JSON object.
@@ -68,32 +68,32 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-/// Why a list of objects could not be picked.
+/// An error of [`pick_list`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ListError {
-    /// The whole is no JSON object.
+    /// The text is not a JSON object.
     NotObject,
-    /// The value is no list.
+    /// The value is not a list.
     NotList,
-    /// The item at this index is no object.
+    /// The item at this index is not an object.
     ItemNotObject(usize),
 }
 
-/// What [`pick_list`] finds.
+/// The result of [`pick_list`].
 #[derive(Debug)]
 pub struct PickedList<'a, const N: usize> {
-    /// The named values of each item; `None` if there is no list.
+    /// The named values of each item; `None` if the list is missing.
     pub items: Option<Vec<[Option<&'a RawValue>; N]>>,
-    /// The value of the key beside the list.
+    /// The value of the second key.
     pub beside: Option<&'a RawValue>,
 }
 
-/// Of each object in the list `key` of a JSON object, the values of the named keys, as [`pick`] finds them, and the
-/// value of the key `beside` the list, in one pass over the text; of a longer list, `items_max` and one more, so that
-/// a list that is too long can be told without keeping all of it.
+/// Reads, in one pass over a JSON object, the list under `key` and the value under `beside`. Of each object in the list
+/// it returns the values of the named keys, as [`pick`] does. It returns at most `items_max` and one more items, so that
+/// the caller can detect a list that is too long without storing all of it.
 ///
 /// # Errors
-/// [`ListError`] names the first value that is not of its kind, also where `key` stands twice.
+/// [`ListError`] names the first value of a wrong type, also under a duplicate `key`.
 pub fn pick_list<'a, const N: usize>(
     text: &'a str,
     key: &'static str,
@@ -109,19 +109,19 @@ pub fn pick_list<'a, const N: usize>(
     picked.map_err(|error| if error.is_data() { at.get() } else { ListError::NotObject })
 }
 
-/// The list that stands under one key of an object, and the value of another.
+/// Visits an object: the list under one key and the value under another.
 struct PickOne<'s, const N: usize> {
     key: &'static str,
     beside: &'static str,
     list: PickList<'s, N>,
 }
 
-/// The named values of each item of a list.
+/// Visits a list: the named values of each item.
 #[derive(Clone, Copy)]
 struct PickList<'s, const N: usize> {
     names: [&'static str; N],
     items_max: usize,
-    /// What is wrong if the next value is not what it should be.
+    /// The error to report if the next value has a wrong type.
     at: &'s Cell<ListError>,
 }
 
@@ -184,11 +184,11 @@ impl<'de, const N: usize> DeserializeSeed<'de> for Pick<N> {
     }
 }
 
-/// The items of an array, in place while they are few.
+/// The items of an array; up to four need no allocation.
 pub type Items<'a> = SmallVec<[&'a RawValue; 4]>;
 
-/// The items of a JSON array, as the text they came in; of a longer one, `items_max` and one more, so that a list
-/// that is too long can be told without keeping all of it.
+/// The items of a JSON array, as their JSON text: at most `items_max` and one more, so that the caller can detect an
+/// array that is too long without storing all of it.
 ///
 /// # Errors
 /// `text` is not a JSON array.
@@ -216,12 +216,12 @@ pub fn items(text: &str, items_max: usize) -> Result<Items<'_>, serde_json::Erro
     Ok(items)
 }
 
-/// How deep JSON may be nested that pusherd hands on from a client: parsers have limits of their own (Python's about
-/// 1,000, PHP's 512, serde_json's 127), and some end the program when they reach it.
+/// Deepest nesting of JSON that pusherd relays from a client. Parsers have limits (Python about 1,000, PHP 512,
+/// serde_json 127), and some abort the program at their limit.
 pub const DEPTH_MAX: usize = 128;
 
-/// Whether a parser that reads `text` would go deeper than [`DEPTH_MAX`], be the text JSON or not. Text that is short or
-/// has few brackets, as nearly all has, costs no more than counting them; other text one pass, without recursion.
+/// Whether a parser would nest deeper than [`DEPTH_MAX`] in `text`, which need not be valid JSON. Nearly all text is short
+/// or has few brackets, and is decided by counting them; other text takes one pass without recursion.
 #[must_use]
 pub fn is_too_deep(text: &[u8]) -> bool {
     let is_opening = |byte: &&u8| matches!(byte, b'[' | b'{');
@@ -249,14 +249,14 @@ pub fn is_too_deep(text: &[u8]) -> bool {
     false
 }
 
-/// As [`is_too_deep`], of a value that is handed on. A string may hold JSON, which clients parse once more.
+/// [`is_too_deep`] for a value that is relayed. A string may contain JSON, which clients parse again.
 #[must_use]
 pub fn is_value_too_deep(value: &RawValue) -> bool {
     let text = value.get().as_bytes();
     if !is_string(value) {
         return is_too_deep(text);
     }
-    // Every bracket in it stands for itself, or for more than a backslash.
+    // A bracket in the string is written as itself or as an escape, which begins with a backslash.
     let may_be_bracket = |byte: &&u8| matches!(byte, b'[' | b'{' | b'\\');
     if text.len() <= DEPTH_MAX || text.iter().filter(may_be_bracket).count() <= DEPTH_MAX {
         return false;
@@ -266,7 +266,7 @@ pub fn is_value_too_deep(value: &RawValue) -> bool {
     is_json && is_too_deep(&inner)
 }
 
-/// The bytes of a JSON string; a lone surrogate has three.
+/// The bytes of a JSON string; a lone surrogate takes three.
 fn wtf8(literal: &RawValue) -> Vec<u8> {
     struct Bytes(Vec<u8>);
     impl<'de> Deserialize<'de> for Bytes {
@@ -287,7 +287,7 @@ fn wtf8(literal: &RawValue) -> Vec<u8> {
     serde_json::from_str::<Bytes>(literal.get()).map(|bytes| bytes.0).unwrap_or_default()
 }
 
-/// The text of a JSON string, or `None` when the value is not a string or not Unicode (a lone surrogate).
+/// The text of a JSON string. `None` if the value is not a string or contains a lone surrogate.
 #[must_use]
 pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     let literal = value.get();
@@ -298,8 +298,8 @@ pub fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     unescape(inner).or_else(|| serde_json::from_str(literal).ok()).map(Cow::Owned)
 }
 
-/// The text of a literal without its quotes, if all its escapes are of the short kind, such as the backslashes of
-/// PHP's class names: those stand in nearly every event of Laravel, and this takes a fifth of a parser's time.
+/// The text of a literal without its quotes, if it has short escapes only. Nearly every event name of Laravel has them
+/// (the backslashes of class names), and this function takes a fifth of the time of a parser.
 fn unescape(inner: &str) -> Option<String> {
     let mut text = String::with_capacity(inner.len());
     let mut rest = inner;
@@ -320,7 +320,7 @@ fn unescape(inner: &str) -> Option<String> {
     Some(text)
 }
 
-/// Whether the value is a JSON string, Unicode or not.
+/// Whether the value is a JSON string, also one with a lone surrogate.
 #[must_use]
 pub fn is_string(value: &RawValue) -> bool {
     value.get().starts_with('"')
@@ -332,7 +332,7 @@ pub fn is_null(value: &RawValue) -> bool {
     value.get() == "null"
 }
 
-/// Bytes that the text of a JSON string literal has in UTF-8, without decoding it; a lone surrogate counts 3.
+/// The length in UTF-8 of the text of a JSON string literal, without decoding it. A lone surrogate counts 3 bytes.
 ///
 /// `literal` is a valid JSON string with its quotes, as [`RawValue`] guarantees.
 #[must_use]
@@ -366,7 +366,7 @@ pub fn decoded_len(literal: &str) -> usize {
 
 /// Appends `text` to `out` as a JSON string with its quotes.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
-    // A Vec never refuses to be written to and a str is always JSON-encodable.
+    // Writing to a Vec does not fail, and every str can be encoded as JSON.
     serde_json::to_writer(out, text).expect("text is written to memory");
 }
 
@@ -376,139 +376,4 @@ pub fn push_number(out: &mut Vec<u8>, number: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_last_of_two_equal_keys_counts() {
-        let [a, b] = pick(r#"{"a":1,"x":[{}],"a":{"y":2}}"#, ["a", "b"]).unwrap();
-        assert_eq!(a.map(RawValue::get), Some(r#"{"y":2}"#));
-        assert!(b.is_none());
-    }
-
-    #[test]
-    fn of_each_object_of_a_list_the_named_values_are_picked() {
-        let pick_both = |text| pick_list(text, "l", "k", ["a", "b"], 2);
-        let pick = |text| pick_both(text).map(|found| found.items);
-        let text = |value: Option<&RawValue>| value.map_or("", RawValue::get).to_owned();
-        let picked = pick(r#" {"x":[7],"l":[{"a":1,"x":2},{"b":[3]},{}]} "#).unwrap().unwrap();
-        let picked: Vec<_> = picked.into_iter().map(|[a, b]| text(a) + &text(b)).collect();
-        assert_eq!(picked, ["1", "[3]", ""]);
-        assert_eq!(pick(r#"{"l":[{},{},{},{},7]}"#).unwrap().unwrap().len(), 3, "one more than wanted");
-        assert_eq!(pick(r#"{"l":[]}"#).unwrap().unwrap().len(), 0);
-        assert!(pick("{}").unwrap().is_none());
-        let beside = |text| pick_both(text).unwrap().beside.map(RawValue::get);
-        assert_eq!(beside(r#"{"k":"x","l":[{"k":7}]}"#), Some("\"x\""));
-        assert_eq!(beside(r#"{"l":[{"k":7}]}"#), None);
-        for (text, error) in [
-            (r#"{"l":{}}"#, ListError::NotList),
-            (r#"{"l":null}"#, ListError::NotList),
-            (r#"{"l":[{},[]]}"#, ListError::ItemNotObject(1)),
-            ("[]", ListError::NotObject),
-            (r#"{"l":[{}]"#, ListError::NotObject),
-            (r#"{"l":[{}]} x"#, ListError::NotObject),
-            (r#"{"l":[{}}"#, ListError::NotObject),
-        ] {
-            assert_eq!(pick(text).unwrap_err(), error, "{text}");
-        }
-    }
-
-    #[test]
-    fn an_escaped_key_is_the_key() {
-        let [event] = pick(r#"{"\u0065vent":"x"}"#, ["event"]).unwrap();
-        assert_eq!(event.map(RawValue::get), Some(r#""x""#));
-    }
-
-    #[test]
-    fn what_is_not_one_object_is_refused() {
-        for text in ["", "[]", "1", "\"x\"", "{", "{} {}", "{\"a\":}", "{\"a\":1,}", "nul", "{1:2}"] {
-            assert!(pick(text, ["a"]).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn deep_nesting_is_skipped_without_a_deep_stack() {
-        let deep = format!("{{\"a\":{}{}}}", "[".repeat(30_000), "]".repeat(30_000));
-        assert!(pick(&deep, ["a"]).is_ok());
-        assert!(pick(&deep, ["b"]).is_ok());
-    }
-
-    #[test]
-    fn brackets_within_brackets_are_counted_and_those_in_strings_are_not() {
-        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        let too_deep = |text: &str| is_too_deep(text.as_bytes());
-        assert!(!too_deep(&nested(DEPTH_MAX)));
-        assert!(too_deep(&nested(DEPTH_MAX + 1)));
-        assert!(too_deep(&format!("{{\"a\":[{{}},{}]}}", nested(DEPTH_MAX - 1))));
-        assert!(!too_deep(&format!("[{}]", vec![nested(2); 1000].join(","))), "many, not deep");
-        assert!(!too_deep(&format!("[\"\\\"{}\"]", "[".repeat(500))), "in a string");
-        assert!(
-            too_deep(&format!("[\"\\\\\",{}", "[".repeat(128))),
-            "unfinished, behind an escaped backslash"
-        );
-        assert!(!too_deep(&"]".repeat(500)));
-    }
-
-    #[test]
-    fn a_string_is_as_deep_as_the_json_in_it() {
-        let too_deep = |literal: &str| is_value_too_deep(&RawValue::from_string(literal.to_owned()).unwrap());
-        let deep = |open: &str| format!("\"{}\"", open.repeat(DEPTH_MAX + 1));
-        for open in ["[", "{\\\"a\\\":", "\\u005b", "\\u005B", " \\n["] {
-            assert!(too_deep(&deep(open)), "{open}");
-        }
-        let surrogate = format!("\"{}\\ud800\"", "[".repeat(DEPTH_MAX + 1));
-        assert!(too_deep(&surrogate), "no text, and JavaScript parses it");
-        assert!(!too_deep(&format!("\"x{}\"", "[".repeat(500))), "no parser reads past the x");
-        assert!(!too_deep(&format!("\"[{}]\"", "\\\"[\\\",".repeat(500))));
-        assert!(!too_deep(&format!("\"{}\"", "\\\\".repeat(500))));
-        assert!(too_deep(&format!("{}{}", "[".repeat(200), "]".repeat(200))), "no string");
-    }
-
-    #[test]
-    fn a_lone_surrogate_is_a_string_but_not_text() {
-        let [value] = pick(r#"{"a":"\ud800"}"#, ["a"]).unwrap();
-        let value = value.unwrap();
-        assert!(is_string(value));
-        assert_eq!(string(value), None);
-        assert_eq!(decoded_len(value.get()), 3);
-    }
-
-    #[test]
-    fn lists_have_a_bound() {
-        assert_eq!(items("[1,\"a\",{}]", 3).unwrap().len(), 3);
-        assert_eq!(items("[1,2,3,4,5,6]", 3).unwrap().len(), 4);
-        assert!(items("[1,2,3,4,5,]", 3).is_err());
-        assert!(items("{}", 3).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn short_escapes_are_read_as_the_parser_reads_them(inner in r#"(\\["\\/bfnrtu0]|[a-zé{}: ]){0,12}"#) {
-            if let Some(text) = unescape(&inner) {
-                prop_assert_eq!(serde_json::from_str::<String>(&format!("\"{inner}\"")).unwrap(), text);
-            }
-        }
-
-        #[test]
-        fn the_decoded_length_is_that_of_the_text(text in "\\PC{0,40}", ascii: bool) {
-            let literal = if ascii {
-                let mut units = String::new();
-                for unit in text.encode_utf16() {
-                    units.push_str(&format!("\\u{unit:04x}"));
-                }
-                format!("\"{units}\"")
-            } else {
-                serde_json::to_string(&text).unwrap()
-            };
-            prop_assert_eq!(decoded_len(&literal), text.len());
-        }
-
-        #[test]
-        fn no_text_makes_the_decoder_panic(text in "\\PC{0,60}") {
-            let _ = pick(&text, ["event", "data"]);
-            let _ = items(&text, 5);
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The vocabulary: what clients say and what pusherd says to them, whatever the wire.
+//! The messages of clients and of the server, independent of their encoding.
 
 use std::borrow::Cow;
 
@@ -6,63 +6,63 @@ use serde_json::value::RawValue;
 
 use super::{ChannelName, CloseCode, Member, SocketId, UserId};
 
-/// What a client says.
+/// A message of a client.
 #[derive(Debug)]
 pub enum ClientMessage<'a> {
-    /// Asks for a sign of life.
+    /// `pusher:ping`.
     Ping,
-    /// Gives one.
+    /// `pusher:pong`.
     Pong,
-    /// Wants the events of a channel.
+    /// `pusher:subscribe`.
     Subscribe(Subscribe<'a>),
-    /// No longer wants them.
+    /// `pusher:unsubscribe`.
     Unsubscribe {
-        /// Which channel, unchecked.
+        /// The channel, unchecked.
         channel: Cow<'a, str>,
     },
-    /// Says which user it is.
+    /// `pusher:signin`.
     SignIn(SignIn<'a>),
-    /// Sends an event to the other subscribers of a channel.
+    /// A client event.
     Event(ClientEvent<'a>),
-    /// Says something that clients do not say.
+    /// An event that clients cannot send.
     Unsupported {
         /// The name of the event.
         event: Cow<'a, str>,
     },
 }
 
-/// A wish to subscribe, nothing checked.
+/// An unchecked request to subscribe.
 #[derive(Debug)]
 pub struct Subscribe<'a> {
     /// The name as sent.
     pub channel: Cow<'a, str>,
     /// `key:signature`; `None` when absent or not a string.
     pub auth: Option<Cow<'a, str>>,
-    /// What the application says about the subscriber, as the signed text.
+    /// The application's data about the subscriber, as the signed text.
     pub channel_data: ChannelData<'a>,
 }
 
 /// The `channel_data` of a subscription.
 #[derive(Debug)]
 pub enum ChannelData<'a> {
-    /// None, `null` or the empty string.
+    /// Missing, `null` or the empty string.
     Absent,
-    /// The text that was signed.
+    /// The signed text.
     Text(Cow<'a, str>),
-    /// Another JSON type: refused, because what is signed is a string.
+    /// Another JSON type. The subscription is refused, because a signature covers a string.
     NotText,
 }
 
-/// A wish to sign in, nothing checked.
+/// An unchecked request to sign in.
 #[derive(Debug)]
 pub struct SignIn<'a> {
     /// `key:signature`.
     pub auth: Option<Cow<'a, str>>,
-    /// What the application says about the user, as the signed text.
+    /// The application's data about the user, as the signed text.
     pub user_data: Option<Cow<'a, str>>,
 }
 
-/// An event from a client, nothing checked but that its name starts with `client-`.
+/// An unchecked client event. Its name starts with `client-`.
 #[derive(Debug)]
 pub struct ClientEvent<'a> {
     /// The name.
@@ -73,121 +73,121 @@ pub struct ClientEvent<'a> {
     pub data: Option<&'a RawValue>,
 }
 
-/// What pusherd says to a client.
+/// A message of the server.
 #[derive(Clone, Debug)]
 pub enum ServerMessage<'a> {
-    /// The first message of every connection that is not refused.
+    /// `pusher:connection_established`, the first message of a connection.
     Established {
-        /// Who the connection is from now on.
+        /// The id of the connection.
         socket: SocketId,
-        /// After so many seconds of silence the client pings.
+        /// The client pings after this many seconds of silence.
         activity_timeout_secs: u64,
     },
-    /// The answer to a ping.
+    /// `pusher:pong`, the reply to a ping.
     Pong,
-    /// Something is wrong: with the connection (then a close follows) or with the last message.
+    /// `pusher:error`, about the connection (then a Close follows) or about the last message.
     Error {
-        /// A number that clients act upon, or `null`.
+        /// A number that clients act on, or `null`.
         code: Option<u16>,
-        /// What is wrong, for people.
+        /// The text for people.
         message: &'a str,
     },
-    /// The client is subscribed; on a presence channel, with everyone who is there.
+    /// `pusher_internal:subscription_succeeded`.
     Subscribed {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
-        /// The members by order of joining, on presence channels.
+        /// On presence channels, the members in order of joining.
         members: Option<Vec<Member>>,
     },
-    /// The client is not subscribed.
+    /// `pusher:subscription_error`.
     SubscriptionRefused {
         /// The name as the client sent it.
         channel: &'a str,
-        /// Why.
+        /// The reason.
         refusal: &'a Refusal,
     },
-    /// A user has come.
+    /// `pusher_internal:member_added`.
     MemberAdded {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
-        /// Who.
+        /// The user that joined.
         member: &'a Member,
     },
-    /// A user has gone.
+    /// `pusher_internal:member_removed`.
     MemberRemoved {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
-        /// Who.
+        /// The user that left.
         user: &'a UserId,
     },
-    /// The channel has no cached event.
+    /// `pusher:cache_miss`: the channel has no cached event.
     CacheMiss {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
     },
-    /// So many connections are subscribed.
+    /// `pusher_internal:subscription_count`.
     SubscriptionCount {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
-        /// How many.
+        /// Subscribed connections.
         count: usize,
     },
-    /// An event, of the application or of another client.
+    /// An event of the application or of another client.
     Event {
-        /// Where.
+        /// The channel.
         channel: &'a ChannelName,
-        /// Its name.
+        /// The name.
         event: &'a str,
-        /// Its payload as JSON text: a string literal for events of the application, any JSON for a client's.
+        /// The payload as JSON text: a string literal for events of the application, any JSON for client events.
         data: &'a str,
-        /// On presence channels, the client's verified user.
+        /// On presence channels, the verified user of the client that sent it.
         user: Option<&'a UserId>,
     },
-    /// The client is signed in.
+    /// `pusher:signin_success`.
     SignedIn {
-        /// The text it signed in with, unchanged.
+        /// The text that the client signed in with, unchanged.
         user_data: &'a str,
     },
-    /// Users on the client's watchlist came or went.
+    /// `pusher_internal:watchlist_events`: the state of users on the client's watchlist.
     Watchlist {
-        /// These are online.
+        /// The users that are online.
         online: &'a [UserId],
-        /// These are not.
+        /// The users that are offline.
         offline: &'a [UserId],
     },
 }
 
-/// Why a wish of a client is not granted; the connection stays open.
+/// The reason why a subscription is refused. The connection stays open.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Refusal {
-    /// What kind, as `pusher:subscription_error` names it.
+    /// The `type` in `pusher:subscription_error`.
     pub kind: RefusalKind,
-    /// The HTTP-like number of that frame.
+    /// The HTTP-like `status` in that frame.
     pub status: u16,
-    /// The code of the `pusher:error` frame.
+    /// The code in the `pusher:error` frame.
     pub code: Option<CloseCode>,
-    /// The reason, for people.
+    /// The text for people.
     pub reason: String,
-    /// What should have been signed, where a signature does not match: for the operator, never for the client.
+    /// The text that had to be signed, if a signature does not match. For the operator, never for the client.
     pub string_to_sign: Option<String>,
 }
 
 impl Refusal {
-    /// For there being as much as there may be.
+    /// The refusal of a subscription that exceeds a limit.
     #[must_use]
     pub const fn limit(status: u16, reason: String) -> Self {
         Self { kind: RefusalKind::Limit, status, code: None, reason, string_to_sign: None }
     }
 }
 
-/// The names of refusals; the set is Soketi's and pusher-js's.
+/// The kinds of refusals, as Soketi and pusher-js name them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RefusalKind {
-    /// Not proved to be allowed.
+    /// The client did not prove that it may subscribe.
     Auth,
-    /// Not a channel name.
+    /// The text is not a channel name.
     InvalidChannel,
-    /// More than the app allows.
+    /// A limit was reached.
     Limit,
 }
 
@@ -203,38 +203,38 @@ impl RefusalKind {
     }
 }
 
-/// Code of a client event over the rate: a frame, never a close.
+/// Code of the error frame for a client event over the rate; the connection stays open.
 pub const CLIENT_EVENT_RATE: u16 = 4301;
 
-/// Code of a watchlist that was cut: a frame, never a close.
+/// Code of the error frame for a truncated watchlist; the connection stays open.
 pub const WATCHLIST_CUT: u16 = 4302;
 
-/// An event on its way to the subscribers of one channel, checked.
+/// A checked event for the subscribers of one channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
-    /// Where it goes.
+    /// The channel.
     pub channel: &'a ChannelName,
-    /// Its name.
+    /// The name.
     pub name: &'a str,
-    /// Its payload as JSON text: a string literal for events of the application, any JSON for a client's.
+    /// The payload as JSON text: a string literal for events of the application, any JSON for client events.
     pub data: &'a str,
-    /// The connection that does not get it.
+    /// The connection that does not receive it.
     pub except: Option<SocketId>,
-    /// Who says so.
+    /// The sender.
     pub source: Source<'a>,
 }
 
-/// Where an event comes from.
+/// The sender of an event.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// The application, over HTTP: the last such event is what a cache channel keeps.
+    /// The application, over HTTP. Cache channels keep the last such event.
     App,
     /// A client; on presence channels with its verified user.
     Client(Option<&'a UserId>),
 }
 
 impl<'a> Event<'a> {
-    /// The message as subscribers get it.
+    /// The message that subscribers receive.
     #[must_use]
     pub fn message(&self) -> ServerMessage<'a> {
         let user = match self.source {

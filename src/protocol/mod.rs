@@ -1,10 +1,10 @@
-//! What the Pusher Channels protocol says, and nothing about how bytes travel.
+//! The Pusher Channels protocol: names, messages, signatures, close codes, and their encodings.
 //!
-//! Owns the checked names (`ChannelName`, `EventName`, `SocketId`, `UserId`), the close codes, the signatures
-//! of clients and requests, the vocabulary of messages ([`message`]) and the codecs between that vocabulary and bytes ([`wire`]). Bytes
-//! become checked types here and nowhere else; the rest of pusherd trusts the types.
+//! This module owns the checked names (`ChannelName`, `EventName`, `SocketId`, `UserId`), the close codes, the
+//! signatures of clients and requests, the messages ([`message`]) and the codecs between messages and bytes ([`wire`]).
+//! Bytes become checked types here and nowhere else; the rest of pusherd trusts the types.
 //!
-//! Knows nothing of sockets, tasks, clocks, randomness or the environment: every function is a table test.
+//! It is pure: no sockets, tasks, clocks, randomness or environment, so every function has a table test.
 //! Start at [`message`], then [`wire::pusher`].
 
 pub mod channel;

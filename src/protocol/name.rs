@@ -9,32 +9,32 @@ use serde_json::value::RawValue;
 use super::channel::is_name_byte;
 use super::json;
 
-/// Answers repeat no more than this of a text that is no good.
-pub const SHOWN_BYTES_MAX: usize = 200;
+/// Longest part of an invalid text that an error message repeats.
+pub const EXCERPT_BYTES_MAX: usize = 200;
 
-/// What an answer repeats of a text that came from outside: at most [`SHOWN_BYTES_MAX`] bytes. What is cut ends with a
-/// character that no name has, so that it is not taken for another name.
+/// The part of a text from outside that an error message repeats: at most [`EXCERPT_BYTES_MAX`] bytes. A truncated text
+/// ends with `…`, which no name contains, so it cannot be mistaken for another name.
 #[must_use]
-pub fn shown(text: &str) -> Cow<'_, str> {
-    if text.len() <= SHOWN_BYTES_MAX {
+pub fn excerpt(text: &str) -> Cow<'_, str> {
+    if text.len() <= EXCERPT_BYTES_MAX {
         return text.into();
     }
-    let end = text.floor_char_boundary(SHOWN_BYTES_MAX - '…'.len_utf8());
+    let end = text.floor_char_boundary(EXCERPT_BYTES_MAX - '…'.len_utf8());
     format!("{}…", &text[..end]).into()
 }
 
-/// The name of a published event: 1 to 200 characters (by default), and none of the server's own.
+/// The name of a published event: 1 to 200 characters (by default), not one of the server's reserved names.
 ///
-/// Any other text passes: Laravel's class names with backslashes, dots, spaces, any script.
+/// Any other text is valid: Laravel's class names with backslashes, dots, spaces, any script.
 ///
 /// Source: protocol.md §8.4.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventName<'a>(Cow<'a, str>);
 
-/// Why a text is not the name of an event.
+/// The rule that a text breaks as the name of an event.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EventNameError {
-    /// The name has no characters.
+    /// The name is empty.
     #[error("event name is empty")]
     Empty,
     /// The name is longer than the app allows.
@@ -43,7 +43,7 @@ pub enum EventNameError {
         /// The app's limit.
         chars_max: usize,
     },
-    /// The name starts with `pusher:` or `pusher_internal:`, which are the server's.
+    /// The name starts with `pusher:` or `pusher_internal:`, which are reserved for the server.
     #[error("event names that start with pusher: or pusher_internal: are reserved")]
     Reserved,
 }
@@ -58,7 +58,7 @@ impl<'a> EventName<'a> {
         if text.is_empty() {
             return Err(EventNameError::Empty);
         }
-        // Every character has at least one byte, so most names need no counting.
+        // A character has at least one byte, so most names need no count.
         if text.len() > chars_max && text.chars().count() > chars_max {
             return Err(EventNameError::TooLong { chars_max });
         }
@@ -75,13 +75,14 @@ impl<'a> EventName<'a> {
     }
 }
 
-/// The id of a user of the application: 1 to 128 characters by default. Numbers and strings are one: `7` is `"7"`.
+/// The id of a user of the application: 1 to 128 characters by default. The number `7` and the string `"7"` are the same
+/// id.
 ///
 /// Source: protocol.md §4.7.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct UserId(Arc<str>);
 
-/// Why a value is not a user id.
+/// The rule that a value breaks as a user id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UserIdError {
     /// Neither a non-empty string nor an integer.
@@ -93,7 +94,7 @@ pub enum UserIdError {
         /// The app's limit.
         chars_max: usize,
     },
-    /// A character that the name of the user's own channel could not have.
+    /// A character that the name of the user's own channel cannot contain.
     #[error("user id contains a character that is not allowed")]
     Alphabet,
 }
@@ -113,7 +114,7 @@ impl UserId {
         Ok(Self(text.into()))
     }
 
-    /// Reads an id from JSON: a string, or an integer, whose digits are kept exactly, however many.
+    /// Reads an id from JSON: a string, or an integer of any length, whose digits are kept.
     ///
     /// # Errors
     /// [`UserIdError`] names the rule that `value` breaks.
@@ -126,7 +127,7 @@ impl UserId {
         if is_integer { Self::parse(digits, chars_max) } else { Err(UserIdError::Type) }
     }
 
-    /// Checks that the id can be part of a channel name, as that of a signed-in user must.
+    /// Checks that the id can be part of a channel name, which the id of a signed-in user must be.
     ///
     /// # Errors
     /// [`UserIdError::Alphabet`] when it cannot.
@@ -147,12 +148,12 @@ impl fmt::Display for UserId {
     }
 }
 
-/// A user as the others in a presence channel see them.
+/// A user in a presence channel.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
-    /// Who.
+    /// The user.
     pub id: UserId,
-    /// Whatever the application says about them, as the JSON text it signed; `null` when it says nothing.
+    /// The application's data about the user, as the JSON text that it signed; `null` if there is none.
     pub info: Arc<str>,
 }
 
@@ -161,11 +162,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_200_bytes_of_a_text_are_shown_and_no_character_is_cut() {
-        assert_eq!(shown("orders"), "orders");
-        assert_eq!(shown(&"x".repeat(200)), "x".repeat(200));
-        assert_eq!(shown(&"x".repeat(30_000)), format!("{}…", "x".repeat(197)));
-        assert_eq!(shown(&"é".repeat(200)), format!("{}…", "é".repeat(98)));
+    fn an_excerpt_has_at_most_200_bytes_and_ends_at_a_character() {
+        assert_eq!(excerpt("orders"), "orders");
+        assert_eq!(excerpt(&"x".repeat(200)), "x".repeat(200));
+        assert_eq!(excerpt(&"x".repeat(30_000)), format!("{}…", "x".repeat(197)));
+        assert_eq!(excerpt(&"é".repeat(200)), format!("{}…", "é".repeat(98)));
     }
 
     #[test]
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_names_cannot_be_published() {
+    fn reserved_event_names_cannot_be_published() {
         for name in ["pusher:ping", "pusher:", "pusher_internal:member_removed"] {
             assert_eq!(EventName::parse(name, 200), Err(EventNameError::Reserved));
         }
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn an_invalid_user_id_is_rejected() {
         for text in ["null", "true", "1.5", "1e3", "{}", "[]", "\"\""] {
             assert_eq!(from_json(text), Err(UserIdError::Type), "{text}");
         }

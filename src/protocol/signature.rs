@@ -1,7 +1,7 @@
-//! Signatures of the app: how they are made and checked, and what is signed for clients.
+//! Signatures with the secret of an app: signing, verifying, and the texts that are signed for clients.
 //!
-//! All are HMAC-SHA256 in hex, over bytes as they were received, compared in constant time. A missing or
-//! malformed signature is a failed one.
+//! A signature is HMAC-SHA256 in hex over the bytes as received, compared in constant time. A missing or malformed
+//! signature does not verify.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use sha2::Sha256;
 
 use super::SocketId;
 
-/// A secret of an app, ready to sign and to check. Prints as `***`.
+/// A secret of an app as an HMAC key. Prints as `***`.
 #[derive(Clone)]
 pub struct SigningKey(Hmac<Sha256>);
 
@@ -21,7 +21,7 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Takes the secret in; it does not come out again.
+    /// Makes the key of a secret. The secret cannot be read back.
     #[must_use]
     pub fn new(secret: &str) -> Self {
         Self(Hmac::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length"))
@@ -35,7 +35,7 @@ impl SigningKey {
         mac
     }
 
-    /// The signature of the body of a webhook, as 64 lower-case hex digits.
+    /// Signs the body of a webhook: 64 lower-case hex digits.
     ///
     /// Source: protocol.md §9.1.
     #[must_use]
@@ -51,21 +51,21 @@ impl SigningKey {
             && self.0.clone().chain_update(body).verify_slice(&bytes).is_ok()
     }
 
-    /// The signature of `parts` put together, as 64 lower-case hex digits.
+    /// Signs the concatenation of `parts`: 64 lower-case hex digits.
     #[must_use]
     pub fn sign(&self, parts: &[&str]) -> String {
         hex::encode(self.mac(parts).finalize().into_bytes())
     }
 
-    /// Whether `signature` (hex of either case) is that of `parts` put together.
+    /// Whether `signature` (hex of either case) is that of the concatenation of `parts`.
     #[must_use]
     pub fn verifies(&self, signature: &str, parts: &[&str]) -> bool {
         let mut bytes = [0; 32];
         hex::decode_to_slice(signature, &mut bytes).is_ok() && self.mac(parts).verify_slice(&bytes).is_ok()
     }
 
-    /// Whether `signature` lets the connection `socket` into `channel`. Where `channel_data` was sent it is
-    /// signed too, on private channels as well.
+    /// Whether `signature` authorises the connection `socket` for `channel`. It covers `channel_data` if the client sent
+    /// any, on private channels too.
     ///
     /// Source: protocol.md §4.2.
     #[must_use]
@@ -83,7 +83,7 @@ impl SigningKey {
         }
     }
 
-    /// Whether `signature` lets the connection `socket` sign in with `user_data`.
+    /// Whether `signature` authorises the connection `socket` to sign in with `user_data`.
     ///
     /// Source: protocol.md §6.1.
     #[must_use]

@@ -1,10 +1,10 @@
-//! Socket ids: who a connection is in signatures and exclusions.
+//! Socket ids: the identity of a connection in signatures and in `socket_id` of a publish.
 
 use std::fmt;
 
 /// The id of one connection: two unguessable numbers, written `123456.7890`. Unique in the cluster, never reused.
 ///
-/// Every signature of a client covers it, so it is also the guard against replays.
+/// Every signature of a client covers the id, so a signature cannot be replayed on another connection.
 ///
 /// Source: protocol.md §2.2; every SDK checks `^\d+\.\d+$`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -14,19 +14,19 @@ pub struct SocketId {
 }
 
 impl SocketId {
-    /// The id of two random numbers; where they come from is the caller's business.
+    /// The id of two random numbers, which the caller draws.
     #[must_use]
     pub const fn new(high: u32, low: u32) -> Self {
         Self { high, low }
     }
 
-    /// Both numbers in one.
+    /// The id as one number.
     #[must_use]
     pub const fn number(self) -> u64 {
         (self.high as u64) << 32 | self.low as u64
     }
 
-    /// The id of which [`SocketId::number`] is this.
+    /// The inverse of [`SocketId::number`].
     #[must_use]
     pub const fn from_number(number: u64) -> Self {
         Self::new((number >> 32) as u32, number as u32)
@@ -40,8 +40,7 @@ impl SocketId {
         })
     }
 
-    /// The id that `text` names, or `None` when no connection of pusherd can have it: the numbers are too large
-    /// or have leading zeros.
+    /// Parses an id. `None` for a text that is no id of pusherd: the numbers are too large or have leading zeros.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (high, low) = text.split_once('.')?;
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_no_connection_can_have_is_none() {
+    fn an_id_that_no_connection_can_have_is_none() {
         for text in ["99999999999.1", "01.1", "1.+1", "1", "x.y"] {
             assert_eq!(SocketId::parse(text), None, "{text}");
         }

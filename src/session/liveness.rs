@@ -1,72 +1,72 @@
-//! When a silent client is pinged, and when it is given up. Source: protocol.md §2.4.
+//! When a silent client is pinged, and when it is closed. Source: protocol.md §2.4.
 
 use std::time::Duration;
 
 use crate::limits::Limit;
 use crate::protocol::CloseCode;
 
-/// The clocks of a connection.
+/// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timers {
-    /// Silence after which the client is pinged.
+    /// A client that is silent for this long is pinged.
     pub ping_interval: Duration,
-    /// How long it may take to answer.
+    /// The time in which a client must answer a ping.
     pub pong_timeout: Duration,
-    /// How long a message may take from its first byte to its last, whatever is said in between.
+    /// The time from the first byte of a message to its last, whatever else the client sends in between.
     pub message_timeout: Duration,
-    /// How long a client may take nothing of what waits for it, whatever it says meanwhile.
+    /// The time in which a client must read something of what is queued for it, whatever it sends in the meantime.
     pub write_timeout: Duration,
 }
 
-/// What is known of a connection.
+/// The state of a connection that the timeouts apply to.
 #[derive(Clone, Copy, Debug)]
-pub struct Signs {
-    /// For how long it has been silent.
+pub struct ConnectionState {
+    /// The time since the client last sent something.
     pub silence: Duration,
-    /// For how long a ping has gone unanswered.
+    /// The time since an unanswered ping was sent.
     pub unanswered: Option<Duration>,
-    /// For how long a message has begun and not ended.
+    /// The time since an unfinished message began.
     pub unfinished: Option<Duration>,
-    /// For how long it has taken nothing of what waits for it.
+    /// The time for which the client has read nothing although something is queued.
     pub stalled: Option<Duration>,
-    /// Whether it should have proved by now that the application lets it in, and has not.
+    /// Whether the client has not been authorised within the timeout of the app.
     pub is_unauthorized: bool,
 }
 
-/// What to do about it.
+/// The decision about a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// Nothing.
+    /// Do nothing.
     Alive,
-    /// Send a WebSocket Ping: the only one that every client answers.
+    /// Send a WebSocket Ping, which every client answers.
     Ping,
-    /// Close with 4100: it has reached a limit.
+    /// Close with 4100, because of the limit.
     Limit(Limit, &'static str),
-    /// Close.
+    /// Close with this code.
     Close(CloseCode, &'static str),
 }
 
 impl Timers {
-    /// Decides about a connection. Any sign of life resets it; what the client was told of its own timeout does
-    /// not count.
+    /// Decides about a connection. Any frame of the client resets its silence. The activity timeout that the client
+    /// received does not matter here.
     #[must_use]
-    pub fn verdict(&self, signs: Signs) -> Verdict {
-        if signs.is_unauthorized {
+    pub fn verdict(&self, state: ConnectionState) -> Verdict {
+        if state.is_unauthorized {
             return Verdict::Close(CloseCode::Unauthorized, "Connection not authorized within timeout");
         }
-        // Moments are whole seconds: only what is longer than the timeout has surely taken so long.
-        if signs.unfinished.is_some_and(|since| since > self.message_timeout) {
+        // The coarse clock has whole seconds: only a longer time than the timeout is certain to have reached it.
+        if state.unfinished.is_some_and(|since| since > self.message_timeout) {
             return Verdict::Limit(Limit::MessageTime, "Message not received in time");
         }
-        if signs.stalled.is_some_and(|since| since > self.write_timeout) {
+        if state.stalled.is_some_and(|since| since > self.write_timeout) {
             return Verdict::Limit(Limit::WriteTime, "Reading too slowly: nothing was taken in time");
         }
-        match signs.unanswered {
+        match state.unanswered {
             Some(waited) if waited >= self.pong_timeout => {
                 Verdict::Close(CloseCode::PongTimeout, "Pong reply not received in time")
             }
             Some(_) => Verdict::Alive,
-            None if signs.silence >= self.ping_interval => Verdict::Ping,
+            None if state.silence >= self.ping_interval => Verdict::Ping,
             None => Verdict::Alive,
         }
     }
@@ -85,7 +85,7 @@ mod tests {
         write_timeout: Duration::from_secs(30),
     };
 
-    const SIGNS: Signs = Signs {
+    const STATE: ConnectionState = ConnectionState {
         silence: Duration::ZERO,
         unanswered: None,
         unfinished: None,
@@ -94,15 +94,15 @@ mod tests {
     };
 
     #[test]
-    fn a_message_that_does_not_end_is_closed_however_lively_the_client_is() {
-        let verdict = |secs| TIMERS.verdict(Signs { unfinished: Some(SECS(secs)), ..SIGNS });
+    fn an_unfinished_message_closes_the_connection_however_active_the_client_is() {
+        let verdict = |secs| TIMERS.verdict(ConnectionState { unfinished: Some(SECS(secs)), ..STATE });
         assert_eq!(verdict(60), Verdict::Alive);
         assert!(matches!(verdict(61), Verdict::Limit(Limit::MessageTime, _)));
     }
 
     #[test]
-    fn who_takes_nothing_in_time_is_closed_however_lively_the_client_is() {
-        let verdict = |secs| TIMERS.verdict(Signs { stalled: Some(SECS(secs)), ..SIGNS });
+    fn a_client_that_reads_nothing_in_time_is_closed_however_active_it_is() {
+        let verdict = |secs| TIMERS.verdict(ConnectionState { stalled: Some(SECS(secs)), ..STATE });
         assert_eq!(verdict(30), Verdict::Alive);
         assert!(matches!(verdict(31), Verdict::Limit(Limit::WriteTime, _)));
     }
@@ -110,7 +110,11 @@ mod tests {
     #[test]
     fn silence_is_answered_with_a_ping_then_a_close() {
         let verdict = |silence, unanswered: Option<u64>| {
-            TIMERS.verdict(Signs { silence: SECS(silence), unanswered: unanswered.map(SECS), ..SIGNS })
+            TIMERS.verdict(ConnectionState {
+                silence: SECS(silence),
+                unanswered: unanswered.map(SECS),
+                ..STATE
+            })
         };
         assert_eq!(verdict(49, None), Verdict::Alive);
         assert_eq!(verdict(50, None), Verdict::Ping);
@@ -119,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn who_proves_nothing_in_time_is_closed() {
-        let signs = Signs { is_unauthorized: true, ..SIGNS };
-        assert!(matches!(TIMERS.verdict(signs), Verdict::Close(CloseCode::Unauthorized, _)));
+    fn a_client_that_is_not_authorised_in_time_is_closed() {
+        let state = ConnectionState { is_unauthorized: true, ..STATE };
+        assert!(matches!(TIMERS.verdict(state), Verdict::Close(CloseCode::Unauthorized, _)));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a subscription is refused, as clients are told: what was given, what is allowed, and of a limit the setting.
+//! Refusals of subscriptions, with the text for clients: what was sent, what is allowed, and the setting of a limit.
 //! Source: protocol.md §4.4.
 
 use crate::limits::Limit;
@@ -6,7 +6,7 @@ use crate::protocol::json;
 use crate::protocol::message::{Refusal, RefusalKind};
 use crate::protocol::{ChannelName, ChannelNameError, CloseCode, UserIdError};
 
-/// Why a subscription is refused, and the limit that was reached, if that is why.
+/// A refusal, and the limit that was reached, if that is the reason.
 pub(super) struct Refused {
     pub(super) refusal: Refusal,
     pub(super) limit: Option<Limit>,
@@ -18,7 +18,7 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// For a limit: `what` with the setting behind it.
+/// The refusal for a limit: `what`, and the setting of the limit.
 fn limit(limit: Limit, status: u16, what: impl std::fmt::Display) -> Refused {
     let reason = format!("{what} ({} of the app)", limit.setting());
     Refused { refusal: Refusal::limit(status, reason), limit: Some(limit) }
@@ -68,7 +68,7 @@ pub(super) fn other_user(channel: &ChannelName) -> Refusal {
 
 pub(super) fn too_many_channels(channel: &ChannelName, channels_max: usize) -> Refused {
     let what = format!(
-        "Subscription to {channel} refused: the connection has {channels_max} subscriptions, as many as it may have"
+        "Subscription to {channel} refused: the connection has {channels_max} subscriptions, which is its limit"
     );
     limit(Limit::ConnectionChannels, 429, what)
 }

@@ -1,8 +1,8 @@
-//! Transcripts: what a client says, what time passes, and what the session wants done.
+//! Transcripts: messages of a client, time that passes, and the actions of the session.
 //!
 //! ```text
-//! > {..}     the client says this; `"?"` as auth is replaced by the signature that fits
-//! = join x   the door is asked to do this
+//! > {..}     the client sends this; `"?"` as auth is replaced by a valid signature
+//! = join x   the session returns this action
 //! + 500ms    time passes
 //! ```
 
@@ -28,7 +28,7 @@ fn transcript_of(change: impl FnOnce(&mut App), script: &str) {
         let rest = rest.trim();
         match sign {
             "=" => assert_eq!(wanted.take().as_deref(), Some(rest), "{script}"),
-            _ if wanted.is_some() => panic!("nothing was expected, {wanted:?} is wanted: {line}"),
+            _ if wanted.is_some() => panic!("unexpected action {wanted:?}: {line}"),
             "+" => now += Duration::from_millis(rest.trim_end_matches("ms").parse().unwrap()),
             ">" => wanted = say(&mut session, &signed(rest), now),
             other => panic!("{other} {rest}"),
@@ -37,7 +37,7 @@ fn transcript_of(change: impl FnOnce(&mut App), script: &str) {
     assert_eq!(wanted, None, "{script}");
 }
 
-/// Puts the fitting signature in the place of `"?"`.
+/// Replaces `"?"` by a valid signature.
 fn signed(text: &str) -> String {
     if !text.contains("\"?\"") {
         return text.to_owned();
@@ -58,7 +58,7 @@ fn signed(text: &str) -> String {
     text.replace("\"?\"", &format!("\"{KEY}:{signature}\""))
 }
 
-/// What the session wants, in words; a join is carried out.
+/// The action of the session, in words. A join is carried out.
 fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
     let action = session.admit(now).unwrap_or_else(|| match pusher::decode(text) {
         Ok(message) => session.receive(message, now),
@@ -68,7 +68,7 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
         Action::Nothing => return None,
         Action::Pong => "pong".into(),
         Action::Join { channel, member } => {
-            session.joined(channel.clone(), member.as_ref().map(|member| member.id.clone()));
+            session.subscribed(channel.clone(), member.as_ref().map(|member| member.id.clone()));
             match member {
                 None => format!("join {channel}"),
                 Some(member) => format!("join {channel} as {} {}", member.id, member.info),
@@ -83,14 +83,14 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
             let user = user.map(|user| format!(" by {user}")).unwrap_or_default();
             format!("publish {channel} {name} {data}{user}")
         }
-        Action::SignIn { signed_in, watched, cut_to, .. } => {
+        Action::SignIn { signed_in, previous_watchlist, truncated_to, .. } => {
             let ids = |users: &[UserId]| users.iter().map(UserId::as_str).collect::<Vec<_>>().join(",");
-            let cut = cut_to.map(|users| format!(" cut to {users}")).unwrap_or_default();
+            let cut = truncated_to.map(|users| format!(" cut to {users}")).unwrap_or_default();
             let (id, watchlist) = (&signed_in.member.id, ids(&signed_in.watchlist));
-            format!("sign in {id} watching [{watchlist}] instead of [{}]{cut}", ids(&watched))
+            format!("sign in {id} watching [{watchlist}] instead of [{}]{cut}", ids(&previous_watchlist))
         }
-        Action::Reject { told, .. } => {
-            let (code, message) = told?;
+        Action::Reject { error, .. } => {
+            let (code, message) = error?;
             format!("error {} {message}", code.unwrap_or(0))
         }
         Action::Error { code, message, .. } => format!("error {} {message}", code.unwrap_or(0)),
@@ -99,7 +99,7 @@ fn say(session: &mut Session, text: &str, now: Duration) -> Option<String> {
 }
 
 #[test]
-fn a_public_channel_needs_nothing_and_ignores_what_it_gets() {
+fn a_public_channel_needs_no_signature_and_ignores_one() {
     transcript(
         r#"
         > {"event":"pusher:subscribe","data":{"auth":"","channel":"news"}}
@@ -156,7 +156,7 @@ fn a_key_of_another_app_is_refused_even_with_the_right_signature() {
 }
 
 #[test]
-fn a_private_channel_signs_its_channel_data_where_there_is_some() {
+fn the_signature_for_a_private_channel_covers_channel_data() {
     transcript(
         r#"
         > {"event":"pusher:subscribe","data":{"auth":"?","channel":"private-x","channel_data":"{\"note\":1}"}}
@@ -168,7 +168,7 @@ fn a_private_channel_signs_its_channel_data_where_there_is_some() {
 }
 
 #[test]
-fn a_presence_channel_knows_who_comes() {
+fn a_presence_channel_needs_a_user_id() {
     transcript(
         r#"
         > {"event":"pusher:subscribe","data":{"auth":"?","channel":"presence-a","channel_data":"{\"user_id\":7}"}}
@@ -236,7 +236,7 @@ fn names_and_sizes_have_limits_that_are_checked_after_the_signature() {
 }
 
 #[test]
-fn a_connection_has_so_many_channels_and_no_more() {
+fn a_connection_has_a_limit_of_channels() {
     transcript_of(
         |app| app.limits.channels_per_connection_max = 2,
         r#"
@@ -257,7 +257,7 @@ fn a_connection_has_so_many_channels_and_no_more() {
 }
 
 #[test]
-fn a_client_event_needs_everything_in_order() {
+fn a_client_event_needs_a_subscription_a_name_and_a_channel_of_a_supported_kind() {
     transcript(
         r#"
         > {"event":"client-x","channel":"private-a","data":1}
@@ -295,7 +295,7 @@ fn a_client_event_needs_everything_in_order() {
 }
 
 #[test]
-fn on_presence_channels_a_client_event_says_who() {
+fn on_presence_channels_a_client_event_carries_the_user() {
     transcript(
         r#"
         > {"event":"pusher:subscribe","data":{"auth":"?","channel":"presence-a","channel_data":"{\"user_id\":7}"}}
@@ -335,7 +335,7 @@ fn client_events_have_a_size_and_a_rate() {
 }
 
 #[test]
-fn client_events_can_be_switched_off() {
+fn client_events_can_be_disabled() {
     transcript_of(
         |app| app.client_events = false,
         r#"
@@ -368,7 +368,7 @@ fn signing_in_opens_the_users_own_channel_and_no_other() {
 }
 
 #[test]
-fn a_connection_is_one_user() {
+fn a_connection_cannot_sign_in_as_another_user() {
     transcript(
         r#"
         > {"event":"pusher:signin","data":{"auth":"?","user_data":"{\"id\":7,\"watchlist\":[\"8\"]}"}}
@@ -382,7 +382,7 @@ fn a_connection_is_one_user() {
 }
 
 #[test]
-fn a_sign_in_that_does_not_hold_is_refused_and_the_connection_stays() {
+fn an_invalid_sign_in_is_an_error_and_the_connection_stays_open() {
     transcript(
         r#"
         > {"event":"pusher:signin","data":{"auth":"demo-key:00","user_data":"{\"id\":\"7\"}"}}
@@ -408,7 +408,7 @@ fn a_sign_in_that_does_not_hold_is_refused_and_the_connection_stays() {
 }
 
 #[test]
-fn a_watchlist_is_cut_and_said_to_be() {
+fn a_watchlist_above_the_limit_is_truncated() {
     let ids: Vec<_> = (0..101).map(|id| id.to_string()).collect();
     let kept = ids[..100].join(",");
     transcript(&format!(
@@ -428,7 +428,7 @@ fn a_watchlist_is_cut_and_said_to_be() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_named_and_never_relayed() {
+fn an_unsupported_message_is_an_error_and_never_relayed() {
     transcript(
         r#"
         > {"event":"pusher:ping"}
@@ -449,7 +449,7 @@ fn what_is_not_the_protocol_is_named_and_never_relayed() {
 }
 
 #[test]
-fn a_flood_ends_the_connection_and_a_reconnecting_client_is_no_flood() {
+fn a_flood_of_messages_closes_the_connection_and_a_reconnecting_client_does_not() {
     let subscribes: String = (0..1000)
         .map(|id| {
             format!("> {{\"event\":\"pusher:subscribe\",\"data\":{{\"channel\":\"c{id}\"}}}}\n= join c{id}\n")
@@ -465,52 +465,52 @@ fn session() -> Session {
 }
 
 #[test]
-fn a_client_that_comes_back_with_all_its_channels_is_served_without_a_pause() {
-    let (mut thousand, mut rooms, now) = (session(), session(), Duration::from_secs(5));
+fn a_client_that_reconnects_with_all_its_channels_is_not_throttled() {
+    let (mut thousand, mut large, now) = (session(), session(), Duration::from_secs(5));
     for _ in 0..1000 {
-        assert_eq!(thousand.provoked(150, 1, now), Pace::GoOn);
+        assert_eq!(thousand.charge(150, 1, now), Throttle::Continue);
     }
-    // A hundred rooms of a thousand members each: who is there, and telling them.
+    // A hundred presence channels of a thousand members each: the member list, and an event to every member.
     for _ in 0..100 {
-        assert_eq!(rooms.provoked(110_000 + 1000 * 180, 1, now), Pace::GoOn);
+        assert_eq!(large.charge(110_000 + 1000 * 180, 1, now), Throttle::Continue);
     }
 }
 
 #[test]
-fn a_client_that_causes_more_than_it_may_waits_for_it() {
-    let (mut session, mut now, mut rested) = (session(), Duration::from_secs(5), 0);
-    // A room of a thousand members with 2 KB each, left and joined 95 times a second for 8 s.
+fn a_client_that_causes_too_many_bytes_is_throttled() {
+    let (mut session, mut now, mut pauses) = (session(), Duration::from_secs(5), 0);
+    // A presence channel of a thousand members with 2 KB each, left and joined 95 times a second for 8 s.
     let (mut caused, begin) = (0u64, now);
     while now < begin + Duration::from_secs(8) {
         let bytes = 2_200_000 + 1000 * 2_200;
         caused += bytes;
-        if let Pace::Rest(wait, limit) = session.provoked(bytes as u32, 2, now) {
+        if let Throttle::Pause(wait, limit) = session.charge(bytes as u32, 2, now) {
             assert_eq!(limit, Limit::AnswerBytes);
-            (rested, now) = (rested + 1, now + wait);
+            (pauses, now) = (pauses + 1, now + wait);
         }
         now += Duration::from_millis(21);
     }
-    assert!(rested > 0 && caused < 50_000_000, "{caused} bytes of 1,640,000,000");
+    assert!(pauses > 0 && caused < 50_000_000, "{caused} bytes of 1,640,000,000");
 }
 
 #[test]
 fn changes_have_a_rate_of_their_own() {
     let (mut session, now) = (session(), Duration::from_secs(5));
-    assert_eq!(session.provoked(0, 1000, now), Pace::GoOn);
-    let Pace::Rest(wait, limit) = session.provoked(0, 2, now) else { panic!("two more than may be at once") };
+    assert_eq!(session.charge(0, 1000, now), Throttle::Continue);
+    let Throttle::Pause(wait, limit) = session.charge(0, 2, now) else { panic!("two above the burst") };
     assert_eq!((wait.as_millis(), limit), (100, Limit::Changes));
 }
 
 #[test]
-fn who_never_rests_is_closed_after_a_minute_and_who_rests_is_not() {
+fn a_client_that_is_throttled_for_a_minute_is_closed() {
     let (mut session, mut now) = (session(), Duration::from_secs(5));
     let begin = now;
-    session.provoked(0, 1000, now);
+    session.charge(0, 1000, now);
     let closed_at = loop {
-        match session.provoked(0, 20, now) {
-            Pace::GoOn => {}
-            Pace::Rest(wait, _) => now += wait,
-            Pace::Close(limit) => {
+        match session.charge(0, 20, now) {
+            Throttle::Continue => {}
+            Throttle::Pause(wait, _) => now += wait,
+            Throttle::Close(limit) => {
                 assert_eq!(limit, Limit::Changes);
                 break now;
             }
@@ -519,9 +519,9 @@ fn who_never_rests_is_closed_after_a_minute_and_who_rests_is_not() {
     assert!((60..65).contains(&(closed_at - begin).as_secs()), "{closed_at:?}");
 
     for _ in 0..10 {
-        // As much as it may, and the time in which it comes back.
+        // The whole burst, and the time in which it is refilled.
         now += Duration::from_secs(60);
-        assert_eq!(session.provoked(0, 1000, now), Pace::GoOn);
-        assert!(matches!(session.provoked(0, 20, now), Pace::Rest(..)));
+        assert_eq!(session.charge(0, 1000, now), Throttle::Continue);
+        assert!(matches!(session.charge(0, 20, now), Throttle::Pause(..)));
     }
 }

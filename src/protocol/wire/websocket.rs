@@ -1,8 +1,9 @@
-//! RFC 6455 framing, the server's side: frames out with a header and no mask, frames in masked. Of the reserved
-//! bits only the first has a meaning, and only where permessage-deflate was agreed upon: see [`deflate`].
+//! The server side of RFC 6455 framing: frames of the server have no mask, frames of clients have one. The first reserved
+//! bit marks a compressed message if the connection negotiated permessage-deflate (see [`deflate`]); the other bits must
+//! be zero.
 //!
-//! [`Decoder`] owns bytes only while a frame or a fragmented message is incomplete; an idle connection's decoder
-//! holds none.
+//! [`Decoder`] buffers bytes only while a frame or a fragmented message is incomplete; on an idle connection it owns no
+//! memory.
 
 use std::borrow::Cow;
 
@@ -12,7 +13,7 @@ use super::Frame;
 use super::deflate::{self, Compression};
 use crate::protocol::CloseCode;
 
-/// The longest header a server frame can have.
+/// The longest header of a server frame.
 const HEADER_MAX: usize = 10;
 
 const TEXT: u8 = 1;
@@ -27,7 +28,7 @@ const RSV1: u8 = 0x40;
 /// The longest payload of a control frame.
 const CONTROL_MAX: usize = 125;
 
-/// Makes a text frame of what `write` appends.
+/// Makes a text frame with the payload that `write` appends.
 pub fn text_frame(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
     let mut buffer = Vec::with_capacity(256);
     buffer.extend_from_slice(&[0; HEADER_MAX]);
@@ -39,8 +40,8 @@ pub fn text_frame(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
     Frame(Bytes::from(buffer).slice(start..))
 }
 
-/// Appends a text frame that is marked as compressed, with the payload that `write` appends; `false` when `write`
-/// says so, and what was appended is then of no use.
+/// Appends a text frame that is marked as compressed, with the payload that `write` appends. If `write` returns `false`,
+/// returns `false`, and the caller must discard what was appended.
 pub(super) fn push_compressed_frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_MAX]);
@@ -96,7 +97,7 @@ pub fn pong(payload: &[u8]) -> Bytes {
     control(PONG, payload)
 }
 
-/// A Close with a code and a reason, cut to the 123 bytes that fit, at a character's end.
+/// A Close with a code and a reason. The reason is truncated to 123 bytes at a character boundary.
 #[must_use]
 pub fn close(code: u16, reason: &str) -> Bytes {
     let mut payload = Vec::with_capacity(CONTROL_MAX);
@@ -105,7 +106,7 @@ pub fn close(code: u16, reason: &str) -> Bytes {
     control(CLOSE, &payload)
 }
 
-/// A Close without a code, the answer to one without.
+/// A Close without a code, the reply to a Close without a code.
 #[must_use]
 pub fn close_without_code() -> Bytes {
     control(CLOSE, &[])
@@ -121,16 +122,16 @@ pub(super) fn payload(frame: &[u8]) -> &[u8] {
     frame.get(start..).unwrap_or_default()
 }
 
-/// What a client sent, complete and unmasked.
+/// A decoded, unmasked frame or message of a client.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Incoming<'a> {
-    /// A text message; UTF-8 was checked.
+    /// A text message, valid UTF-8.
     Text(&'a str),
     /// A binary message.
     Binary,
-    /// A frame of a message whose last one has not come.
+    /// A frame of a fragmented message, but not its last.
     Fragment,
-    /// A Ping, to be answered with a Pong of the same payload.
+    /// A Ping. The reply is a Pong with the same payload.
     Ping(&'a [u8]),
     /// A Pong.
     Pong,
@@ -138,17 +139,17 @@ pub enum Incoming<'a> {
     Close(Option<u16>),
 }
 
-/// How a client broke the framing; the connection cannot go on.
+/// A violation of the framing rules, which ends the connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Violation {
     /// A rule of RFC 6455.
     #[error("{0}")]
     Framing(&'static str),
-    /// A text that is not UTF-8.
+    /// A text message that is not UTF-8.
     #[error("text is not UTF-8")]
     NotUtf8,
-    /// A compressed message that cannot be inflated. RFC 7692 names no code; this is RFC 6455's for data that is not
-    /// what its message says it is.
+    /// A compressed message that cannot be inflated. RFC 7692 names no close code; RFC 6455 has one for data that is
+    /// inconsistent with the type of the message.
     #[error("compressed message cannot be inflated")]
     NotDeflate,
     /// A message longer than the limit.
@@ -160,7 +161,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The code to close with.
+    /// The close code for it.
     #[must_use]
     pub const fn code(self) -> CloseCode {
         match self {
@@ -171,19 +172,19 @@ impl Violation {
     }
 }
 
-/// Puts a client's messages together from bytes as they arrive.
+/// Decodes the messages of a client from bytes as they arrive.
 ///
-/// Memory: nothing between messages; of an unfinished one, in one frame or in many, no more than the limit and an
-/// eighth. While it is looked at, also one read, and a compressed message as it is.
+/// Memory: none between messages. An incomplete message, in one frame or in several, takes at most the limit and an
+/// eighth. While `feed` runs, it also holds the bytes of one read and the compressed form of a message.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// The start of a frame whose end has not arrived.
-    held: Vec<u8>,
-    /// The fragments so far of a message in several frames.
+    /// The bytes of an incomplete frame.
+    buffered: Vec<u8>,
+    /// The fragments received so far of a fragmented message.
     message: Option<Box<Fragments>>,
     /// Whether messages may be compressed.
     inflates: bool,
-    /// Compressed messages are passed over.
+    /// Whether compressed messages are skipped.
     skips: bool,
 }
 
@@ -193,7 +194,7 @@ struct Fragments {
     payload: Vec<u8>,
 }
 
-/// What the first frame of a message says of it.
+/// The kind of a message, from its first frame.
 #[derive(Clone, Copy, Debug)]
 struct Kind {
     opcode: u8,
@@ -209,22 +210,22 @@ struct Head {
 }
 
 impl Decoder {
-    /// The decoder of a connection that has agreed upon `compression`.
+    /// The decoder of a connection that negotiated `compression`.
     #[must_use]
     pub fn new(compression: Compression) -> Self {
         Self { inflates: compression != Compression::Off, ..Self::default() }
     }
 
-    /// From now on compressed messages are passed over, because nobody listens: inflating is work.
+    /// Skips compressed messages from now on. Inflating them is wasted work when messages are ignored.
     pub const fn skip_compressed(&mut self) {
         self.skips = true;
     }
 
-    /// Takes `bytes` in and hands every message that is now complete to `each`, in order. Stops where `each`
-    /// answers `false`; what follows is kept until it is fed again, with more or with nothing.
+    /// Decodes `bytes` and calls `each` for every complete message, in order. Stops when `each` returns `false`; the rest
+    /// is buffered until the next call, which may pass no bytes.
     ///
-    /// A length over `message_bytes_max` is refused when its header arrives, before any of it is kept; a compressed
-    /// message that is longer than that when it is inflated, as soon as it is.
+    /// A message longer than `message_bytes_max` is rejected when its header arrives, before its payload is buffered. A
+    /// compressed message is also rejected when its inflated length exceeds the limit.
     ///
     /// # Errors
     /// [`Violation`]; the decoder must not be used after one.
@@ -234,34 +235,34 @@ impl Decoder {
         message_bytes_max: usize,
         mut each: impl FnMut(Incoming<'_>) -> bool,
     ) -> Result<(), Violation> {
-        if self.held.is_empty() {
+        if self.buffered.is_empty() {
             let used = self.decode(bytes, message_bytes_max, &mut each)?;
-            self.held = bytes[used..].to_vec();
+            self.buffered = bytes[used..].to_vec();
             return Ok(());
         }
-        let mut held = std::mem::take(&mut self.held);
-        let whole = self.head(&held, message_bytes_max)?.map_or(0, |head| head.end);
-        let doubled = held.capacity().saturating_mul(2);
-        append(&mut held, bytes, doubled.min(whole));
-        let used = self.decode(&mut held, message_bytes_max, &mut each)?;
-        // What was read with the end of a frame may have been much.
-        self.held = if used == 0 { held } else { held[used..].to_vec() };
+        let mut buffered = std::mem::take(&mut self.buffered);
+        let frame_len = self.head(&buffered, message_bytes_max)?.map_or(0, |head| head.end);
+        let doubled = buffered.capacity().saturating_mul(2);
+        append(&mut buffered, bytes, doubled.min(frame_len));
+        let used = self.decode(&mut buffered, message_bytes_max, &mut each)?;
+        // Copied into a buffer of its own size: the old one may be much larger.
+        self.buffered = if used == 0 { buffered } else { buffered[used..].to_vec() };
         Ok(())
     }
 
-    /// Whether a message has begun and not ended.
+    /// Whether a frame or a message is incomplete.
     #[must_use]
     pub const fn is_unfinished(&self) -> bool {
-        !self.held.is_empty() || self.is_fragmented()
+        !self.buffered.is_empty() || self.is_fragmented()
     }
 
-    /// Whether frames of a message have come, and not its last.
+    /// Whether a fragmented message is incomplete.
     #[must_use]
     pub const fn is_fragmented(&self) -> bool {
         self.message.is_some()
     }
 
-    /// Decodes the complete frames at the start of `bytes` and says how many bytes they were.
+    /// Decodes the complete frames at the start of `bytes` and returns their length.
     fn decode(
         &mut self,
         bytes: &mut [u8],
@@ -273,14 +274,14 @@ impl Decoder {
             let Some(payload) = bytes.get_mut(at + head.start..at + head.end) else { break };
             unmask(payload, head.mask);
             at += head.end;
-            if !self.take(&head, payload, max, each)? {
+            if !self.accept(&head, payload, max, each)? {
                 break;
             }
         }
         Ok(at)
     }
 
-    /// Reads and checks a frame's header, or `None` while it is incomplete.
+    /// Parses and checks the header of a frame. `None` if it is incomplete.
     fn head(&self, bytes: &[u8], max: usize) -> Result<Option<Head>, Violation> {
         let &[first, second, ..] = bytes else { return Ok(None) };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
@@ -315,8 +316,8 @@ impl Decoder {
             len => (u64::from(len), 2),
         };
         let before = self.message.as_ref().map_or(0, |message| message.payload.len());
-        let room = if is_control { CONTROL_MAX } else { max.saturating_sub(before) };
-        let Some(len) = usize::try_from(len).ok().filter(|len| *len <= room) else {
+        let len_max = if is_control { CONTROL_MAX } else { max.saturating_sub(before) };
+        let Some(len) = usize::try_from(len).ok().filter(|len| *len <= len_max) else {
             return Err(Violation::TooBig { bytes_max: max });
         };
         let Some(mask) = bytes.get(mask_at..mask_at + 4).and_then(|mask| mask.try_into().ok()) else {
@@ -326,7 +327,8 @@ impl Decoder {
         Ok(Some(Head { fin, kind: Kind { opcode, compressed }, mask, start, end: start + len }))
     }
 
-    fn deliver(
+    /// Passes a complete message to `each`.
+    fn emit(
         &self,
         kind: Kind,
         payload: &[u8],
@@ -345,7 +347,8 @@ impl Decoder {
         Ok(each(Incoming::Text(text)))
     }
 
-    fn take(
+    /// Handles one complete frame.
+    fn accept(
         &mut self,
         head: &Head,
         payload: &[u8],
@@ -361,12 +364,12 @@ impl Decoder {
                 let grown = message.payload.capacity() / 8 * 9;
                 append(&mut message.payload, payload, grown.min(max));
                 if head.fin {
-                    return self.deliver(message.kind, &message.payload, max, each);
+                    return self.emit(message.kind, &message.payload, max, each);
                 }
                 self.message = Some(message);
                 Ok(each(Incoming::Fragment))
             }
-            _ if head.fin => self.deliver(head.kind, payload, max, each),
+            _ if head.fin => self.emit(head.kind, payload, max, each),
             _ => {
                 self.message = Some(Box::new(Fragments { kind: head.kind, payload: payload.to_vec() }));
                 Ok(each(Incoming::Fragment))
@@ -374,21 +377,21 @@ impl Decoder {
         }
     }
 
-    /// Bytes that the decoder holds.
+    /// Bytes of memory that the decoder owns.
     #[must_use]
-    pub fn held_bytes(&self) -> usize {
-        self.held.capacity() + self.message.as_ref().map_or(0, |message| message.payload.capacity())
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffered.capacity() + self.message.as_ref().map_or(0, |message| message.payload.capacity())
     }
 }
 
-/// Appends `bytes`. If there is no room, it is made for `room` bytes in all, or for what there are, and no more: a
-/// vector's own way of growing would let a client hold twice its limit.
-fn append(held: &mut Vec<u8>, bytes: &[u8], room: usize) {
-    let needed = held.len() + bytes.len();
-    if needed > held.capacity() {
-        held.reserve_exact(needed.max(room) - held.len());
+/// Appends `bytes`. If the capacity is exceeded, it grows to `capacity` or to what is needed, and not further: the default
+/// growth of a vector would let a client occupy twice its limit.
+fn append(buffer: &mut Vec<u8>, bytes: &[u8], capacity: usize) {
+    let needed = buffer.len() + bytes.len();
+    if needed > buffer.capacity() {
+        buffer.reserve_exact(needed.max(capacity) - buffer.len());
     }
-    held.extend_from_slice(bytes);
+    buffer.extend_from_slice(bytes);
 }
 
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
@@ -419,280 +422,4 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
-
-    /// A client's frame.
-    fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-        let (header, header_len) = header(first & 0x0f, payload.len());
-        let mut frame = header[..header_len].to_vec();
-        frame[0] = first;
-        frame[1] |= 0x80;
-        frame.extend_from_slice(&MASK);
-        let mut payload = payload.to_vec();
-        unmask(&mut payload, MASK);
-        frame.extend_from_slice(&payload);
-        frame
-    }
-
-    /// What comes out of `bytes` fed in pieces of `step`, in words.
-    fn decode(bytes: &[u8], step: usize, max: usize) -> (Vec<String>, Option<Violation>) {
-        decode_with(Decoder::default(), bytes, step, max)
-    }
-
-    /// The decoder of a connection that has agreed upon compression.
-    fn inflating() -> Decoder {
-        Decoder::new(Compression::Deflate { bytes_min: 0 })
-    }
-
-    fn decode_with(
-        mut decoder: Decoder,
-        bytes: &[u8],
-        step: usize,
-        max: usize,
-    ) -> (Vec<String>, Option<Violation>) {
-        let mut said = Vec::new();
-        for piece in bytes.chunks(step) {
-            let each = |incoming: Incoming<'_>| {
-                said.push(match incoming {
-                    Incoming::Text(text) => format!("text {text}"),
-                    Incoming::Binary => "binary".into(),
-                    Incoming::Fragment => return true,
-                    Incoming::Ping(payload) => format!("ping {}", payload.len()),
-                    Incoming::Pong => "pong".into(),
-                    Incoming::Close(code) => format!("close {code:?}"),
-                });
-                true
-            };
-            if let Err(violation) = decoder.feed(&mut piece.to_vec(), max, each) {
-                return (said, Some(violation));
-            }
-        }
-        (said, None)
-    }
-
-    #[test]
-    fn an_unfinished_message_costs_the_limit_and_an_eighth_at_most() {
-        const MAX: usize = 32 * 1024;
-        let whole = masked(0x81, &[b'x'; MAX]);
-        let parts: Vec<u8> = (0..MAX / 128)
-            .flat_map(|part| masked(if part == 0 { 0x01 } else { 0x00 }, &[b'x'; 128]))
-            .collect();
-        let half_and_half = [masked(0x01, &[b'x'; MAX / 2 + 1]), masked(0x00, &[b'x'; MAX / 2 - 1])].concat();
-        let behind_others = [masked(0x8a, b"").repeat(5000), whole.clone()].concat();
-        for (bytes, step) in [
-            (&whole, 1),
-            (&whole, 1000),
-            (&whole, 20_000),
-            (&parts, 1),
-            (&parts, 777),
-            (&half_and_half, 10_000),
-            (&behind_others, 30_007),
-        ] {
-            let mut decoder = Decoder::default();
-            for piece in bytes[..bytes.len() - 1].chunks(step) {
-                decoder.feed(&mut piece.to_vec(), MAX, |_| true).unwrap();
-                let held = decoder.held_bytes();
-                assert!(held <= MAX / 8 * 9 + 64, "{held} bytes after pieces of {step}");
-            }
-            assert!(decoder.is_unfinished());
-        }
-    }
-
-    #[test]
-    fn messages_come_out_whole_however_the_bytes_arrive() {
-        let mut bytes = masked(0x81, b"one");
-        bytes.extend(masked(0x01, "t".as_bytes()));
-        bytes.extend(masked(0x89, b"now"));
-        bytes.extend(masked(0x00, &"wö".as_bytes()[..2]));
-        bytes.extend(masked(0x80, &"wö".as_bytes()[2..]));
-        bytes.extend(masked(0x81, &[b'x'; 70_000]));
-        bytes.extend(masked(0x8a, b""));
-        bytes.extend(masked(0x82, b"\xff"));
-        bytes.extend(masked(0x88, &[0x03, 0xe8]));
-        for step in [1, 2, 3, 7, 64, 100_000] {
-            let (said, violation) = decode(&bytes, step, 80_000);
-            assert_eq!(violation, None);
-            assert_eq!(said[..3], ["text one", "ping 3", "text twö"]);
-            assert_eq!(said[3].len(), 70_005);
-            assert_eq!(said[4..], ["pong", "binary", "close Some(1000)"]);
-        }
-    }
-
-    /// "Hello". Source: RFC 7692 §7.2.3.1.
-    const HELLO: &[u8] = &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
-
-    #[test]
-    fn compressed_messages_come_out_whole_however_they_arrive() {
-        let mut bytes = masked(0xc1, HELLO);
-        bytes.extend(masked(0x41, &HELLO[..3]));
-        bytes.extend(masked(0x89, b"now"));
-        bytes.extend(masked(0x00, &HELLO[3..4]));
-        bytes.extend(masked(0x00, b""));
-        bytes.extend(masked(0x80, &HELLO[4..]));
-        bytes.extend(masked(0x81, b"plain"));
-        bytes.extend(masked(0x01, b"pl"));
-        bytes.extend(masked(0x80, b"ain"));
-        bytes.extend(masked(0x41, HELLO));
-        bytes.extend(masked(0x80, b""));
-        bytes.extend(masked(0xc1, b""));
-        bytes.extend(masked(0xc2, HELLO));
-        for step in [1, 2, 3, 7, 64, 1000] {
-            let (said, violation) = decode_with(inflating(), &bytes, step, 100);
-            assert_eq!(violation, None);
-            let expected = ["Hello", "ping 3", "Hello", "plain", "plain", "Hello", "", "binary"].map(
-                |said| match said {
-                    "ping 3" | "binary" => said.to_owned(),
-                    text => format!("text {text}"),
-                },
-            );
-            assert_eq!(said, expected);
-        }
-    }
-
-    #[test]
-    fn where_nobody_listens_nothing_is_inflated() {
-        let mut decoder = inflating();
-        decoder.skip_compressed();
-        let bytes = [masked(0xc1, b"no deflate"), masked(0x81, b"plain"), masked(0x88, &[])].concat();
-        let (said, violation) = decode_with(decoder, &bytes, 1000, 100);
-        assert_eq!((said.len(), violation), (2, None), "{said:?}");
-    }
-
-    #[test]
-    fn the_bit_of_compression_stands_on_the_first_frame_of_a_message_only() {
-        let begun = masked(0x41, &HELLO[..3]);
-        let table = [
-            masked(0xc9, b""),
-            masked(0xca, b""),
-            masked(0xc8, &[0x03, 0xe8]),
-            masked(0xa1, HELLO),
-            masked(0x91, HELLO),
-            masked(0xe1, HELLO),
-            masked(0xf1, HELLO),
-            masked(0xc0, HELLO),
-            masked(0xc3, HELLO),
-            [&begun[..], &masked(0xc0, &HELLO[3..])].concat(),
-            [&begun[..], &masked(0x40, &HELLO[3..])].concat(),
-            [&masked(0x01, b"plain")[..], &masked(0xc0, HELLO)].concat(),
-            [&begun[..], &masked(0xc1, HELLO)].concat(),
-        ];
-        for bytes in table {
-            let violation = decode_with(inflating(), &bytes, 100, 1000).1;
-            assert!(matches!(violation, Some(Violation::Framing(_))), "{bytes:02x?}: {violation:?}");
-        }
-    }
-
-    #[test]
-    fn a_compressed_message_is_held_to_the_limit_and_to_utf8_when_inflated() {
-        let violation = |bytes: &[u8], max| decode_with(inflating(), bytes, 100, max).1;
-        assert_eq!(violation(&masked(0xc1, HELLO), 7), None);
-        let long = [HELLO, &[0x00; 3]].concat();
-        let too_big = Some(Violation::TooBig { bytes_max: 9 });
-        assert_eq!(violation(&masked(0xc1, &long), 9), too_big, "longer on the wire than may be");
-        let mut sent = Vec::new();
-        deflate::push(&mut sent, &text_frame(|out| out.extend([b'x'; 1000])), 0);
-        let (one, two) = payload(&sent).split_at(5);
-        let fragments = [masked(0x41, one), masked(0x80, two)].concat();
-        assert_eq!(violation(&fragments, 1000), None);
-        assert_eq!(violation(&fragments, 999), Some(Violation::TooBig { bytes_max: 999 }));
-        let not_utf8 = [0x00, 0x01, 0x00, 0xfe, 0xff, 0xff, 0x00];
-        assert_eq!(violation(&masked(0xc1, &not_utf8), 100), Some(Violation::NotUtf8));
-        assert_eq!(violation(&masked(0xc1, b"plain after all"), 100), Some(Violation::NotDeflate));
-        assert_eq!(Violation::NotDeflate.code().number(), 1007);
-    }
-
-    #[test]
-    fn broken_framing_is_named() {
-        let framing = |bytes: &[u8]| match decode(bytes, 100, 1000).1 {
-            Some(Violation::Framing(_)) => (),
-            other => panic!("{bytes:?}: {other:?}"),
-        };
-        framing(&[0x81, 0x00]);
-        for rsv in [0xc1, 0xa1, 0x91] {
-            framing(&masked(rsv, b"x"));
-        }
-        for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
-            framing(&masked(0x80 | opcode, b""));
-        }
-        framing(&masked(0x09, b"fragmented ping"));
-        framing(&masked(0x89, &[0; 126]));
-        framing(&masked(0x80, b"continuation of nothing"));
-        framing(&[masked(0x01, b"a"), masked(0x81, b"b")].concat());
-        framing(&masked(0x88, &[3]));
-        for code in [0u16, 999, 1004, 1005, 1006, 1015, 1100, 2999, 5000, 65535] {
-            framing(&masked(0x88, &code.to_be_bytes()));
-        }
-    }
-
-    #[test]
-    fn text_that_is_not_utf8_is_refused() {
-        for bytes in [&b"\xff"[..], b"\xc3", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80"] {
-            assert_eq!(decode(&masked(0x81, bytes), 100, 1000).1, Some(Violation::NotUtf8));
-        }
-        assert_eq!(decode(&masked(0x88, b"\x03\xe8\xff"), 100, 1000).1, Some(Violation::NotUtf8));
-    }
-
-    #[test]
-    fn a_message_over_the_limit_is_refused_at_its_header() {
-        let too_big = Some(Violation::TooBig { bytes_max: 10 });
-        assert_eq!(decode(&masked(0x81, &[b'x'; 10]), 100, 10).1, None);
-        assert_eq!(decode(&masked(0x81, &[b'x'; 11])[..2], 100, 10).1, too_big);
-        assert_eq!(
-            decode(&[0x81, 0xff, 0xff, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0], 100, 10).1,
-            too_big
-        );
-        let fragments = [masked(0x01, &[b'x'; 6]), masked(0x80, &[b'x'; 5])].concat();
-        assert_eq!(decode(&fragments, 100, 10).1, too_big);
-        assert_eq!(decode(&masked(0x89, &[0; 100]), 200, 10).1, None, "control frames have their own limit");
-    }
-
-    #[test]
-    fn an_idle_decoder_holds_nothing() {
-        let mut decoder = Decoder::default();
-        let frame = masked(0x81, &[b'x'; 500]);
-        for piece in frame.chunks(10) {
-            decoder.feed(&mut piece.to_vec(), 1000, |_| true).unwrap();
-        }
-        assert_eq!(decoder.held_bytes(), 0);
-    }
-
-    #[test]
-    fn frames_have_the_header_of_their_length() {
-        for len in [0, 1, 125, 126, 65_535, 65_536] {
-            let text = "x".repeat(len);
-            let frame = text_frame(|out| out.extend_from_slice(text.as_bytes()));
-            let (expected, header_len) = header(TEXT, len);
-            assert_eq!(frame.bytes()[..header_len], expected[..header_len]);
-            assert_eq!(frame.text(), text);
-        }
-        let long = "ü".repeat(100);
-        let close = close(4001, &long);
-        assert_eq!((close[0], close[1]), (0x88, 2 + 122), "cut at a character's end");
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_decoder_panic_or_hoard(bytes: Vec<u8>, step in 1usize..50, inflates: bool) {
-            let mut decoder = if inflates { inflating() } else { Decoder::default() };
-            for piece in bytes.chunks(step) {
-                if decoder.feed(&mut piece.to_vec(), 64, |_| true).is_err() {
-                    break;
-                }
-                prop_assert!(decoder.held_bytes() <= 1024);
-            }
-        }
-
-        #[test]
-        fn unmasking_twice_changes_nothing(bytes: Vec<u8>, mask: [u8; 4]) {
-            let mut twice = bytes.clone();
-            unmask(&mut twice, mask);
-            unmask(&mut twice, mask);
-            prop_assert_eq!(twice, bytes);
-        }
-    }
-}
+mod tests;

@@ -1,12 +1,12 @@
-//! The bodies of requests that come in more than one piece: how many bytes all of them may have.
+//! The limit on the bytes of request bodies in flight.
 //!
-//! A body that has come with its head is in the buffer of its connection, and costs nothing here. Any other is charged to
-//! its app and to the node, as it arrives and until its request is answered; what has only been announced is not, so
-//! that nobody takes bytes from others by not sending them.
+//! A body that arrived together with its head is in the buffer of the connection and is not counted here. Any other body
+//! is charged to its app and to the node, from its arrival until the response. Bytes that are only announced are not
+//! charged, so that no client can reserve bytes without sending them.
 //!
-//! A head proves who signed it, not who sends it: whoever overhears one can send it again. So of those with the same
-//! signature one at a time sends such a body, and the next one when all of it is there, or it has been given up: requests
-//! that are tried again are not hindered, nor two workers that publish the same in the same second.
+//! The signature of a head proves who signed it, not who sends it: a head that was intercepted can be sent again. So of the
+//! requests with one signature, one at a time may send such a body; the next one waits until the body is complete or its
+//! request ended. Retries, and workers that publish the same event in the same second, still succeed.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -22,49 +22,49 @@ use crate::apps::App;
 use crate::limits::{ByteCount, Limit};
 use crate::rejections::Example;
 
-/// The least that is charged, and the first room for a body.
-const PIECE_BYTES: usize = 64 * 1024;
+/// The least that is charged, and the first capacity of a buffer.
+const CAPACITY_MIN: usize = 64 * 1024;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Bodies {
-    /// Of all apps.
+    /// The bytes of all apps.
     bytes: ByteCount,
-    /// The signatures of those that arrive.
+    /// The signatures of the requests whose bodies are arriving.
     arriving: Mutex<HashSet<Box<str>>>,
-    /// One of them has arrived, or was given up.
+    /// Notified when one of the bodies is complete or its request ended.
     arrived: Notify,
 }
 
-/// A body in pieces. What it costs is given back when it is dropped.
+/// A buffer for a body that arrives in several pieces. Dropping it releases its charge.
 #[derive(Debug)]
-pub(super) struct Body {
-    charge: Charge,
+pub(super) struct BodyBuffer {
+    charge: BodyCharge,
     bytes: Vec<u8>,
-    /// How long it will be, or may be.
-    ceiling: usize,
+    /// The announced length, or the limit if none is announced.
+    bytes_max: usize,
 }
 
-/// What is charged for a body.
+/// The charge for a body. Dropping it releases the bytes.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub(super) struct BodyCharge {
     api: Api,
     app: Arc<App>,
-    /// As long as the body arrives.
+    /// The signature of the request, while the body arrives.
     signature: Option<Box<str>>,
     bytes: usize,
 }
 
-impl Body {
-    /// A body that arrives, of a request with this signature.
-    /// If another one arrives with it, that one is waited for, but not for ever.
+impl BodyBuffer {
+    /// A buffer for the body of a request with this signature. If the body of another request with the same signature is
+    /// arriving, waits for it up to the answer timeout.
     pub(super) async fn new(
         api: &Api,
         app: &Arc<App>,
         signature: &str,
-        ceiling: usize,
+        bytes_max: usize,
     ) -> Result<Self, ApiError> {
-        // Of the same signature there are several spellings.
+        // Hex digits of either case are the same signature.
         let signature: Box<str> = signature.to_ascii_lowercase().into();
         let Bodies { arriving, arrived, .. } = &api.0.bodies;
         let until = Instant::now() + api.0.options.answer_timeout;
@@ -77,35 +77,35 @@ impl Body {
             timeout_at(until, one_arrived).await.map_err(|_| ApiError::SignatureInUse)?;
         }
         let (api, app) = (api.clone(), Arc::clone(app));
-        let charge = Charge { api, app, signature: Some(signature), bytes: 0 };
-        Ok(Self { charge, bytes: Vec::new(), ceiling })
+        let charge = BodyCharge { api, app, signature: Some(signature), bytes: 0 };
+        Ok(Self { charge, bytes: Vec::new(), bytes_max })
     }
 
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Takes the next piece in, if there may be so much.
+    /// Appends the next piece, if the limits allow it.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), ApiError> {
         let len = self.bytes.len() + piece.len();
         if len > self.charge.bytes {
-            // Doubled each time, so that little is copied.
-            let room = (2 * len).max(PIECE_BYTES).min(self.ceiling).max(len);
-            self.charge.grow(room)?;
-            self.bytes.reserve_exact(room - self.bytes.len());
+            // The capacity doubles, so that little is copied.
+            let capacity = (2 * len).max(CAPACITY_MIN).min(self.bytes_max).max(len);
+            self.charge.grow(capacity)?;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
     }
 
-    /// All of it has come.
-    pub(super) fn arrived(mut self) -> (Vec<u8>, Charge) {
+    /// The complete body. Lets the next request with the same signature send its body.
+    pub(super) fn finish(mut self) -> (Vec<u8>, BodyCharge) {
         self.charge.release_signature();
         (self.bytes, self.charge)
     }
 }
 
-impl Charge {
+impl BodyCharge {
     fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = bytes - self.bytes;
         let (hub, node) = (&self.api.0.hub, &self.api.0.bodies.bytes);
@@ -134,7 +134,7 @@ impl Charge {
     }
 }
 
-impl Drop for Charge {
+impl Drop for BodyCharge {
     fn drop(&mut self) {
         self.release_signature();
         self.app.body_bytes.give_back(self.bytes);

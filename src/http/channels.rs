@@ -1,4 +1,4 @@
-//! Questions about channels. Source: protocol.md §8.6, §8.7, §8.9.
+//! Queries about channels, their users, and connections. Source: protocol.md §8.6, §8.7, §8.9.
 
 use axum::Json;
 use axum::extract::State;
@@ -6,43 +6,43 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::info::{Attributes, Info};
-use super::lists::{self, Parts};
+use super::streamed::{self, Chunks};
 use super::{Api, ApiError, Signed};
 use crate::apps::App;
 use crate::hub;
 use crate::protocol::{ChannelName, UserId};
 
-/// The answer to [`channels`].
+/// The response to [`channels`].
 struct Channels {
-    channels: hub::Channels,
+    channels: hub::ChannelList,
     info: Info,
-    /// Whether there is something before the next one.
-    state: Begun,
+    list: JsonList,
 }
 
-/// How far a list is.
+/// The state of a JSON list that is being written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-enum Begun {
+enum JsonList {
     /// Nothing is written.
     #[default]
-    No,
-    /// It is open, and there is nothing in it.
+    Unopened,
+    /// The list is open and has no items.
     Empty,
-    /// There is something in it.
-    Yes,
+    /// The list is open and has items.
+    NonEmpty,
 }
 
-impl Begun {
-    /// Writes what comes before an item.
+impl JsonList {
+    /// Writes the separator before an item, if there is one.
     fn before_item(&mut self, out: &mut Vec<u8>) {
-        if *self == Self::Yes {
+        if *self == Self::NonEmpty {
             out.push(b',');
         }
-        *self = Self::Yes;
+        *self = Self::NonEmpty;
     }
 
+    /// Writes `head` if nothing is written.
     fn open(&mut self, out: &mut Vec<u8>, head: &[u8]) {
-        if *self == Self::No {
+        if *self == Self::Unopened {
             out.extend_from_slice(head);
             *self = Self::Empty;
         }
@@ -53,15 +53,15 @@ fn write(out: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(out, value).expect("names and numbers are written to memory");
 }
 
-impl Parts for Channels {
+impl Chunks for Channels {
     fn push(&mut self, out: &mut Vec<u8>) -> bool {
-        self.state.open(out, br#"{"channels":{"#);
-        let Some(some) = self.channels.next_some() else {
+        self.list.open(out, br#"{"channels":{"#);
+        let Some(chunk) = self.channels.next_chunk() else {
             out.extend_from_slice(b"}}");
             return false;
         };
-        for (name, found) in &some {
-            self.state.before_item(out);
+        for (name, found) in &chunk {
+            self.list.before_item(out);
             write(out, &name.as_str());
             out.push(b':');
             write(out, &self.info.of(name, found));
@@ -70,7 +70,7 @@ impl Parts for Channels {
     }
 }
 
-/// `GET /apps/{app_id}/channels`: the occupied ones.
+/// `GET /apps/{app_id}/channels`: the occupied channels.
 pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<Response, ApiError> {
     let query = signed.query();
     let prefix = query.value("filter_by_prefix").unwrap_or_default();
@@ -79,12 +79,13 @@ pub(super) async fn channels(State(api): State<Api>, signed: Signed) -> Result<R
     if info.user_count && !prefix.starts_with("presence-") {
         return Err(ApiError::bad("info: user_count needs a filter_by_prefix that starts with presence-"));
     }
-    let turn = api.0.lists.turn(&signed.app, api.0.options.answer_timeout).await?;
-    let channels = api.0.hub.channels(&signed.app, &prefix, info.wanted()).await?;
-    Ok(lists::answer(&api, Channels { channels, info, state: Begun::default() }, Some(turn)).await)
+    let permit = api.0.lists.acquire(&signed.app, api.0.options.answer_timeout).await?;
+    let channels = api.0.hub.channels(&signed.app, &prefix, info.query()).await?;
+    let source = Channels { channels, info, list: JsonList::default() };
+    Ok(streamed::respond(&api, source, Some(permit)).await)
 }
 
-/// The answer to [`channel`].
+/// The response to [`channel`].
 #[derive(Debug, Serialize)]
 pub(super) struct Channel {
     occupied: bool,
@@ -92,7 +93,7 @@ pub(super) struct Channel {
     attributes: Attributes,
 }
 
-/// `GET /apps/{app_id}/channels/{channel}`; one that nobody ever heard of is not occupied.
+/// `GET /apps/{app_id}/channels/{channel}`: an unknown channel is not occupied.
 pub(super) async fn channel(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
     let channel = signed.channel()?;
     let allowed = Info { user_count: true, subscription_count: true, cache: true };
@@ -103,22 +104,22 @@ pub(super) async fn channel(State(api): State<Api>, signed: Signed) -> Result<Js
     if info.cache && !channel.is_cached() {
         return Err(ApiError::bad("info: cache is an attribute of cache channels"));
     }
-    let found = api.0.hub.channel(&signed.app, &channel, info.wanted()).await?;
+    let found = api.0.hub.channel(&signed.app, &channel, info.query()).await?;
     Ok(Json(Channel { occupied: found.subscriptions > 0, attributes: info.of(&channel, &found) }))
 }
 
-/// `GET /apps/{app_id}/channels/{channel}/stats`, of the API of 2012.
+/// `GET /apps/{app_id}/channels/{channel}/stats` of the API of 2012.
 pub(super) async fn stats(State(api): State<Api>, signed: Signed) -> Result<Json<Channel>, ApiError> {
     let channel = signed.channel()?;
     let info = Info { user_count: true, subscription_count: false, cache: false };
-    let found = api.0.hub.channel(&signed.app, &channel, info.wanted()).await?;
+    let found = api.0.hub.channel(&signed.app, &channel, info.query()).await?;
     Ok(Json(Channel { occupied: found.subscriptions > 0, attributes: info.of(&channel, &found) }))
 }
 
-/// The answer to [`users`].
+/// The response to [`users`].
 struct Users {
     users: std::vec::IntoIter<UserId>,
-    state: Begun,
+    list: JsonList,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,14 +127,14 @@ struct User<'a> {
     id: &'a str,
 }
 
-/// Users of an answer before other work gets its turn.
-const USERS_AT_ONCE: usize = 1000;
+/// Users that are encoded before other tasks run.
+const USERS_PER_TURN: usize = 1000;
 
-impl Parts for Users {
+impl Chunks for Users {
     fn push(&mut self, out: &mut Vec<u8>) -> bool {
-        self.state.open(out, br#"{"users":["#);
-        for user in self.users.by_ref().take(USERS_AT_ONCE) {
-            self.state.before_item(out);
+        self.list.open(out, br#"{"users":["#);
+        for user in self.users.by_ref().take(USERS_PER_TURN) {
+            self.list.before_item(out);
             write(out, &User { id: user.as_str() });
         }
         let is_more = !self.users.as_slice().is_empty();
@@ -144,23 +145,24 @@ impl Parts for Users {
     }
 }
 
-/// `GET /apps/{app_id}/channels/{channel}/users`, of presence channels.
+/// `GET /apps/{app_id}/channels/{channel}/users`, for presence channels.
 pub(super) async fn users(State(api): State<Api>, signed: Signed) -> Result<Response, ApiError> {
     let channel = signed.channel()?;
     if !channel.is_presence() {
         return Err(ApiError::bad("Only presence channels have users"));
     }
     let users = api.0.hub.users(&signed.app, &channel).await?;
-    Ok(lists::answer(&api, Users { users: users.into_iter(), state: Begun::default() }, None).await)
+    let source = Users { users: users.into_iter(), list: JsonList::default() };
+    Ok(streamed::respond(&api, source, None).await)
 }
 
-/// The answer to [`connections`].
+/// The response to [`connections`].
 #[derive(Debug, Serialize)]
 pub(super) struct Connections {
     connections: u64,
 }
 
-/// `GET /apps/{app_id}/connections`, which Reverb's card for Laravel Pulse polls.
+/// `GET /apps/{app_id}/connections`, which Reverb's card for Laravel Pulse requests.
 pub(super) async fn connections(
     State(api): State<Api>,
     signed: Signed,

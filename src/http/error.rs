@@ -1,4 +1,4 @@
-//! What can be wrong with a request: a status and one sentence, which Laravel prints as it is.
+//! Errors of a request: a status and one sentence, which Laravel prints unchanged.
 
 use std::time::Duration;
 
@@ -10,90 +10,90 @@ use crate::limits::Limit;
 use crate::protocol::request::{QueryError, SignatureError};
 use crate::rejections::{Mistake, Rejection};
 
-/// Why a request is not granted. Source: protocol.md §8.10.
+/// Why a request is rejected. Source: protocol.md §8.10.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ApiError {
-    /// 400: the request says something that cannot be.
+    /// 400: the request is invalid.
     #[error("{0}")]
     BadRequest(String),
-    /// 401: the signature does not hold.
+    /// 401: the signature is invalid.
     #[error("Not authorised: {0}")]
     Unauthorized(#[from] SignatureError),
-    /// 403: the app is switched off.
+    /// 403: the app is disabled.
     #[error("The app is disabled")]
     AppDisabled,
-    /// 404: no such path.
+    /// 404: unknown path.
     #[error("{0}")]
     NotFound(String),
-    /// 404: no such app.
+    /// 404: unknown app.
     #[error("{0}")]
     UnknownApp(String),
-    /// 405: the path is there, the method is not.
+    /// 405: a known path with another method.
     #[error("Method not allowed")]
     MethodNotAllowed,
-    /// 408: the body did not arrive.
+    /// 408: the body did not arrive in time.
     #[error("The request body did not arrive in time")]
     Timeout,
-    /// 413: more than the app allows.
+    /// 413: a value exceeds a limit of the app.
     #[error("{0}")]
     TooLarge(String),
-    /// 413: a body that is longer than the app allows.
+    /// 413: the body exceeds the limit of the app.
     #[error("The request body is longer than {bytes_max} bytes (limits.request_body_bytes of the app)")]
     BodyTooLarge {
-        /// What it allows.
+        /// The limit.
         bytes_max: usize,
     },
-    /// 409: the first request with this idempotency key has not been answered yet.
+    /// 409: the first request with this idempotency key is in progress.
     #[error("A request with this idempotency key is being answered")]
     InProgress,
-    /// 409: a body of a request with this signature is arriving.
+    /// 409: the body of another request with the same signature is arriving.
     #[error("A request with the same signature is being sent: its body has to come first")]
     SignatureInUse,
     /// 422: the idempotency key was used for another request.
     #[error("The idempotency key was used for a request with another body")]
     KeyReused,
-    /// 429: more than the app may.
+    /// 429: a rate or a count exceeds a limit of the app.
     #[error("{sentence}")]
     TooMany {
-        /// The limit that is reached.
+        /// The limit.
         limit: Limit,
-        /// What is too much.
+        /// The message.
         sentence: String,
-        /// When to try again.
+        /// The time until a retry.
         retry_after_secs: u64,
     },
-    /// 503: the broker between the nodes of the cluster does not answer; it will be back.
+    /// 503: the broker of the cluster is unavailable.
     #[error("The request was not carried out: {0}")]
-    BrokerLost(#[from] Lost),
-    /// 429: so many lists of channels are made or waited for.
+    BrokerUnavailable(#[from] Lost),
+    /// 429: too many lists of channels are served or waiting.
     #[error(
         "The app lists its channels too often at once: one list is made at a time, {0} at most are waited for"
     )]
     TooManyLists(u32),
-    /// 503: the bodies of all requests in flight have more bytes than this.
+    /// 503: the bodies of all requests in flight exceed this many bytes.
     #[error(
         "The server has more than {0} bytes of requests in flight (server.requests_in_flight_bytes); try again"
     )]
     Busy(usize),
-    /// 503: the node is going away, which only those who ask for it are told: other requests are answered to the end.
+    /// 503: the node shuts down. Only `/ready` returns it; other requests are served until the end.
     #[error("The server is shutting down")]
     Draining,
 }
 
 impl ApiError {
-    /// A 400 of this sentence.
+    /// A 400 with this sentence.
     pub(super) fn bad(sentence: impl ToString) -> Self {
         Self::BadRequest(sentence.to_string())
     }
 
-    /// A 429 for too many of `what`, until `wait` has passed.
+    /// A 429 for too many of `what`, with the time until a retry.
     pub(super) fn too_many(limit: Limit, what: impl std::fmt::Display, wait: Duration) -> Self {
         let retry_after_secs = wait.as_secs_f64().ceil().max(1.0) as u64;
         let sentence = format!("The app sends too many {what} ({} of the app)", limit.setting());
         Self::TooMany { limit, sentence, retry_after_secs }
     }
 
-    /// What the operator is told. `None`: nothing, because nobody did anything wrong.
+    /// The rejection to report to the operator. `None` if the request was not at fault.
     pub(super) fn rejection(&self) -> Option<Rejection> {
         Some(match self {
             Self::Unauthorized(SignatureError::UnknownKey) => Mistake::RequestKey.into(),
@@ -112,7 +112,7 @@ impl ApiError {
             | Self::SignatureInUse
             | Self::TooManyLists(_)
             | Self::KeyReused => Mistake::Request.into(),
-            Self::BrokerLost(_) | Self::Busy(_) | Self::Draining => return None,
+            Self::BrokerUnavailable(_) | Self::Busy(_) | Self::Draining => return None,
         })
     }
 
@@ -128,7 +128,7 @@ impl ApiError {
             Self::InProgress | Self::SignatureInUse => StatusCode::CONFLICT,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooMany { .. } | Self::TooManyLists(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::BrokerLost(_) | Self::Busy(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BrokerUnavailable(_) | Self::Busy(_) | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -145,7 +145,7 @@ impl IntoResponse for ApiError {
             [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
         let retry_after_secs = match &self {
             Self::TooMany { retry_after_secs, .. } => Some(*retry_after_secs),
-            Self::BrokerLost(_)
+            Self::BrokerUnavailable(_)
             | Self::Busy(_)
             | Self::Draining
             | Self::InProgress
@@ -165,7 +165,7 @@ impl IntoResponse for ApiError {
         let retry_after = retry_after_secs.map(|secs| [(header::RETRY_AFTER, HeaderValue::from(secs))]);
         let retry_after = retry_after.map(axum::response::AppendHeaders);
         let mut response = (self.status(), TEXT, retry_after, self.to_string()).into_response();
-        // For `Service::answer`, which counts it.
+        // `Service::answer` reads it, to count the rejection.
         response.extensions_mut().insert(self);
         response
     }

@@ -1,5 +1,4 @@
-//! Routes that tell whether the server is well, unsigned, in the forms that other servers have made common.
-//! Source: protocol.md §8.9.
+//! Health routes, without a signature, in the forms that other servers have established. Source: protocol.md §8.9.
 
 use std::time::Duration;
 
@@ -14,36 +13,36 @@ use super::{Api, ApiError};
 use crate::hub::Lost;
 use crate::machine;
 
-/// `GET /`: Soketi's.
+/// `GET /`, as in Soketi.
 pub(super) async fn ok() -> &'static str {
     "OK"
 }
 
-/// `OPTIONS`: what load balancers look with, HAProxy by default. Source: RFC 9110 §9.3.7.
+/// `OPTIONS`, the health check of HAProxy by default. Source: RFC 9110 §9.3.7.
 pub(super) async fn options() -> Response {
     (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, OPTIONS")]).into_response()
 }
 
-/// `GET /up`: Reverb's.
+/// `GET /up`, as in Reverb.
 pub(super) async fn up() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], r#"{"health":"OK"}"#).into_response()
 }
 
-/// `GET /health`: laravel-websockets'.
+/// `GET /health`, as in laravel-websockets.
 pub(super) async fn health() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], r#"{"ok":true}"#).into_response()
 }
 
-/// `GET /ready`: not while the node is going away, or does not know what the others of its cluster do.
+/// `GET /ready`: an error while the node shuts down, or is disconnected from the broker of its cluster.
 pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
     match &api.0.hub {
         hub if hub.is_draining() => Err(ApiError::Draining),
-        hub if !hub.is_whole() => Err(ApiError::BrokerLost(Lost)),
+        hub if !hub.is_ready() => Err(ApiError::BrokerUnavailable(Lost)),
         _ => Ok("OK"),
     }
 }
 
-/// The answer to [`accept_traffic`]: bytes, and per cent used.
+/// The response to [`accept_traffic`]: bytes, and the percentage used.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
     free: usize,
@@ -52,38 +51,38 @@ struct Memory {
     percent: f64,
 }
 
-/// `GET /accept-traffic`: 500 while memory runs short or the node is going away, so that a load balancer sends
-/// new connections elsewhere.
+/// `GET /accept-traffic`: 500 while memory is short or the node shuts down, so that a load balancer sends new connections to
+/// other nodes.
 pub(super) async fn accept_traffic(State(api): State<Api>) -> Response {
     #[derive(Serialize)]
     struct Body {
         memory: Memory,
     }
-    let memory = api.0.memory.at(api.0.hub.now(), memory);
+    let memory = api.0.memory.get(api.0.hub.now(), memory);
     let short = memory.percent > f64::from(api.0.options.accept_traffic_memory_percent);
     let accepts = !short && !api.0.hub.is_draining();
     let status = if accepts { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     (status, Json(Body { memory })).into_response()
 }
 
-/// For so long what was seen of the memory is told again: strangers may ask as often as they like.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The memory is read at most once in this time, because anybody may send requests without a limit.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was seen of the memory, and when.
+/// The last reading of the memory, and its time.
 #[derive(Debug, Default)]
-pub(super) struct LastLook(Mutex<Option<(Duration, Memory)>>);
+pub(super) struct LastReading(Mutex<Option<(Duration, Memory)>>);
 
-impl LastLook {
-    fn at(&self, now: Duration, look: impl FnOnce() -> Memory) -> Memory {
+impl LastReading {
+    fn get(&self, now: Duration, read: impl FnOnce() -> Memory) -> Memory {
         let mut last = self.0.lock();
         match *last {
-            Some((at, memory)) if now.saturating_sub(at) < LOOK_INTERVAL => memory,
-            Some(_) | None => last.insert((now, look())).1,
+            Some((at, memory)) if now.saturating_sub(at) < READ_INTERVAL => memory,
+            Some(_) | None => last.insert((now, read())).1,
         }
     }
 }
 
-/// What there is of memory, and is used.
+/// Reads the memory of the machine.
 fn memory() -> Memory {
     let machine::Memory { total, free } = machine::memory();
     let used = total.saturating_sub(free);
@@ -96,14 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_memory_is_looked_at_once_a_second_however_often_it_is_asked_for() {
-        let (last, mut looks) = (LastLook::default(), 0);
+    fn the_memory_is_read_at_most_once_a_second() {
+        let (last, mut readings) = (LastReading::default(), 0);
         let mut total_at = |millis| {
-            let look = || {
-                looks += 1;
-                Memory { free: 0, used: 0, total: looks, percent: 0.0 }
+            let read = || {
+                readings += 1;
+                Memory { free: 0, used: 0, total: readings, percent: 0.0 }
             };
-            last.at(Duration::from_millis(millis), look).total
+            last.get(Duration::from_millis(millis), read).total
         };
         let totals = [5000, 5000, 5999, 4999, 6000, 6999, 60_000].map(&mut total_at);
         assert_eq!(totals, [1, 1, 1, 1, 2, 2, 3]);

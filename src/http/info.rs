@@ -1,13 +1,13 @@
-//! The attributes of a channel that a request can ask for with `info`.
+//! The attributes of a channel that the parameter `info` requests.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiError;
-use crate::hub::{ChannelInfo, Wanted};
+use crate::hub::{ChannelInfo, ChannelQuery};
 use crate::protocol::{ChannelName, json};
 
-/// Which attributes are asked for.
+/// The requested attributes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Info {
     pub(super) user_count: bool,
@@ -16,8 +16,8 @@ pub(super) struct Info {
 }
 
 impl Info {
-    /// Reads a comma list. With it comes the first name that is no attribute: a publish ignores it, so that an
-    /// event is not lost over a typo, a query does not.
+    /// Parses a comma-separated list. Also returns the first unknown attribute: a publish ignores it, so that an event is
+    /// not lost because of a typo; a query does not.
     pub(super) fn parse(list: &str) -> (Self, Option<&str>) {
         let (mut info, mut unknown) = (Self::default(), None);
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -31,8 +31,8 @@ impl Info {
         (info, unknown)
     }
 
-    /// Reads the comma list of a query, where every name must be one of `allowed`. The first words of the refusal are
-    /// asserted by the acceptance tests of pusher-http-dotnet.
+    /// Parses the comma-separated list of a query. Every attribute must be one of `allowed`. The acceptance tests of
+    /// pusher-http-dotnet assert the first words of the error.
     pub(super) fn parse_strictly(list: &str, allowed: Self) -> Result<Self, ApiError> {
         let (info, unknown) = Self::parse(list);
         let unknown = unknown.or((info.cache && !allowed.cache).then_some("cache"));
@@ -47,16 +47,16 @@ impl Info {
         }
     }
 
-    /// What has to be found out for it.
-    pub(super) const fn wanted(self) -> Wanted {
-        Wanted { users: self.user_count, subscriptions: self.subscription_count, cache: self.cache }
+    /// The query for the requested attributes.
+    pub(super) const fn query(self) -> ChannelQuery {
+        ChannelQuery { users: self.user_count, subscriptions: self.subscription_count, cache: self.cache }
     }
 
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
     }
 
-    /// What is asked for of `channel`, leaving out what its kind does not have.
+    /// The requested attributes of `channel`, without those that its kind does not have.
     pub(super) fn of(self, channel: &ChannelName, found: &ChannelInfo) -> Attributes {
         let cache = || {
             found.cache.as_ref().and_then(|(event, ttl)| {
@@ -79,15 +79,15 @@ pub(super) struct Attributes {
     user_count: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     subscription_count: Option<usize>,
-    /// Asked for, and there or `null`.
+    /// `null` if it was requested and the channel has no cached event.
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Option<CachedEvent>>,
 }
 
 #[derive(Debug, Serialize)]
 struct CachedEvent {
-    /// The literal that was published, so that it stays what it was to the byte.
+    /// The JSON literal as published, byte for byte.
     data: Box<RawValue>,
-    /// Seconds left.
+    /// Seconds until it expires.
     ttl: u64,
 }

@@ -1,23 +1,25 @@
-//! Pusher's HTTP API, and the routes that tell whether the server is well.
+//! Pusher's HTTP API, and the health routes.
 //!
-//! A request of the API is a value only once it is signed: [`signed::Signed`] finds the app, checks the signature
-//! before it reads the body, and the handlers start from there. Bodies and parameters become checked types in
-//! [`trigger`] and [`channels`]; what was wrong becomes a status and a sentence in [`error`].
+//! Handlers receive signed requests only: [`signed::Signed`] finds the app and checks the signature before it reads the
+//! body. Bodies and parameters become checked types in [`fields`] and [`channels`]; errors become a status and a sentence
+//! in [`error`].
 //!
-//! Start at [`Service`], which answers a request: axum's router finds the handler, but for the paths by which
-//! applications publish. Routing, extractors and boxed futures were a tenth of what a publish costs, so those are
-//! matched by hand; the handlers are the same.
+//! Start at [`Service`], which answers a request. axum's router finds the handler, except for the paths by which
+//! applications publish: routing, extractors and boxed futures were a tenth of the cost of a publish, so these paths are
+//! matched by hand.
 //!
 //! Source: protocol.md §8.
 
 mod bodies;
 mod channels;
 mod error;
+mod fields;
 mod health;
 mod idempotency;
 mod info;
-mod lists;
+mod list_permits;
 mod signed;
+mod streamed;
 mod trigger;
 mod users;
 
@@ -45,25 +47,26 @@ pub use signed::Signed;
 use crate::addresses::Addresses;
 use crate::apps::Apps;
 use crate::hub::Hub;
-use crate::protocol::name::shown;
+use crate::protocol::name::excerpt;
 use crate::protocol::request::Query;
 use crate::rejections::Example;
 
 /// The header in which Pusher's SDKs name themselves.
 const LIBRARY: HeaderName = HeaderName::from_static("x-pusher-library");
 
-/// How the HTTP API serves, whatever the app.
+/// The options of the HTTP API that do not depend on the app.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A request whose body makes no progress for so long is dropped. Default 30 s.
+    /// A request whose body makes no progress for this long is dropped. Default 30 s.
     pub read_timeout: Duration,
-    /// Bytes that the bodies of requests in flight may have, of all apps; never less than one body. Default 256 MiB.
+    /// Bytes in the bodies of requests in flight, of all apps; never less than one body. Default 256 MiB.
     pub requests_in_flight_bytes_max: usize,
-    /// A request waits so long for the answer of the first one with its idempotency key. Default 10 s.
+    /// How long a request waits for another one: for the first with its idempotency key, for one with its signature, or for
+    /// a list. Default 10 s.
     pub answer_timeout: Duration,
-    /// `/accept-traffic` answers 500 while the machine's memory is used beyond this. Default 90 %.
+    /// `/accept-traffic` answers 500 while more of the machine's memory is used. Default 90 %.
     pub accept_traffic_memory_percent: u8,
-    /// The wall clock, in seconds since 1970, by which the age of a signature is told. Default: the system's.
+    /// The wall clock, in seconds since 1970, for the age of a signature. Default: the system's.
     pub unix_now: fn() -> i64,
 }
 
@@ -79,37 +82,35 @@ impl Default for Options {
     }
 }
 
-/// What every handler has.
+/// The state of the API, which every handler has.
 #[derive(Clone, Debug)]
-pub struct Api(Arc<Inner>);
+pub struct Api(Arc<Shared>);
 
 #[derive(Debug)]
-struct Inner {
+struct Shared {
     hub: Hub,
     apps: Arc<Apps>,
-    /// The idempotency keys that are remembered.
-    keys: idempotency::Keys,
-    /// Bodies that arrive, or are there.
+    idempotency: idempotency::Stores,
     bodies: bodies::Bodies,
-    /// Whose turn it is to list channels.
-    lists: lists::Lists,
-    memory: health::LastLook,
-    /// What the node waits for when it goes away: publishes that go on without their client are among it.
+    lists: list_permits::ListPermits,
+    memory: health::LastReading,
+    /// Tasks that a shutdown waits for, such as publishes whose client has disconnected.
     tasks: TaskTracker,
     options: Options,
 }
 
 impl Api {
-    /// An API in front of `hub`. What it begins is one of `tasks`: wait for them before the node ends.
+    /// The API of `hub`. It spawns its tasks in `tasks`: wait for them before the node ends.
     #[must_use]
     pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
-        let (keys, lists) = (idempotency::Keys::of(&apps), lists::Lists::of(&apps));
-        let (bodies, memory) = (bodies::Bodies::default(), health::LastLook::default());
-        Self(Arc::new(Inner { hub, apps, keys, bodies, lists, memory, tasks, options }))
+        let idempotency = idempotency::Stores::of(&apps);
+        let lists = list_permits::ListPermits::of(&apps);
+        let (bodies, memory) = (bodies::Bodies::default(), health::LastReading::default());
+        Self(Arc::new(Shared { hub, apps, idempotency, bodies, lists, memory, tasks, options }))
     }
 
-    /// Takes an app's path prefix off a request, and all slashes that it begins with but one, so that the routes stand
-    /// once; the signature is checked against both forms.
+    /// Strips the path prefix of an app and additional slashes at the start from the path of a request, so that each route
+    /// exists once. The signature is checked against both forms.
     fn strip_prefix<B>(&self, request: &mut Request<B>) {
         let path = request.uri().path();
         let (prefix, bare) = self.0.apps.split_prefix(path);
@@ -117,15 +118,15 @@ impl Api {
             return;
         }
         let slashes = &path[..path.len() - prefix.len() - bare.len()];
-        let received = Received { slashes: slashes.into(), prefix: prefix.into() };
+        let stripped = StrippedPath { slashes: slashes.into(), prefix: prefix.into() };
         let rest = request.uri().query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));
         if let Ok(path_and_query) = PathAndQuery::try_from(rest) {
             *request.uri_mut() = Uri::from(path_and_query);
-            request.extensions_mut().insert(received);
+            request.extensions_mut().insert(stripped);
         }
     }
 
-    /// Counts a request that was rejected, and tells the operator why.
+    /// Counts a rejected request and reports it to the operator.
     fn reject(&self, uri: &Uri, error: &ApiError, sender: &Sender) {
         let Some(why) = error.rejection() else { return };
         let mut example = Example::default().path(uri.path()).reason(error.to_string());
@@ -149,49 +150,49 @@ impl Api {
     }
 }
 
-/// Who is at the other end of a connection: a stranger, until one of their requests was signed. Cloning shares it.
+/// The peer of a connection. It is authenticated once one of its requests had a valid signature. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Caller(Arc<Peer>);
 
 #[derive(Debug, Default)]
 struct Peer {
-    is_known: AtomicBool,
-    /// The other end, and what is known of proxies.
+    is_authenticated: AtomicBool,
+    /// The address of the peer, and the known proxies.
     address: Option<(IpAddr, Arc<Addresses>)>,
 }
 
-/// Who sent a request, for the log.
+/// The sender of a request, for the log.
 #[derive(Debug, Default)]
 struct Sender {
-    /// The client's address, or that of the proxy that does not tell it.
+    /// The address of the client, or of a proxy that does not forward it.
     address: Option<IpAddr>,
-    /// The SDK and its version, as those of Pusher say it.
+    /// The SDK and its version, which Pusher's SDKs send.
     library: Option<HeaderValue>,
 }
 
 impl Caller {
-    /// At the other end of a connection from `peer`, which may be one of the proxies of `addresses`.
+    /// The peer of a connection from `peer`, which may be one of the proxies in `addresses`.
     #[must_use]
     pub fn new(peer: IpAddr, addresses: &Arc<Addresses>) -> Self {
         let address = Some((peer, Arc::clone(addresses)));
-        Self(Arc::new(Peer { is_known: AtomicBool::default(), address }))
+        Self(Arc::new(Peer { is_authenticated: AtomicBool::default(), address }))
     }
 
-    /// Who sent a request with `headers`.
+    /// The sender of a request with `headers`.
     fn sender(&self, headers: &HeaderMap) -> Sender {
         let address = self.0.address.as_ref().map(|(peer, addresses)| addresses.client(*peer, headers));
         Sender { address, library: headers.get(&LIBRARY).cloned() }
     }
 
-    /// Whether a request of theirs was signed.
+    /// Whether one of the requests had a valid signature.
     #[must_use]
-    pub fn is_known(&self) -> bool {
-        self.0.is_known.load(Ordering::Relaxed)
+    pub fn is_authenticated(&self) -> bool {
+        self.0.is_authenticated.load(Ordering::Relaxed)
     }
 
-    fn signed(&self) {
-        if !self.is_known() {
-            self.0.is_known.store(true, Ordering::Relaxed);
+    fn mark_authenticated(&self) {
+        if !self.is_authenticated() {
+            self.0.is_authenticated.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -204,7 +205,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Answers for `api`.
+    /// The service of `api`.
     #[must_use]
     pub fn new(api: Api) -> Self {
         Self { router: router(api.clone()), api }
@@ -217,12 +218,12 @@ impl Service {
     {
         self.api.strip_prefix(&mut request);
         let Some(publish) = Publish::of(&request) else {
-            if !caller.is_known() {
-                // Only while it is a stranger, because this allocates.
+            if !caller.is_authenticated() {
+                // Only for an unauthenticated caller, because this allocates.
                 request.extensions_mut().insert(caller.clone());
             }
             let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
-            // In a box, so that a publish does not have room for it.
+            // Boxed, so that the future of a publish stays small.
             let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
             if let Some(error) = response.extensions_mut().remove::<ApiError>() {
                 self.api.reject(&uri, &error, &sender);
@@ -245,7 +246,7 @@ impl Service {
         }
     }
 
-    /// The answer to a publish that is rejected.
+    /// The response to a rejected publish.
     fn reject(
         &self,
         error: ApiError,
@@ -258,10 +259,10 @@ impl Service {
     }
 }
 
-/// The body of an answer: a publish's is in memory, others come from axum.
+/// The body of a response: that of a publish is in memory, others are axum's.
 pub type AnswerBody = Either<Full<Bytes>, Body>;
 
-/// An answer in JSON, with its headers in the memory of those of its request.
+/// A response in JSON. Its header map reuses the memory of the request's.
 fn json_response(body: Bytes, mut headers: HeaderMap) -> Response<Full<Bytes>> {
     headers.clear();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -270,12 +271,12 @@ fn json_response(body: Bytes, mut headers: HeaderMap) -> Response<Full<Bytes>> {
     response
 }
 
-/// The requests by which applications publish, which do not go through the router.
+/// The kinds of publish requests, which bypass the router.
 #[derive(Clone, Copy, Debug)]
 enum Publish {
     One,
     Batch,
-    /// By the API of 2012.
+    /// The API of 2012.
     Legacy,
 }
 
@@ -296,23 +297,23 @@ impl Publish {
     }
 }
 
-/// What a request came with in front of its path.
+/// The parts that were stripped from the start of a path.
 #[derive(Clone, Debug)]
-struct Received {
-    /// Slashes beyond the one that a path begins with.
+struct StrippedPath {
+    /// Slashes in addition to the first.
     slashes: Box<str>,
     /// The prefix of an app.
     prefix: Box<str>,
 }
 
-/// All routes. A channel's name stands in one segment, percent-encoded where it must be; a user's id may contain
-/// slashes, encoded or not.
+/// All routes. The name of a channel is one segment, percent-encoded where necessary; the id of a user may contain slashes,
+/// encoded or not.
 fn router(api: Api) -> Router {
     Router::new()
-        // A POST to one of these is answered ahead of the router.
-        .route("/apps/{app_id}/events", post(ahead))
-        .route("/apps/{app_id}/batch_events", post(ahead))
-        .route("/apps/{app_id}/channels/{channel}/events", post(ahead))
+        // POST requests to these paths bypass the router.
+        .route("/apps/{app_id}/events", post(handled_before_router))
+        .route("/apps/{app_id}/batch_events", post(handled_before_router))
+        .route("/apps/{app_id}/channels/{channel}/events", post(handled_before_router))
         .route("/apps/{app_id}/connections", get(channels::connections))
         .route("/apps/{app_id}/channels", get(channels::channels))
         .route("/apps/{app_id}/channels/{channel}", get(channels::channel))
@@ -320,9 +321,9 @@ fn router(api: Api) -> Router {
         .route("/apps/{app_id}/channels/{channel}/stats", get(channels::stats))
         .route("/apps/{app_id}/users/{*rest}", post(users::terminate))
         .route("/users/{*rest}", post(users::terminate))
-        // A GET of one of these is answered by the door of WebSockets.
-        .route("/app/{key}", get(ahead))
-        .route("/app/{key}/", get(ahead))
+        // The WebSocket endpoint answers GET requests to these paths.
+        .route("/app/{key}", get(handled_before_router))
+        .route("/app/{key}/", get(handled_before_router))
         .route("/", get(health::ok).options(health::options))
         .route("/up", get(health::up).options(health::options))
         .route("/health", get(health::health).options(health::options))
@@ -331,23 +332,24 @@ fn router(api: Api) -> Router {
         .fallback(|State(api): State<Api>, request: Request| async move {
             match (request.method(), request.uri().path()) {
                 (&Method::OPTIONS, "*") => Ok(health::options().await),
-                (_, path) => Err(nothing_at(&api, path)),
+                (_, path) => Err(not_found(&api, path)),
             }
         })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .with_state(api)
 }
 
-/// What is answered before it comes to the router: this has the router know its path and method only.
-async fn ahead(State(api): State<Api>, uri: Uri) -> ApiError {
-    nothing_at(&api, uri.path())
+/// The handler of routes that are answered before the router. The router must know their paths and methods, so that other
+/// methods get 405.
+async fn handled_before_router(State(api): State<Api>, uri: Uri) -> ApiError {
+    not_found(&api, uri.path())
 }
 
-/// A 404 for a path that is no route. Where it is that of a request of an app behind other segments, the app's prefix is
-/// said: it is no secret, and a library or a proxy that cuts it is hard to find.
-fn nothing_at(api: &Api, path: &str) -> ApiError {
-    let behind = path.split_once("/apps/").filter(|(front, _)| !front.is_empty());
-    let of_app = behind.and_then(|(_, rest)| api.0.apps.by_id(rest.split('/').next()?));
+/// A 404. If the path has the route of an app after other segments, the message contains the prefix of the app: it is not
+/// secret, and a library or proxy that strips it is hard to find otherwise.
+fn not_found(api: &Api, path: &str) -> ApiError {
+    let of_app = path.split_once("/apps/").filter(|(front, _)| !front.is_empty());
+    let of_app = of_app.and_then(|(_, rest)| api.0.apps.by_id(rest.split('/').next()?));
     let hint = match of_app.map(|app| (&*app.id.0, &*app.path_prefix)) {
         None => String::new(),
         Some((id, "")) => format!("; app {id} has no path_prefix: its requests begin with /apps/{id}/"),
@@ -355,11 +357,11 @@ fn nothing_at(api: &Api, path: &str) -> ApiError {
             format!("; the path_prefix of app {id} is {prefix}: its requests begin with {prefix}/apps/{id}/")
         }
     };
-    ApiError::NotFound(format!("There is nothing at {}{hint}", shown(path)))
+    ApiError::NotFound(format!("There is nothing at {}{hint}", excerpt(path)))
 }
 
-/// Seconds since 1970.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for what has dates")]
+/// The wall clock, in seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for dates")]
 pub(crate) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

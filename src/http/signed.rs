@@ -1,4 +1,4 @@
-//! Requests that are signed, the only kind that the API knows.
+//! Signed requests, the only requests that the API accepts.
 
 use std::borrow::Cow;
 use std::iter;
@@ -18,40 +18,39 @@ use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::bodies::{Body, Charge};
+use super::bodies::{BodyBuffer, BodyCharge};
 use super::channels::parse as parse_channel;
-use super::{Api, ApiError, Caller, Received};
+use super::{Api, ApiError, Caller, StrippedPath};
 use crate::apps::{App, Apps};
 use crate::limits::Limit;
 use crate::protocol::ChannelName;
 use crate::protocol::request::{Auth, Query, SignatureError};
 
-/// A body that makes progress, but only just, is given up after so many read timeouts.
+/// The longest time for a body that makes slow progress, in read timeouts.
 pub(super) const BODY_TIMEOUTS: u32 = 10;
 
-/// A request whose signature holds, with its body.
+/// A request with a valid signature, and its body.
 #[derive(Debug)]
 pub struct Signed {
-    /// Whose.
+    /// The app.
     pub app: Arc<App>,
-    /// Where to: without a prefix, not decoded.
+    /// The URI without a prefix, not decoded.
     pub uri: Uri,
-    /// Whether the query has more in it than the signature.
+    /// Whether the query has parameters besides the signature.
     has_parameters: bool,
-    /// Its headers, which the signature does not cover.
+    /// The headers. The signature does not cover them.
     pub headers: HeaderMap,
-    /// Its body, of the size that the app allows.
+    /// The body, within the limit of the app.
     pub body: Bytes,
-    /// What is charged for it.
-    charge: Option<Box<Charge>>,
+    /// The charge for the body.
+    charge: Option<Box<BodyCharge>>,
 }
 
 impl FromRequest<Api> for Signed {
     type Rejection = ApiError;
 
-    /// Everything that the head of the request can prove is checked before any of the body is read, so that
-    /// strangers cannot make the server buffer one. That is all but the MD5 of the body: the signature covers the
-    /// MD5, not the body.
+    /// Everything that the head proves is checked before the body is read, so that unauthenticated clients cannot make the
+    /// server buffer a body. Only the MD5 of the body is checked later: the signature covers the MD5, not the body.
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
         let (mut head, body) = request.into_parts();
@@ -60,8 +59,8 @@ impl FromRequest<Api> for Signed {
 }
 
 impl Signed {
-    /// See [`Signed::from_request`]. Once the signature holds, `caller` is no stranger any more. What the head says is
-    /// taken out of it, unless the request is rejected.
+    /// See [`Signed::from_request`]. A valid signature marks `caller` as authenticated. URI and headers are moved out of
+    /// `head`, unless the request is rejected.
     pub(super) async fn check<B>(
         head: &mut request::Parts,
         body: B,
@@ -83,8 +82,8 @@ impl Signed {
         Ok(Self { app, uri, has_parameters, headers, body, charge })
     }
 
-    /// The request for a task of its own, without its headers: those stay here, for what the log says of it.
-    pub(super) fn take(&mut self) -> Self {
+    /// Moves the request out, for a task. The headers stay here, because the log needs them.
+    pub(super) fn move_to_task(&mut self) -> Self {
         Self {
             app: Arc::clone(&self.app),
             uri: self.uri.clone(),
@@ -95,18 +94,18 @@ impl Signed {
         }
     }
 
-    /// Its parameters.
+    /// The parameters.
     #[must_use]
     pub fn query(&self) -> Query<'_> {
-        // Most requests have none, and it was read without error before.
+        // Most requests have none. The query was parsed without error before.
         let raw = if self.has_parameters { self.uri.query() } else { None };
         raw.and_then(|raw| Query::parse(raw).ok()).unwrap_or_default()
     }
 
-    /// The channel that stands in the path, behind `/channels/`.
+    /// The channel in the path, after `/channels/`.
     ///
     /// # Errors
-    /// [`ApiError::BadRequest`] for a text that is no channel name of the app.
+    /// [`ApiError::BadRequest`] for an invalid channel name.
     pub fn channel(&self) -> Result<ChannelName, ApiError> {
         let (_, rest) = self.uri.path().split_once("/channels/").unwrap_or_default();
         let name = rest.split('/').next().unwrap_or_default();
@@ -116,23 +115,23 @@ impl Signed {
     }
 }
 
-/// What was taken off a request's path.
-fn received(head: &request::Parts) -> Option<&Received> {
+/// The parts that were stripped from the path of a request.
+fn stripped(head: &request::Parts) -> Option<&StrippedPath> {
     head.extensions.get()
 }
 
-/// The path prefix of a request, which is not in its path any more.
+/// The prefix that was stripped from the path of a request.
 fn prefix(head: &request::Parts) -> &str {
-    received(head).map_or("", |received| &received.prefix)
+    stripped(head).map_or("", |stripped| &stripped.prefix)
 }
 
-/// Whose request it claims to be.
+/// The app that the request claims to be from.
 fn find_app(head: &request::Parts, raw_query: &str, api: &Api) -> Result<Arc<App>, ApiError> {
     let app = find(&api.0.apps, head.uri.path(), prefix(head), raw_query)?;
     if app.enabled { Ok(Arc::clone(app)) } else { Err(ApiError::AppDisabled) }
 }
 
-/// Checks that the request was signed by `app`, as far as its head can prove it, and counts it.
+/// Checks the signature of the head, and counts the request.
 fn check_signature<'q>(
     head: &request::Parts,
     query: &'q Query<'_>,
@@ -141,24 +140,24 @@ fn check_signature<'q>(
     caller: &Caller,
 ) -> Result<Auth<'q>, ApiError> {
     let api = &api.0;
-    let (path, received) = (head.uri.path(), received(head));
+    let (path, stripped) = (head.uri.path(), stripped(head));
     let auth = query.auth()?;
     let secret = app.secret(auth.key).ok_or(SignatureError::UnknownKey)?;
     auth.check_time((api.options.unix_now)(), app.limits.auth_window_secs)?;
-    let others = other_signed_paths(path, received, &app.path_prefix);
+    let others = other_signed_paths(path, stripped, &app.path_prefix);
     let paths = iter::once(path).chain(others.iter().map(String::as_str));
     let method = head.method.as_str();
     query.verify(&auth, secret, method, paths).inspect_err(|_| {
         let string_to_sign = || query.string_to_sign(method, path);
-        debug!(app = %app.id, string_to_sign = string_to_sign(), "what a request should have been signed of");
+        debug!(app = %app.id, string_to_sign = string_to_sign(), "expected string to sign of a request");
     })?;
-    caller.signed();
-    let taken = app.take_request(|| api.hub.now());
-    taken.map_err(|wait| ApiError::too_many(Limit::Requests, "requests", wait))?;
+    caller.mark_authenticated();
+    let counted = app.count_request(|| api.hub.now());
+    counted.map_err(|wait| ApiError::too_many(Limit::Requests, "requests", wait))?;
     Ok(auth)
 }
 
-/// The app of a request: by the id in its path, or, for the one path without an id, by its key.
+/// Finds the app of a request by the id in its path, or by its key for the one path without an id.
 fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
@@ -178,11 +177,12 @@ fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result
     if prefix.is_empty() || *prefix == *app.path_prefix { Ok(app) } else { Err(unknown(&app.id.0)) }
 }
 
-/// What the client may have signed instead of `path`: the same as it was received, with a prefix and all slashes; with
-/// the app's prefix; and each percent-decoded, because HTTP libraries encode a path after the SDK has signed it.
-fn other_signed_paths(path: &str, received: Option<&Received>, app_prefix: &str) -> Vec<String> {
+/// The paths that the client may have signed instead of `path`: the path as received, with prefix and all slashes; the path
+/// with the prefix of the app; and each of them percent-decoded, because HTTP libraries encode a path after the SDK has
+/// signed it.
+fn other_signed_paths(path: &str, stripped: Option<&StrippedPath>, app_prefix: &str) -> Vec<String> {
     let mut others = Vec::new();
-    if let Some(Received { slashes, prefix }) = received {
+    if let Some(StrippedPath { slashes, prefix }) = stripped {
         others.push(format!("{slashes}{prefix}{path}"));
         others.push(format!("{prefix}{path}"));
     }
@@ -197,7 +197,7 @@ fn other_signed_paths(path: &str, received: Option<&Received>, app_prefix: &str)
     others
 }
 
-/// How long the body of a request will be, by its head.
+/// The length of the body that the head announces.
 fn announced(head: &request::Parts) -> usize {
     let length = head.headers.get(header::CONTENT_LENGTH);
     length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
@@ -209,21 +209,21 @@ async fn read(
     app: &Arc<App>,
     auth: &Auth<'_>,
     api: &Api,
-) -> Result<(Bytes, Option<Box<Charge>>), ApiError> {
+) -> Result<(Bytes, Option<Box<BodyCharge>>), ApiError> {
     let bytes_max = app.limits.request_body_bytes_max;
     if announced > bytes_max {
         return Err(ApiError::BodyTooLarge { bytes_max });
     }
-    let mut patience = Patience { timeout: api.0.options.read_timeout, until: None };
+    let mut timeouts = BodyTimeouts { piece: api.0.options.read_timeout, until: None };
     let mut first = Bytes::new();
-    let mut all: Option<Box<Body>> = None;
-    while let Some(frame) = patience.next(&mut body).await? {
+    let mut all: Option<Box<BodyBuffer>> = None;
+    while let Some(frame) = timeouts.next(&mut body).await? {
         let frame = frame.map_err(|_| ApiError::bad("The request body could not be read"))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.as_ref().map_or(0, |all| all.len()) + data.len() > bytes_max {
             return Err(ApiError::BodyTooLarge { bytes_max });
         }
-        // A body that came in one piece, as most do, is not copied.
+        // A body that arrives in one piece, as most do, is not copied.
         if first.is_empty() && all.is_none() {
             first = data;
             continue;
@@ -231,8 +231,8 @@ async fn read(
         let all = match &mut all {
             Some(all) => all,
             None => {
-                let ceiling = if announced > 0 { announced } else { bytes_max };
-                let all = all.insert(Box::new(Body::new(api, app, auth.signature(), ceiling).await?));
+                let bytes_max = if announced > 0 { announced } else { bytes_max };
+                let all = all.insert(Box::new(BodyBuffer::new(api, app, auth.signature(), bytes_max).await?));
                 all.push(&mem::take(&mut first))?;
                 all
             }
@@ -242,22 +242,22 @@ async fn read(
     Ok(match all {
         None => (first, None),
         Some(all) => {
-            let (bytes, charge) = all.arrived();
+            let (bytes, charge) = all.finish();
             (bytes.into(), Some(Box::new(charge)))
         }
     })
 }
 
-/// How long a body is waited for.
-struct Patience {
-    /// For each piece.
-    timeout: Duration,
-    /// For all of it, once there was something to wait for.
+/// The timeouts of a body.
+struct BodyTimeouts {
+    /// The timeout of each piece.
+    piece: Duration,
+    /// The deadline of the whole body, set at the first wait.
     until: Option<Instant>,
 }
 
-impl Patience {
-    /// The next piece. What has come already, as most bodies have with their head, costs no timer.
+impl BodyTimeouts {
+    /// The next piece. A piece that has arrived already, as most bodies have with their head, needs no timer.
     async fn next<B: HttpBody + Unpin>(
         &mut self,
         body: &mut B,
@@ -267,8 +267,8 @@ impl Patience {
             return Ok(frame);
         }
         let now = Instant::now();
-        let until = *self.until.get_or_insert_with(|| now + self.timeout * BODY_TIMEOUTS);
-        let frame = tokio::time::timeout_at(until.min(now + self.timeout), body.frame());
+        let until = *self.until.get_or_insert_with(|| now + self.piece * BODY_TIMEOUTS);
+        let frame = tokio::time::timeout_at(until.min(now + self.piece), body.frame());
         frame.await.map_err(|_| ApiError::Timeout)
     }
 }
@@ -300,11 +300,11 @@ mod tests {
 
     #[test]
     fn a_path_may_have_been_signed_encoded_or_not_with_the_prefix_or_without() {
-        let received =
-            |slashes: &str, prefix: &str| Received { slashes: slashes.into(), prefix: prefix.into() };
+        let stripped =
+            |slashes: &str, prefix: &str| StrippedPath { slashes: slashes.into(), prefix: prefix.into() };
         assert!(other_signed_paths("/apps/1/events", None, "").is_empty());
         let path = "/apps/1/users/a%20b/terminate_connections";
-        let mut paths = other_signed_paths(path, Some(&received("", "/rt")), "/rt");
+        let mut paths = other_signed_paths(path, Some(&stripped("", "/rt")), "/rt");
         paths.sort_unstable();
         let expected = [
             "/apps/1/users/a b/terminate_connections",
@@ -313,9 +313,9 @@ mod tests {
         ];
         assert_eq!(paths, expected);
         assert_eq!(other_signed_paths("/apps/1/events", None, "/rt"), ["/rt/apps/1/events"]);
-        let paths = other_signed_paths("/apps/1/events", Some(&received("//", "/rt")), "/rt");
+        let paths = other_signed_paths("/apps/1/events", Some(&stripped("//", "/rt")), "/rt");
         assert_eq!(paths, ["///rt/apps/1/events", "/rt/apps/1/events"]);
-        let paths = other_signed_paths("/apps/1/events", Some(&received("/", "")), "");
+        let paths = other_signed_paths("/apps/1/events", Some(&stripped("/", "")), "");
         assert_eq!(paths, ["//apps/1/events", "/apps/1/events"]);
     }
 }

@@ -87,14 +87,14 @@
 //!   what it decides is guessed ahead. A node that is alone has no part of this, and pays one branch.
 //! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
 //!   them; an app without webhooks has no delivery guard.
-//! - Everything said in a channel, acknowledgements of joins included, has one place in one order.
-//! - Exactly one driver delivers a channel. A publisher never waits for a subscriber, only for the driver, and
-//!   only while the channel has more than 256 KiB undelivered.
+//! - All messages of a channel, including the acknowledgements of joins, have one order.
+//! - Exactly one driver delivers the messages of a channel. A publisher never waits for a subscriber, only for the driver,
+//!   and only while the channel has more than 256 KiB undelivered.
 //! - An idle connection owns no buffer and no timer, nor a compressor: no message is compressed or inflated with
 //!   anything of the one before. (Of TLS, rustls keeps 4 KiB to read into.)
 //! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
 //! - What looks at all channels, connections or cached events does so in turns of a millisecond or so.
-//! - Whatever counts connections or channels is a place that gives itself back when it is dropped.
+//! - Connections and channels are counted by permits, which are released when they are dropped.
 //! - A connection is a stranger's, and bounded in number and time, until it is a WebSocket that was let in or a
 //!   request on it was signed: `server::arrivals`.
 //! - What is rejected is counted and reported by [`hub::Hub::reject`], and nowhere else. Sessions and the registry
@@ -113,11 +113,11 @@
 //! | socket options for every connection | [`server::bind`]: on the listener, inherited |
 //! | a small remainder pins a batch | `outbox`, `remainder`: copied when it is small |
 //! | what is encrypted for a slow reader is shared with nobody | `outbox::tls`: the next piece when the socket has taken the one before |
-//! | leaving by linear search | `registry::channel`, `State::places` |
+//! | leaving by linear search | `registry::channel`, `Subscribers::positions` |
 //! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
-//! | compressing for every connection | `registry::channel`, `Compressed`: once a batch; [`protocol::wire::deflate`] |
+//! | compressing for every connection | `registry::channel`, `Batch::compressed`: once a batch; [`protocol::wire::deflate`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
-//! | publishers held up by their own fan-out | [`registry::Drive::on_the_spot`]: up to 32 subscribers only, 64 deliveries a turn |
+//! | publishers held up by their own fan-out | [`registry::Drive::deliver_inline`]: up to 32 subscribers only, 64 deliveries a turn |
 //! | closed-loop figures without deliveries, memory of a used process | the method, not the code |
 //!
 //! What it all costs, and what was tried: `docs/performance.md`. `scripts/instructions` counts instructions and
@@ -138,7 +138,7 @@
 //!
 //! - One message leads to one `session::Action`, which is returned.
 //! - WebSocket framing is pure and lives with the wires, so that a batch holds finished frames and the decoder is
-//!   a fuzz target; the door only feeds it.
+//!   a fuzz target; the transport only feeds it.
 //! - Liveness is decided by a pure function (`session::liveness`) over two numbers of each connection, in a sweep:
 //!   a deadline in every session would need a timer for every connection.
 

@@ -258,10 +258,10 @@ pub async fn run(
         None => Hub::new(debug, metrics, webhooks.clone()),
         Some(Member { cluster, .. }) => {
             let is_local = options.cluster.local_when_broker_lost;
-            Hub::of_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
+            Hub::in_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
         }
     };
-    hub.limit_cached(options.cached_bytes_max);
+    hub.limit_cached_bytes(options.cached_bytes_max);
     let cluster = member.as_ref().map(|member| member.cluster.clone());
     let mut in_cluster = tokio::spawn(async move {
         match member {
@@ -292,7 +292,7 @@ pub async fn run(
     });
     let mut keeping_time = tokio::spawn({
         let hub = hub.clone();
-        async move { hub.keep_time().await }
+        async move { hub.run_timers().await }
     });
     let mut reading = tokio::spawn({
         let hub = hub.clone();
@@ -337,7 +337,7 @@ pub async fn run(
         cluster.leave(clock.step_end()).await;
     }
     in_cluster.abort();
-    hub.flush_reports();
+    hub.flush_rejections();
     info!("stopped");
     Ok(())
 }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{Door, Peer, Place};
 use crate::addresses::{AddressPlace, Kind};
-use crate::apps::{App, ConnectionPlace};
+use crate::apps::{App, ConnectionPermit};
 use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
@@ -18,7 +18,7 @@ use crate::rejections::{Mistake, Rejection};
 #[derive(Debug)]
 pub(super) struct Admitted {
     /// Among the app's, until it is closed.
-    pub(super) app_place: ConnectionPlace,
+    pub(super) app_place: ConnectionPermit,
     /// Until its socket is.
     pub(super) on_node: NodePlaces,
 }
@@ -122,16 +122,16 @@ impl Door {
             let message = "This app has as many connections as it may have";
             refused(CloseCode::OverQuota, message, Limit::AppConnections, Some(app))
         };
-        if hub.is_draining() && !app.is_full() {
+        if hub.is_draining() && !app.is_at_connection_limit() {
             let message = "Server is shutting down".to_owned();
-            return Err(Refused { code: hub.closes_with(), message, why: None, app: None });
+            return Err(Refused { code: hub.drain_close_code(), message, why: None, app: None });
         }
         let node_place = match self.take_place() {
             Ok(place) => place,
-            Err(_) if app.is_full() => return over_quota(),
+            Err(_) if app.is_at_connection_limit() => return over_quota(),
             Err(limit) => return refused(CloseCode::OverCapacity, "Server is over capacity", limit, None),
         };
-        let Some(app_place) = hub.take_place(app).await else { return over_quota() };
+        let Some(app_place) = hub.acquire_connection(app).await else { return over_quota() };
         let on_node = NodePlaces { _node: node_place, _address: address_place.map(Box::new) };
         Ok(Admitted { app_place, on_node })
     }

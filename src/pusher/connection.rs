@@ -18,7 +18,7 @@ use tracing::debug;
 use super::Door;
 use super::admission::{Admitted, NodePlaces, Refused};
 use super::upgrade::About;
-use crate::apps::{App, ConnectionPlace};
+use crate::apps::{App, ConnectionPermit};
 use crate::hub::{self, Backlog};
 use crate::limits::Limit;
 use crate::outbox::{Closing, Held, Outbox, Pulse, Transport, Unfinished};
@@ -28,7 +28,7 @@ use crate::protocol::wire::websocket::{self, Decoder, Incoming, Violation};
 use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{Access, ChannelName, CloseCode, SocketId};
 use crate::rejections::{Example, Mistake, Rejection};
-use crate::session::{Action, Pace, Session};
+use crate::session::{Action, Session, Throttle};
 
 /// Bytes taken from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -87,7 +87,7 @@ impl Pause {
     /// To be polled after the outbox was flushed, which wakes the task when something is taken.
     fn poll_over(&mut self, outbox: &Outbox, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(backlog) = &mut self.backlog {
-            ready!(backlog.poll_room(cx));
+            ready!(backlog.poll_ready(cx));
             self.backlog = None;
         }
         if let Some(rest) = &mut self.rest {
@@ -131,7 +131,7 @@ struct Rest {
     /// Why it ends; `None`: the client is gone.
     closing: Option<Closing>,
     /// Among those of its app, until it has left everything.
-    _place: ConnectionPlace,
+    _place: ConnectionPermit,
 }
 
 impl Connection {
@@ -191,7 +191,7 @@ impl Connection {
             self.outbox.close(CloseCode::OverCapacity, "Socket id is taken");
         } else if hub.is_draining() {
             // The drain may have looked at the connections just before this one was among them.
-            self.outbox.close(hub.closes_with(), "Server is shutting down");
+            self.outbox.close(hub.drain_close_code(), "Server is shutting down");
         } else {
             let About { address, origin, library } = about;
             let (origin, library) = (origin.as_deref(), library.as_deref());
@@ -239,7 +239,7 @@ impl Connection {
         });
         self.outbox.pulse.unfinished(unfinished, now);
         if pauses {
-            self.keep(decoder.held_bytes());
+            self.keep(decoder.buffered_bytes());
         }
         self.decoder = decoder;
         if let Some(pong) = pong {
@@ -280,14 +280,14 @@ impl Connection {
         }
         let Some(established) = &mut self.established else { return true };
         let session = &mut established.session;
-        match session.provoked(bytes, changes, now) {
-            Pace::GoOn => {}
-            Pace::Rest(wait, limit) => {
+        match session.charge(bytes, changes, now) {
+            Throttle::Continue => {}
+            Throttle::Pause(wait, limit) => {
                 let example = Example::from(established.address).socket(self.outbox.socket());
                 self.door.0.hub.reject(limit, Some(session.app()), example);
                 self.pause.get_or_insert_default().rest = Some(Box::pin(tokio::time::sleep(wait)));
             }
-            Pace::Close(limit) => {
+            Throttle::Close(limit) => {
                 self.outbox.close_at(limit, "Too much was asked for");
                 self.depart();
                 return true;
@@ -310,7 +310,7 @@ impl Connection {
             Incoming::Text(text) => {
                 let Some(established) = &mut self.established else { return true };
                 let session = &mut established.session;
-                let shown = || self.door.0.hub.debugs().then_some(text);
+                let shown = || self.door.0.hub.logs_payloads().then_some(text);
                 debug!(socket = %self.outbox.socket(), bytes = text.len(), text = shown(), "message received");
                 let action = match session.admit(now) {
                     Some(close) => {
@@ -387,13 +387,13 @@ impl Connection {
                     if channel.access() != Access::Public {
                         outbox.pulse.authorize();
                     }
-                    session.joined(channel, user);
+                    session.subscribed(channel, user);
                 }
             }
             Action::Refuse { channel, refusal, limit } => {
                 let why = limit.map_or(Mistake::Subscription.into(), Rejection::from);
                 hub.reject(why, Some(&app), example().channel(&*channel).reason(&*refusal.reason));
-                if hub.debugs()
+                if hub.logs_payloads()
                     && let Some(string_to_sign) = &refusal.string_to_sign
                 {
                     debug!(socket = %outbox.socket(), string_to_sign, "what a subscription should have been signed of");
@@ -413,25 +413,25 @@ impl Connection {
                     }
                 }
             }
-            Action::SignIn { user_data, signed_in, watched, cut_to } => {
+            Action::SignIn { user_data, signed_in, previous_watchlist, truncated_to } => {
                 outbox.pulse.authorize();
                 let sign_in = hub::SignIn {
                     user: &signed_in.member.id,
                     user_data: &user_data,
-                    watched: &watched,
+                    previous_watchlist: &previous_watchlist,
                     watchlist: &signed_in.watchlist,
-                    cut_to,
+                    truncated_to,
                 };
                 hub.sign_in(&app, outbox, &sign_in);
             }
-            Action::Reject { limit, told } => {
+            Action::Reject { limit, error } => {
                 let why = limit.map_or(Mistake::ClientEvent.into(), Rejection::from);
-                let example = match &told {
+                let example = match &error {
                     Some((_, message)) => example().reason(&**message),
                     None => example(),
                 };
                 hub.reject(why, Some(&app), example);
-                if let Some((code, message)) = told {
+                if let Some((code, message)) = error {
                     outbox.say(&ServerMessage::Error { code, message: &message });
                 }
             }
@@ -459,7 +459,7 @@ impl Connection {
             let example = Example::from(address).socket(self.outbox.socket());
             hub.reject(limit, Some(&app), example.value(self.door.value_of(limit)));
         }
-        let channels = session.leave_all();
+        let channels = session.take_subscriptions();
         let leaving = self.leaving.get_or_insert_default();
         leaving._places = Some(on_node);
         leaving.rest = Some(Rest { session, channels, closing, _place: app_place });
@@ -470,7 +470,7 @@ impl Connection {
         let Some(leaving) = &mut self.leaving else { return true };
         let Some(rest) = &mut leaving.rest else { return true };
         let (hub, app, socket) = (&self.door.0.hub, rest.session.app(), self.outbox.socket());
-        hub.leave_some(app, &mut rest.channels, socket);
+        hub.leave_chunk(app, &mut rest.channels, socket);
         if !rest.channels.is_empty() {
             return false;
         }

@@ -25,7 +25,7 @@ use crate::limits::{Count, Limit};
 use crate::machine;
 use crate::outbox::{Budget, Outbox};
 use crate::protocol::wire::websocket;
-use crate::session::liveness::{Signs, Timers, Verdict};
+use crate::session::liveness::{ConnectionState, Timers, Verdict};
 
 /// Connections looked at before other work gets its turn, or a shard of them more.
 const LOOKS_A_TURN: usize = 4096;
@@ -138,7 +138,7 @@ impl Door {
             let mut due: Vec<(Arc<Outbox>, Verdict)> = Vec::new();
             let mut look = |outbox: &Arc<Outbox>| {
                 let pulse = &outbox.pulse;
-                let verdict = timers.verdict(Signs {
+                let verdict = timers.verdict(ConnectionState {
                     silence: pulse.silence(now),
                     unanswered: pulse.unanswered(now),
                     unfinished: pulse.unfinished_for(now),
@@ -150,8 +150,8 @@ impl Door {
                 }
             };
             let mut looks = 0;
-            for turn in 0..Connections::TURNS {
-                self.0.hub.connections().each(turn, |outbox| {
+            for turn in 0..Connections::SHARDS {
+                self.0.hub.connections().for_each_in_shard(turn, |outbox| {
                     looks += 1;
                     look(outbox);
                 });
@@ -190,7 +190,7 @@ impl Door {
     async fn evict(&self) {
         let now = self.0.hub.now();
         let mut queued = Vec::new();
-        for some in self.0.hub.connections().in_turns() {
+        for some in self.0.hub.connections().chunks() {
             queued.extend(some.into_iter().filter_map(|outbox| {
                 let stalled = outbox.stalled_for(now).unwrap_or_default();
                 let weight = outbox.queued_bytes() as u64 * (1 + stalled.as_secs());

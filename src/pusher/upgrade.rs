@@ -70,7 +70,7 @@ impl Door {
             && app.compression
             && let Some(answer) = extension(request.headers())
         {
-            compression = app.offered_compression();
+            compression = app.negotiated_compression();
             response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
         }
         let upgrade = hyper::upgrade::on(&mut request);

@@ -181,7 +181,7 @@ impl Server {
                 }
                 return Poll::Ready(());
             }
-            if arrival.is_some() && caller.is_known() {
+            if arrival.is_some() && caller.is_authenticated() {
                 // A stranger no longer: its place is for others.
                 arrival = None;
                 _kept = Some(self.kept_alive.enter(&requests, cx.waker().clone()));
@@ -277,7 +277,7 @@ impl Server {
         if let Some(pending) = stranger.upgrade() {
             pending.reached(Stage::Begun);
         }
-        if response.status() == StatusCode::UNAUTHORIZED && !caller.is_known() {
+        if response.status() == StatusCode::UNAUTHORIZED && !caller.is_authenticated() {
             // Whoever guesses opens a connection for each guess, and those are counted.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

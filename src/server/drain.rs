@@ -124,9 +124,9 @@ impl Server {
             }
         }
         // Those that came while the others were closed, and all where it has to be quick.
-        for some in hub.connections().in_turns() {
+        for some in hub.connections().chunks() {
             for some in some.chunks(CLOSED_AT_ONCE as usize) {
-                some.iter().for_each(|outbox| outbox.close(hub.closes_with(), GOING_AWAY));
+                some.iter().for_each(|outbox| outbox.close(hub.drain_close_code(), GOING_AWAY));
                 yield_now().await;
             }
         }
@@ -172,7 +172,7 @@ async fn until(is_so: impl Fn() -> bool) {
 async fn close_all(hub: &Hub, window: Duration) {
     // Not kept alive here: a connection ends when its task does, not when all have been closed.
     let mut all = Vec::new();
-    for some in hub.connections().in_turns() {
+    for some in hub.connections().chunks() {
         all.extend(some.iter().map(Arc::downgrade));
     }
     let (begin, count) = (Instant::now(), all.len().max(1) as u32);
@@ -185,7 +185,7 @@ async fn close_all(hub: &Hub, window: Duration) {
             yield_now().await;
         }
         if let Some(outbox) = outbox.upgrade() {
-            outbox.close(hub.closes_with(), GOING_AWAY);
+            outbox.close(hub.drain_close_code(), GOING_AWAY);
         }
     }
 }

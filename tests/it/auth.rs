@@ -1,5 +1,4 @@
-//! Which channels need a signature, what holds as one, and how the rest is refused. Source: protocol.md §3, §4.1 to
-//! §4.6.
+//! Signatures of subscriptions, channel names, and refusals. Source: protocol.md §3, §4.1 to §4.6.
 
 use pusherd::apps::{App, KeyPair, SubscriptionErrorFrames};
 use pusherd::protocol::signature::SigningKey;
@@ -25,13 +24,13 @@ const AUTHORISED: [&str; 12] = [
 
 const CHANNEL_DATA: &str = r#"{"user_id":"7","user_info":{"name":"Zoë"}}"#;
 
-/// What a client must sign with for this channel.
+/// The `channel_data` for this channel.
 fn channel_data(channel: &str) -> Option<&'static str> {
     channel.starts_with("presence-").then_some(CHANNEL_DATA)
 }
 
 #[tokio::test]
-async fn a_good_signature_is_let_in_under_every_prefix() {
+async fn a_valid_signature_subscribes_under_every_prefix() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for channel in AUTHORISED {
@@ -50,7 +49,7 @@ async fn a_good_signature_is_let_in_under_every_prefix() {
 }
 
 #[tokio::test]
-async fn under_no_prefix_is_a_subscription_let_in_without_a_signature() {
+async fn under_every_authorised_prefix_a_subscription_without_a_signature_is_refused() {
     let server = Server::start().await;
     for channel in AUTHORISED {
         let mut client = server.connect().await;
@@ -69,7 +68,7 @@ async fn under_no_prefix_is_a_subscription_let_in_without_a_signature() {
     }
 }
 
-/// Publishes to `channel` and shows that it does not come, by what comes afterwards on another.
+/// Asserts that the client does not receive an event on `channel`: an event on another channel arrives first.
 async fn assert_nothing_reaches(server: &Server, client: &mut Client, channel: &str) {
     server.publish(channel, "secret", "secret").await;
     client.subscribe("after").await;
@@ -89,7 +88,7 @@ async fn an_auth_of_another_type_is_refused() {
 }
 
 #[tokio::test]
-async fn a_signature_that_is_not_exactly_right_is_refused() {
+async fn an_invalid_signature_is_refused() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let room = "private-room";
@@ -135,7 +134,7 @@ async fn a_signature_that_is_not_exactly_right_is_refused() {
         for message in messages {
             assert!(
                 !message.contains(&hex[..16]) && !message.contains(&id),
-                "{what}: {message} tells too much"
+                "{what}: {message} reveals too much"
             );
         }
     }
@@ -170,7 +169,7 @@ async fn each_key_of_an_app_has_its_own_secret() {
 }
 
 #[tokio::test]
-async fn channel_data_is_signed_on_private_channels_too() {
+async fn the_signature_covers_channel_data_on_private_channels_too() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let data = r#"{"note":"x"}"#;
@@ -196,7 +195,7 @@ async fn channel_data_that_is_null_or_empty_counts_as_absent() {
 }
 
 #[tokio::test]
-async fn channel_data_that_is_altered_by_one_space_is_refused() {
+async fn channel_data_that_differs_by_one_space_is_refused() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for channel in ["presence-room", "private-room"] {
@@ -210,9 +209,9 @@ async fn channel_data_that_is_altered_by_one_space_is_refused() {
 }
 
 #[tokio::test]
-async fn channel_data_is_verified_as_received_however_it_was_escaped() {
+async fn channel_data_is_verified_as_received_whatever_its_escapes() {
     let server = Server::start().await;
-    // What was signed is what the outer JSON decodes to; PHP escapes `/` and all that is not ASCII, inside as well.
+    // The signature covers the decoded string. PHP escapes `/` and all that is not ASCII, also within the string.
     for (signed, on_the_wire) in [
         (
             r#"{"user_id":"7","user_info":"Zoë/😀"}"#,
@@ -253,7 +252,7 @@ async fn channel_data_must_be_a_string() {
 }
 
 #[tokio::test]
-async fn a_public_channel_needs_no_signature_and_looks_at_none() {
+async fn a_public_channel_needs_no_signature_and_ignores_one() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for (at, extra) in [
@@ -275,7 +274,7 @@ async fn a_public_channel_needs_no_signature_and_looks_at_none() {
 }
 
 #[tokio::test]
-async fn a_prefix_counts_at_the_start_in_full_and_in_lower_case_only() {
+async fn a_prefix_counts_only_at_the_start_complete_and_in_lower_case() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for channel in [
@@ -331,7 +330,7 @@ async fn every_character_of_the_alphabet_may_be_in_a_name() {
 }
 
 #[tokio::test]
-async fn a_name_that_cannot_be_is_refused() {
+async fn an_invalid_channel_name_is_refused() {
     let server = Server::start().await;
     for channel in [
         "a b",
@@ -364,7 +363,7 @@ async fn a_name_that_cannot_be_is_refused() {
 }
 
 #[tokio::test]
-async fn an_app_may_allow_more_characters_and_other_lengths() {
+async fn an_app_may_allow_more_characters_and_another_length() {
     let server = Server::with_app(|app: &mut App| {
         app.names.extra_chars = "/*".into();
         app.names.bytes_max = 20;
@@ -387,12 +386,12 @@ async fn an_app_may_allow_more_characters_and_other_lengths() {
 }
 
 #[tokio::test]
-async fn an_empty_name_is_an_error_and_not_the_end() {
+async fn an_empty_name_is_an_error_and_the_connection_stays_open() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("").await;
     let frame = client.next().await;
-    // A frame for a channel that has no name tells nobody anything; it may be left out.
+    // The frame on the channel may be omitted, because the channel has no name.
     if frame["event"] == "pusher:subscription_error" {
         client.expect_error(Value::Null).await;
     } else {
@@ -403,7 +402,7 @@ async fn an_empty_name_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn a_reserved_name_that_is_not_a_users_own_is_refused() {
+async fn a_reserved_name_other_than_a_users_own_is_refused() {
     let server = Server::start().await;
     for channel in ["#news", "#", "#server-to-user", "#private-room", "#server-to-server-7"] {
         let mut client = server.connect().await;
@@ -416,7 +415,7 @@ async fn a_reserved_name_that_is_not_a_users_own_is_refused() {
 }
 
 #[tokio::test]
-async fn the_app_chooses_which_frames_tell_of_a_refusal() {
+async fn the_app_chooses_the_frames_of_a_refused_subscription() {
     let frames = async |frames: SubscriptionErrorFrames| {
         let server = Server::with_app(|app: &mut App| app.subscription_error_frames = frames).await;
         let mut client = server.connect().await;
@@ -439,7 +438,7 @@ async fn the_app_chooses_which_frames_tell_of_a_refusal() {
 }
 
 #[tokio::test]
-async fn subscribing_again_succeeds_again_and_changes_nothing() {
+async fn subscribing_again_is_acknowledged_and_changes_nothing() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for _ in 0..3 {
@@ -461,7 +460,7 @@ async fn subscribing_again_succeeds_again_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_bad_signature_for_a_channel_one_is_on_is_refused_and_the_subscription_kept() {
+async fn an_invalid_signature_for_a_subscribed_channel_is_refused_and_the_subscription_stays() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe("private-room").await;
@@ -472,7 +471,7 @@ async fn a_bad_signature_for_a_channel_one_is_on_is_refused_and_the_subscription
 }
 
 #[tokio::test]
-async fn leaving_a_channel_one_is_not_on_is_ignored() {
+async fn unsubscribing_from_another_channel_is_ignored() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for channel in ["never", "private-never", "presence-never", "#server-to-user-7", "no name", ""] {

@@ -1,4 +1,4 @@
-//! Channels that keep their last event. Source: protocol.md §4.8.
+//! Cache channels. Source: protocol.md §4.8.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ impl Client {
 }
 
 #[tokio::test]
-async fn an_empty_cache_is_a_miss_told_to_the_subscriber_only() {
+async fn a_cache_miss_is_sent_to_the_new_subscriber_only() {
     let server = Server::start().await;
     let [mut first, mut second] = server.connect_many().await;
     for client in [&mut first, &mut second] {
@@ -32,7 +32,7 @@ async fn an_empty_cache_is_a_miss_told_to_the_subscriber_only() {
 }
 
 #[tokio::test]
-async fn a_subscriber_gets_the_last_event_as_it_was() {
+async fn a_subscriber_receives_the_last_event_unchanged() {
     let server = Server::start().await;
     let [mut early, mut late] = server.connect_many().await;
     early.subscribe(BTC).await;
@@ -48,7 +48,7 @@ async fn a_subscriber_gets_the_last_event_as_it_was() {
 }
 
 #[tokio::test]
-async fn the_cache_is_filled_with_nobody_there_and_outlives_the_last_subscriber() {
+async fn an_event_is_cached_without_subscribers_and_outlives_the_last_one() {
     let server = Server::start().await;
     server.publish(BTC, "price", "1").await;
     for _ in 0..2 {
@@ -61,7 +61,7 @@ async fn the_cache_is_filled_with_nobody_there_and_outlives_the_last_subscriber(
 }
 
 #[tokio::test]
-async fn every_kind_of_channel_has_its_caching_form() {
+async fn every_kind_of_channel_has_a_cache_form() {
     let server = Server::start().await;
     for channel in [BTC, "private-cache-btc", "private-encrypted-cache-btc", "presence-cache-btc"] {
         let data = r#"{"nonce":"AAEC","ciphertext":"c2VjcmV0"}"#;
@@ -80,7 +80,7 @@ async fn every_kind_of_channel_has_its_caching_form() {
 }
 
 #[tokio::test]
-async fn other_channels_keep_nothing() {
+async fn other_channels_cache_nothing() {
     let server = Server::start().await;
     for channel in ["news", "cached", "cache", "x-cache-y", "private-x-cache-y", "private-cache", "Cache-x"] {
         server.publish(channel, "price", "1").await;
@@ -91,7 +91,7 @@ async fn other_channels_keep_nothing() {
 }
 
 #[tokio::test]
-async fn client_events_and_member_events_are_not_kept() {
+async fn client_events_and_member_events_are_not_cached() {
     let server = Server::start().await;
     let [mut one, mut two, mut late] = server.connect_many().await;
     one.subscribe("private-cache-room").await;
@@ -119,7 +119,7 @@ async fn client_events_and_member_events_are_not_kept() {
 }
 
 #[tokio::test]
-async fn the_connection_that_an_event_skipped_gets_it_from_the_cache() {
+async fn the_excluded_connection_receives_the_event_from_the_cache() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(BTC).await;
@@ -133,7 +133,7 @@ async fn the_connection_that_an_event_skipped_gets_it_from_the_cache() {
 }
 
 #[tokio::test]
-async fn subscribing_again_replays_nothing() {
+async fn subscribing_again_does_not_send_the_cached_event() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(BTC).await;
@@ -156,7 +156,7 @@ async fn a_cached_event_may_be_empty() {
 }
 
 #[tokio::test]
-async fn every_way_to_publish_fills_the_cache() {
+async fn every_way_to_publish_caches_the_event() {
     let server = Server::start().await;
     let batch = json!({ "batch": [
         { "channel": "cache-a", "name": "price", "data": "1" },
@@ -173,7 +173,7 @@ async fn every_way_to_publish_fills_the_cache() {
 }
 
 #[tokio::test]
-async fn an_event_is_kept_for_so_long_and_then_forgotten() {
+async fn a_cached_event_expires_after_its_ttl() {
     let server = Server::with_app(|app: &mut App| app.limits.cache_ttl = Duration::from_secs(1)).await;
     server.publish(BTC, "price", "1").await;
     let mut client = server.connect().await;

@@ -1,4 +1,4 @@
-//! Events that clients send to each other. Source: protocol.md §5.
+//! Client events. Source: protocol.md §5.
 
 use pusherd::apps::App;
 use pusherd::limits::Rate;
@@ -8,7 +8,7 @@ use crate::harness::{Client, NEWS, Server};
 
 const ROOM: &str = "private-room";
 
-/// Two clients on [`ROOM`].
+/// Two subscribers of [`ROOM`].
 async fn pair(server: &Server) -> [Client; 2] {
     let mut pair = server.connect_many().await;
     for client in &mut pair {
@@ -17,7 +17,7 @@ async fn pair(server: &Server) -> [Client; 2] {
     pair
 }
 
-/// Shows that nothing came on [`ROOM`] before this publish, to any of `clients`.
+/// Asserts that none of `clients` received anything on [`ROOM`] before this publish.
 async fn marker(server: &Server, clients: &mut [&mut Client]) {
     server.publish(ROOM, "marker", "").await;
     for client in clients {
@@ -26,7 +26,7 @@ async fn marker(server: &Server, clients: &mut [&mut Client]) {
 }
 
 #[tokio::test]
-async fn the_others_on_the_channel_get_it_and_the_sender_does_not() {
+async fn the_other_subscribers_receive_a_client_event_and_the_sender_does_not() {
     let server = Server::start().await;
     let [mut sender, mut other] = pair(&server).await;
     let [mut third, mut elsewhere] = server.connect_many().await;
@@ -41,7 +41,7 @@ async fn the_others_on_the_channel_get_it_and_the_sender_does_not() {
 }
 
 #[tokio::test]
-async fn it_goes_over_every_kind_of_private_and_presence_channel_that_is_not_encrypted() {
+async fn client_events_work_on_every_private_and_presence_channel_that_is_not_encrypted() {
     let server = Server::start().await;
     for channel in
         [ROOM, "private-cache-room", "presence-room", "presence-cache-room", "private-", "presence-"]
@@ -90,7 +90,7 @@ async fn on_a_presence_channel_the_verified_user_id_is_added() {
 }
 
 #[tokio::test]
-async fn on_a_private_channel_there_is_no_user_id_whatever_the_sender_says() {
+async fn on_a_private_channel_no_user_id_is_added_whatever_the_sender_sends() {
     let server = Server::start().await;
     let [mut sender, mut other] = pair(&server).await;
     sender.sign_in(json!({ "id": "7" })).await;
@@ -101,7 +101,7 @@ async fn on_a_private_channel_there_is_no_user_id_whatever_the_sender_says() {
 }
 
 #[tokio::test]
-async fn data_is_handed_on_in_the_type_and_the_bytes_in_which_it_came() {
+async fn data_is_relayed_in_its_type_byte_for_byte() {
     let many = Rate { per_second: 1000, burst: 1000 };
     let server = Server::with_app(|app: &mut App| app.limits.client_events = many).await;
     let [mut sender, mut other] = pair(&server).await;
@@ -130,7 +130,7 @@ async fn data_is_handed_on_in_the_type_and_the_bytes_in_which_it_came() {
 }
 
 #[tokio::test]
-async fn missing_data_is_handed_on_as_null() {
+async fn missing_data_is_relayed_as_null() {
     let server = Server::start().await;
     let [mut sender, mut other] = pair(&server).await;
     for message in [
@@ -142,9 +142,9 @@ async fn missing_data_is_handed_on_as_null() {
     }
 }
 
-/// Sends `message` from a client of [`ROOM`] and shows that it is an error, that nobody gets it, and that the sender
-/// may go on. The message of the error.
-async fn assert_refused(server: &Server, message: Value) -> String {
+/// Sends `message` from a subscriber of [`ROOM`]. Asserts that it is rejected with an error, that no other subscriber
+/// receives it, and that the sender may continue. Returns the message of the error.
+async fn assert_rejected(server: &Server, message: Value) -> String {
     let [mut sender, mut other] = pair(server).await;
     sender.send(message).await;
     let text = sender.expect_error(Value::Null).await;
@@ -155,7 +155,7 @@ async fn assert_refused(server: &Server, message: Value) -> String {
 }
 
 #[tokio::test]
-async fn where_the_app_has_switched_them_off_they_are_refused() {
+async fn client_events_of_an_app_that_disables_them_are_rejected() {
     let server = Server::with_app(|app: &mut App| app.client_events = false).await;
     let [mut sender, mut other] = pair(&server).await;
     sender.whisper(ROOM, "client-x", json!({})).await;
@@ -164,7 +164,7 @@ async fn where_the_app_has_switched_them_off_they_are_refused() {
 }
 
 #[tokio::test]
-async fn over_channels_of_other_kinds_they_are_refused() {
+async fn client_events_on_channels_of_other_kinds_are_rejected() {
     let server = Server::start().await;
     for channel in [
         NEWS,
@@ -197,7 +197,7 @@ async fn over_channels_of_other_kinds_they_are_refused() {
 }
 
 #[tokio::test]
-async fn only_those_on_the_channel_may_send() {
+async fn only_subscribers_of_the_channel_may_send_client_events() {
     let server = Server::start().await;
     let mut listener = server.connect().await;
     listener.subscribe(ROOM).await;
@@ -225,15 +225,15 @@ async fn only_those_on_the_channel_may_send() {
 }
 
 #[tokio::test]
-async fn a_name_without_the_prefix_or_with_nothing_else_is_refused() {
+async fn a_name_without_the_prefix_or_with_nothing_after_it_is_rejected() {
     let server = Server::start().await;
     for name in ["client-", "client", "Client-x", "xclient-x", "pusher_internal:x-client-y", "client:x"] {
-        assert_refused(&server, json!({ "event": name, "channel": ROOM, "data": {} })).await;
+        assert_rejected(&server, json!({ "event": name, "channel": ROOM, "data": {} })).await;
     }
 }
 
 #[tokio::test]
-async fn a_message_without_a_channel_is_refused() {
+async fn a_client_event_without_a_channel_is_rejected() {
     let server = Server::start().await;
     for channel in
         [None, Some(json!(null)), Some(json!(7)), Some(json!("")), Some(json!("no name")), Some(json!({}))]
@@ -242,20 +242,20 @@ async fn a_message_without_a_channel_is_refused() {
         if let Some(channel) = channel {
             message["channel"] = channel;
         }
-        assert_refused(&server, message).await;
+        assert_rejected(&server, message).await;
     }
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_is_wrong() {
+async fn a_rejection_states_the_reason() {
     let server = Server::start().await;
     let other = json!({ "event": "client-x", "channel": "private-other", "data": {} });
-    let text = assert_refused(&server, other).await;
+    let text = assert_rejected(&server, other).await;
     assert!(text.contains("private-other"), "{text}");
 }
 
 #[tokio::test]
-async fn refusals_are_told_once_a_second_at_most() {
+async fn at_most_one_rejection_a_second_is_answered() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let bad = json!({ "event": "client-x", "channel": ROOM, "data": {} });
@@ -279,7 +279,7 @@ async fn more_than_ten_at_once_are_dropped_with_4301() {
 }
 
 #[tokio::test]
-async fn the_rate_is_each_connections_own() {
+async fn each_connection_has_its_own_rate() {
     let server = Server::start().await;
     let [mut fast, mut slow] = pair(&server).await;
     let mut listener = server.connect().await;
@@ -295,7 +295,7 @@ async fn the_rate_is_each_connections_own() {
 }
 
 #[tokio::test]
-async fn the_same_channel_of_another_app_is_another_channel() {
+async fn the_same_name_in_another_app_is_another_channel() {
     let server = Server::start().await;
     let [mut sender, mut other] = pair(&server).await;
     let mut theirs = server.connect_to("/app/other-key").await;
@@ -315,7 +315,7 @@ fn nested(depth: usize) -> [String; 2] {
 }
 
 #[tokio::test]
-async fn data_nested_more_than_128_levels_deep_is_refused_in_words() {
+async fn data_nested_more_than_128_levels_deep_is_rejected_with_a_reason() {
     let many = Rate { per_second: 1000, burst: 1000 };
     let server = Server::with_app(|app: &mut App| app.limits.client_events = many).await;
     let [mut sender, mut other] = pair(&server).await;
@@ -329,7 +329,7 @@ async fn data_nested_more_than_128_levels_deep_is_refused_in_words() {
     }
     for data in nested(129).into_iter().chain(nested(700)) {
         for data in [data.clone(), Value::from(data).to_string()] {
-            // Refusals are told once a second.
+            // At most one rejection a second is answered.
             let mut sender = server.connect().await;
             sender.subscribe(ROOM).await;
             sender.send_text(&event(&data)).await;
@@ -341,10 +341,9 @@ async fn data_nested_more_than_128_levels_deep_is_refused_in_words() {
     marker(&server, &mut [&mut sender, &mut other]).await;
 }
 
-/// They are JSON by its grammar, and what is sent is what arrives: JavaScript cuts texts in the midst of a character, and
-/// a number has the range that its reader has.
+/// They are valid JSON: JavaScript may cut a string within a character, and the range of a number depends on the parser.
 #[tokio::test]
-async fn lone_surrogates_and_numbers_of_any_size_are_handed_on_as_they_are() {
+async fn lone_surrogates_and_numbers_of_any_size_are_relayed_unchanged() {
     let server = Server::start().await;
     let [mut sender, mut other] = pair(&server).await;
     for data in [r#""\ud800""#, r#"{"\udc00":["\ud800x"]}"#, "1e999", r#"[-1e999,1e-999]"#] {

@@ -1,4 +1,4 @@
-//! How many subscribers there are, told to them. Source: protocol.md §4.9.
+//! Subscription counts. Source: protocol.md §4.9.
 
 use pusherd::apps::App;
 use serde_json::json;
@@ -17,7 +17,7 @@ impl Client {
 }
 
 #[tokio::test]
-async fn nobody_is_told_unless_the_app_says_so() {
+async fn counts_are_not_sent_unless_the_app_enables_them() {
     let server = Server::start().await;
     let [mut one, mut two] = server.connect_many().await;
     one.subscribe(NEWS).await;
@@ -27,7 +27,7 @@ async fn nobody_is_told_unless_the_app_says_so() {
 }
 
 #[tokio::test]
-async fn all_subscribers_are_told_after_each_change() {
+async fn all_subscribers_receive_the_count_after_each_change() {
     let server = counting().await;
     let [mut one, mut two, mut three] = server.connect_many().await;
     one.subscribe(NEWS).await;
@@ -49,7 +49,7 @@ async fn all_subscribers_are_told_after_each_change() {
 }
 
 #[tokio::test]
-async fn the_frame_is_written_as_clients_read_it() {
+async fn the_frame_has_the_form_that_clients_read() {
     let server = counting().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
@@ -58,7 +58,7 @@ async fn the_frame_is_written_as_clients_read_it() {
 }
 
 #[tokio::test]
-async fn every_kind_of_channel_counts_but_presence_and_a_users_own() {
+async fn all_channels_have_counts_except_presence_channels_and_users_own() {
     let server = counting().await;
     let mut client = server.connect().await;
     for channel in ["private-room", "private-encrypted-room"] {
@@ -91,7 +91,7 @@ async fn the_count_follows_the_cached_event() {
 }
 
 #[tokio::test]
-async fn subscribing_again_is_no_change() {
+async fn subscribing_again_does_not_change_the_count() {
     let server = counting().await;
     let [mut one, mut two] = server.connect_many().await;
     one.subscribe(NEWS).await;
@@ -107,7 +107,7 @@ async fn subscribing_again_is_no_change() {
 }
 
 #[tokio::test]
-async fn over_a_hundred_subscribers_are_told_once_in_five_seconds() {
+async fn above_100_subscribers_the_count_is_sent_once_in_five_seconds() {
     let server = counting().await;
     let mut watching = server.connect().await;
     watching.subscribe(NEWS).await;
@@ -119,7 +119,7 @@ async fn over_a_hundred_subscribers_are_told_once_in_five_seconds() {
         others.push(client);
         watching.expect_count(NEWS, count).await;
     }
-    // Time passes while these come, but not five seconds for each.
+    // Connecting takes time, but not five seconds for each.
     let begin = tokio::time::Instant::now();
     for _ in 101..=160 {
         let mut client = server.connect().await;
@@ -127,18 +127,18 @@ async fn over_a_hundred_subscribers_are_told_once_in_five_seconds() {
         others.push(client);
     }
     server.publish(NEWS, "marker", "").await;
-    let mut told = 0;
+    let mut counts = 0;
     let mut last = 100;
     loop {
         let frame = watching.next().await;
         if frame["event"] == "marker" {
             break;
         }
-        told += 1;
+        counts += 1;
         last = count_in(&frame);
     }
     let due = 2 + begin.elapsed().as_secs() / 5;
-    assert!(told <= due, "{told} counts in {:?}", begin.elapsed());
+    assert!(counts <= due, "{counts} counts in {:?}", begin.elapsed());
     in_time("the last count", async {
         while last != 160 {
             last = count_in(&watching.next().await);

@@ -1,11 +1,10 @@
-//! The data of an event is the application's: not a byte of it changes on the way. Source: protocol.md §0 (2), §7,
-//! §8.4, §10.1.
+//! The data of an event belongs to the application and arrives byte for byte. Source: protocol.md §0 (2), §7, §8.4, §10.1.
 
 use serde_json::{Value, json};
 
 use crate::harness::{NEWS, Request, Server};
 
-/// The `data` of a frame, as it was written, quotes included.
+/// The `data` of a frame as a JSON literal with its quotes.
 fn data_literal(frame: &str) -> &str {
     let (_, rest) = frame.split_once(r#""data":"#).unwrap();
     assert!(rest.starts_with('"'), "{frame}");
@@ -17,7 +16,7 @@ fn data_literal(frame: &str) -> &str {
     &rest[..=end]
 }
 
-/// Publishes a body and answers the frame that a subscriber of `news` gets.
+/// Publishes a body and returns the frame that a subscriber of `news` receives.
 async fn frame_of(server: &Server, path: &str, body: impl Into<Vec<u8>>) -> String {
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
@@ -45,7 +44,7 @@ const LITERALS: [&str; 16] = [
 ];
 
 #[tokio::test]
-async fn a_data_string_arrives_as_it_was_written() {
+async fn data_that_is_a_string_arrives_byte_for_byte() {
     let server = Server::start().await;
     for literal in LITERALS {
         let body = format!(r#"{{"name":"e","channel":"news","data":{literal}}}"#);
@@ -55,7 +54,7 @@ async fn a_data_string_arrives_as_it_was_written() {
 }
 
 #[tokio::test]
-async fn so_does_one_in_a_batch() {
+async fn data_of_a_batch_arrives_byte_for_byte() {
     let server = Server::start().await;
     for literal in LITERALS {
         let body = format!(r#"{{ "batch" : [ {{"data": {literal} ,"name":"e","channel":"news"}} ] }}"#);
@@ -65,7 +64,7 @@ async fn so_does_one_in_a_batch() {
 }
 
 #[tokio::test]
-async fn so_does_one_from_the_cache() {
+async fn cached_data_arrives_byte_for_byte() {
     let server = Server::start().await;
     for literal in LITERALS {
         let body = format!(r#"{{"name":"e","channel":"cache-news","data":{literal}}}"#);
@@ -77,7 +76,7 @@ async fn so_does_one_from_the_cache() {
 }
 
 #[tokio::test]
-async fn a_frame_has_the_name_the_channel_and_the_data_and_nothing_else() {
+async fn a_frame_has_event_channel_and_data_only() {
     let server = Server::start().await;
     let body = r#"{"name":"order.shipped","data":"{\"id\":7}","channels":["news"],"socket_id":"1.1","more":1,"user_id":"7"}"#;
     let frame = frame_of(&server, "/apps/1001/events", body).await;
@@ -124,7 +123,7 @@ async fn data_that_is_no_string_arrives_as_its_json_text() {
 }
 
 #[tokio::test]
-async fn the_payload_of_an_encrypted_channel_is_not_touched() {
+async fn the_payload_of_an_encrypted_channel_is_unchanged() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let channel = "private-encrypted-news";
@@ -159,7 +158,7 @@ async fn an_event_of_exactly_the_data_limit_arrives() {
     }
 }
 
-/// A batch of ten events for `news`, each at the data limit in the longest form that PHP and Python write.
+/// A batch of ten events for `news`, each at the data limit in the longest form that PHP and Python produce.
 fn largest_batch() -> String {
     let data = r"\u00e9".repeat(51_200);
     let events: Vec<_> =
@@ -174,7 +173,7 @@ async fn a_batch_of_ten_escaped_events_at_the_data_limit_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn such_a_batch_reaches_a_subscriber_that_reads() {
+async fn the_largest_batch_reaches_a_subscriber_that_reads() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;

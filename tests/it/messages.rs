@@ -1,4 +1,4 @@
-//! What a client may say at all, and the form of every error. Source: protocol.md §2.6, §2.8.
+//! Messages of clients, and the form of errors. Source: protocol.md §2.6, §2.8.
 
 use pusherd::apps::App;
 use pusherd::limits::Rate;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::{NEWS, Server};
 
 #[tokio::test]
-async fn a_message_that_cannot_be_read_is_an_error_and_not_the_end() {
+async fn an_unreadable_message_is_an_error_and_the_connection_stays_open() {
     let server = Server::start().await;
     for text in [
         "",
@@ -36,7 +36,7 @@ async fn a_message_that_cannot_be_read_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_not_a_clients_to_send_is_an_error_and_goes_nowhere() {
+async fn an_event_that_clients_cannot_send_is_an_error_and_not_relayed() {
     let server = Server::start().await;
     let mut listener = server.connect().await;
     listener.subscribe("private-room").await;
@@ -67,7 +67,7 @@ async fn an_event_that_is_not_a_clients_to_send_is_an_error_and_goes_nowhere() {
         let data = json!({ "user_id": "7" });
         sender.send(json!({ "event": event, "channel": "private-room", "data": data })).await;
         let message = sender.expect_error(Value::Null).await;
-        assert!(message.contains(event), "{message:?} names {event:?}");
+        assert!(message.contains(event), "{message:?} contains {event:?}");
         sender.fence().await;
     }
     server.publish("private-room", "marker", "").await;
@@ -75,7 +75,7 @@ async fn an_event_that_is_not_a_clients_to_send_is_an_error_and_goes_nowhere() {
 }
 
 #[tokio::test]
-async fn the_data_of_pushers_own_events_may_be_an_object_in_a_string() {
+async fn the_data_of_pusher_events_may_be_an_object_in_a_string() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send(json!({ "event": "pusher:subscribe", "data": r#"{"channel":"news"}"# })).await;
@@ -93,7 +93,7 @@ async fn the_data_of_pushers_own_events_may_be_an_object_in_a_string() {
 }
 
 #[tokio::test]
-async fn a_subscribe_that_names_no_channel_is_an_error() {
+async fn a_subscribe_without_a_channel_is_an_error() {
     let server = Server::start().await;
     for data in [json!(null), json!({}), json!("news"), json!([]), json!(7), json!({ "channel": null })] {
         let mut client = server.connect().await;
@@ -132,7 +132,7 @@ async fn of_duplicate_keys_the_last_counts() {
 }
 
 #[tokio::test]
-async fn the_value_of_a_duplicate_key_that_is_used_is_the_one_that_was_verified() {
+async fn the_signature_is_verified_for_the_last_of_duplicate_keys() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let signed = client.signed_subscribe("private-room", None);
@@ -147,19 +147,19 @@ async fn the_value_of_a_duplicate_key_that_is_used_is_the_one_that_was_verified(
 }
 
 #[tokio::test]
-async fn a_client_that_floods_is_closed_with_4100() {
+async fn a_client_that_exceeds_the_rate_of_messages_is_closed_with_4100() {
     let server =
         Server::with_app(|app: &mut App| app.limits.messages = Rate { per_second: 10, burst: 20 }).await;
     let mut flooding = server.connect().await;
     let mut calm = server.connect().await;
-    // More than can have come back by the time that all are read.
+    // More than the rate allows by the time that all are read.
     flooding.send_all((0..300).map(|_| json!({ "event": "pusher:pong" }))).await;
     flooding.expect_close(4100).await;
     calm.fence().await;
 }
 
 #[tokio::test]
-async fn nonsense_is_not_answered_message_by_message() {
+async fn error_frames_for_unreadable_messages_have_a_rate() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let nonsense = std::iter::repeat_n(json!({ "event": "nonsense" }), 400);
@@ -187,7 +187,7 @@ async fn control_frames_are_not_counted_as_messages() {
 }
 
 #[tokio::test]
-async fn hundreds_of_messages_at_once_are_normal() {
+async fn hundreds_of_messages_at_once_are_accepted() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send_all((0..400).map(|_| json!({ "event": "pusher:pong" }))).await;

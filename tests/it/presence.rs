@@ -1,4 +1,4 @@
-//! Who is in a presence channel, and who is told. Source: protocol.md §4.5, §4.7.
+//! Presence channels: members and member events. Source: protocol.md §4.5, §4.7.
 
 use pusherd::apps::App;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub fn user(id: &str) -> Value {
     json!({ "user_id": id })
 }
 
-/// Shows that nothing came before this publish, to any of `clients`.
+/// Asserts that none of `clients` received anything before this publish.
 async fn marker(server: &Server, clients: &mut [&mut Client]) {
     server.publish(ROOM, "marker", "").await;
     for client in clients {
@@ -32,7 +32,7 @@ async fn marker(server: &Server, clients: &mut [&mut Client]) {
 }
 
 #[tokio::test]
-async fn who_joins_is_told_who_is_there_itself_included() {
+async fn a_new_member_receives_the_member_list_including_itself() {
     let server = Server::start().await;
     let [mut zoe, mut ada] = server.connect_many().await;
     let there = zoe.join(ROOM, json!({ "user_id": "7", "user_info": { "name": "Zoë" } })).await;
@@ -47,7 +47,7 @@ async fn who_joins_is_told_who_is_there_itself_included() {
 }
 
 #[tokio::test]
-async fn two_tabs_of_a_user_are_added_once_and_removed_once() {
+async fn two_connections_of_a_user_are_added_once_and_removed_once() {
     let server = Server::start().await;
     let [mut other, mut first, mut second] = server.connect_many().await;
     other.join(ROOM, user("1")).await;
@@ -67,7 +67,7 @@ async fn two_tabs_of_a_user_are_added_once_and_removed_once() {
 }
 
 #[tokio::test]
-async fn a_member_is_removed_whichever_way_the_connection_ends() {
+async fn a_member_is_removed_however_the_connection_ends() {
     let server = Server::start().await;
     let mut watching = server.connect().await;
     watching.join(ROOM, user("watching")).await;
@@ -112,7 +112,7 @@ async fn a_user_id_may_be_an_integer_and_is_the_same_as_its_digits() {
 }
 
 #[tokio::test]
-async fn an_integer_that_no_double_holds_keeps_its_digits() {
+async fn an_integer_beyond_the_range_of_a_double_keeps_its_digits() {
     let server = Server::start().await;
     for id in ["9007199254740993", "18446744073709551617", "123456789012345678901234567890"] {
         let mut client = server.connect().await;
@@ -124,7 +124,7 @@ async fn an_integer_that_no_double_holds_keeps_its_digits() {
 }
 
 #[tokio::test]
-async fn channel_data_without_a_usable_user_id_is_refused() {
+async fn channel_data_without_a_valid_user_id_is_refused() {
     let server = Server::start().await;
     for channel_data in [
         r#"{"user_id":null}"#,
@@ -175,7 +175,7 @@ async fn user_info_may_be_anything_and_is_null_when_absent() {
 }
 
 #[tokio::test]
-async fn user_info_is_handed_on_as_the_text_that_it_was() {
+async fn user_info_is_relayed_byte_for_byte() {
     let server = Server::start().await;
     let mut watching = server.connect().await;
     watching.join(ROOM, user("watching")).await;
@@ -183,15 +183,15 @@ async fn user_info_is_handed_on_as_the_text_that_it_was() {
     let channel_data = format!(r#"{{"user_id":"7","user_info":{user_info}}}"#);
     let mut client = server.connect().await;
     client.ask_as(ROOM, &channel_data).await;
-    for mut told in [client, watching] {
-        let frame = told.next().await;
+    for mut receiver in [client, watching] {
+        let frame = receiver.next().await;
         let data = frame["data"].as_str().unwrap();
-        assert!(data.contains(user_info), "{data} holds {user_info}");
+        assert!(data.contains(user_info), "{data} contains {user_info}");
     }
 }
 
 #[tokio::test]
-async fn channel_data_nested_more_than_128_levels_deep_is_refused_in_words() {
+async fn channel_data_nested_more_than_128_levels_deep_is_refused_with_a_reason() {
     let server = Server::start().await;
     let [mut client, mut other] = server.connect_many().await;
     let info = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
@@ -230,7 +230,7 @@ async fn of_duplicate_keys_in_channel_data_the_last_counts() {
 }
 
 #[tokio::test]
-async fn the_user_info_of_the_first_connection_counts_until_the_last_is_gone() {
+async fn the_user_info_of_the_first_connection_counts_until_the_last_one_leaves() {
     let server = Server::start().await;
     let info = |info: &str| json!({ "user_id": "7", "user_info": info });
     let [mut first, mut second, mut late, mut anew] = server.connect_many().await;
@@ -266,7 +266,7 @@ async fn joining_again_succeeds_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn joining_again_as_somebody_else_is_refused_and_the_first_membership_kept() {
+async fn joining_again_as_another_user_is_refused_and_the_first_membership_stays() {
     let server = Server::start().await;
     let [mut watching, mut client] = server.connect_many().await;
     watching.join(ROOM, user("watching")).await;
@@ -282,7 +282,7 @@ async fn joining_again_as_somebody_else_is_refused_and_the_first_membership_kept
 }
 
 #[tokio::test]
-async fn a_full_channel_refuses_the_101st_user_and_not_the_100ths_second_tab() {
+async fn a_channel_at_its_limit_refuses_the_101st_user_but_not_another_connection_of_the_100th() {
     let server = Server::with_app(|app: &mut App| app.limits.presence_members_max = 100).await;
     let mut members = Vec::new();
     for id in 1..=100 {
@@ -306,9 +306,9 @@ async fn a_full_channel_refuses_the_101st_user_and_not_the_100ths_second_tab() {
 }
 
 #[tokio::test]
-async fn limits_are_no_use_to_those_without_a_signature() {
+async fn limits_cannot_be_probed_without_a_signature() {
     let server = Server::with_app(|app: &mut App| app.limits.presence_members_max = 1).await;
-    let [mut member, mut stranger] = server.connect_many().await;
+    let [mut member, mut other] = server.connect_many().await;
     member.join(ROOM, user("7")).await;
     for channel_data in [
         user("8"),
@@ -319,8 +319,8 @@ async fn limits_are_no_use_to_those_without_a_signature() {
         let channel_data = channel_data.to_string();
         let auth = channel_auth(&member.id, ROOM, Some(&channel_data));
         let data = json!({ "channel": ROOM, "auth": auth, "channel_data": channel_data });
-        stranger.send(json!({ "event": "pusher:subscribe", "data": data })).await;
-        stranger.expect_unauthorized(ROOM).await;
+        other.send(json!({ "event": "pusher:subscribe", "data": data })).await;
+        other.expect_unauthorized(ROOM).await;
     }
 }
 
@@ -362,7 +362,7 @@ async fn a_signed_in_user_still_needs_a_signature_to_join() {
 }
 
 #[tokio::test]
-async fn memberships_of_different_channels_are_apart() {
+async fn memberships_of_different_channels_are_independent() {
     let server = Server::start().await;
     let [mut one, mut two] = server.connect_many().await;
     one.join(ROOM, user("7")).await;
@@ -376,7 +376,7 @@ async fn memberships_of_different_channels_are_apart() {
 }
 
 #[tokio::test]
-async fn members_come_and_go_in_the_order_that_all_others_see() {
+async fn member_events_arrive_in_the_same_order_at_all_subscribers() {
     let server = Server::start().await;
     let [mut one, mut two] = server.connect_many().await;
     one.join(ROOM, user("one")).await;

@@ -1,4 +1,4 @@
-//! Who of the users one watches is online. Source: protocol.md §6.3.
+//! Watchlists. Source: protocol.md §6.3.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::harness::{Client, Server};
 
 impl Client {
-    /// The next frame must be watchlist events; what they say, `[[name, ids], …]` in order of names.
+    /// Expects watchlist events in the next frame and returns them as `[[name, ids], …]`, sorted by name.
     pub async fn expect_watched(&mut self) -> Value {
         let frame = self.next().await;
         assert_eq!(frame, json!({ "event": "pusher_internal:watchlist_events", "data": frame["data"] }));
@@ -34,7 +34,7 @@ pub async fn sign_in(server: &Server, id: &str, watchlist: Value) -> Client {
 }
 
 #[tokio::test]
-async fn at_first_one_is_told_of_all_that_one_watches() {
+async fn signing_in_sends_the_state_of_all_watched_users() {
     let server = Server::start().await;
     let _eight = sign_in(&server, "8", json!([])).await;
     let mut watching = sign_in(&server, "7", json!(["8", "9"])).await;
@@ -43,7 +43,7 @@ async fn at_first_one_is_told_of_all_that_one_watches() {
 }
 
 #[tokio::test]
-async fn an_empty_group_is_left_out_and_an_empty_list_says_nothing() {
+async fn an_empty_group_is_omitted_and_an_empty_watchlist_sends_nothing() {
     let server = Server::start().await;
     let _eight = sign_in(&server, "8", json!([])).await;
     assert_eq!(sign_in(&server, "7", json!(["8"])).await.expect_watched().await, json!([["online", ["8"]]]));
@@ -54,7 +54,7 @@ async fn an_empty_group_is_left_out_and_an_empty_list_says_nothing() {
 }
 
 #[tokio::test]
-async fn the_first_connection_in_and_the_last_one_out_are_told() {
+async fn the_first_sign_in_and_the_end_of_the_last_connection_are_sent() {
     let server = Server::start().await;
     let mut watching = sign_in(&server, "7", json!(["8"])).await;
     assert_eq!(watching.expect_watched().await, json!([["offline", ["8"]]]));
@@ -72,7 +72,7 @@ async fn the_first_connection_in_and_the_last_one_out_are_told() {
 }
 
 #[tokio::test]
-async fn all_who_watch_are_told_and_nobody_else() {
+async fn all_watchers_receive_a_change_and_nobody_else() {
     let server = Server::start().await;
     let mut one = sign_in(&server, "1", json!(["8"])).await;
     let mut one_again = sign_in(&server, "1", json!(["8"])).await;
@@ -91,7 +91,7 @@ async fn all_who_watch_are_told_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_reload_is_not_told() {
+async fn a_page_reload_is_not_sent() {
     let server = Server::start().await;
     let reloading = sign_in(&server, "8", Value::Null).await;
     let mut watching = sign_in(&server, "7", json!(["8", "9"])).await;
@@ -99,17 +99,17 @@ async fn a_reload_is_not_told() {
     reloading.close().await;
     server.has_connections(1).await;
     let _back = sign_in(&server, "8", Value::Null).await;
-    // Whatever waits on account of the reload would be told before this.
+    // An event about the reload would arrive before this one.
     let leaving = sign_in(&server, "9", Value::Null).await;
     assert_eq!(watching.expect_watched().await, json!([["online", ["9"]]]));
     let begin = Instant::now();
     leaving.close().await;
     assert_eq!(watching.expect_watched().await, json!([["offline", ["9"]]]));
-    assert!(begin.elapsed() > Duration::from_secs(1), "a page has so long to reload: {:?}", begin.elapsed());
+    assert!(begin.elapsed() > Duration::from_secs(1), "users linger for two seconds: {:?}", begin.elapsed());
 }
 
 #[tokio::test]
-async fn presence_membership_is_not_being_online() {
+async fn a_member_of_a_presence_channel_is_not_online() {
     let server = Server::start().await;
     let mut member = server.connect().await;
     member.join("presence-room", json!({ "user_id": "8" })).await;
@@ -118,7 +118,7 @@ async fn presence_membership_is_not_being_online() {
 }
 
 #[tokio::test]
-async fn ids_may_be_integers_what_is_no_id_is_dropped_and_none_counts_twice() {
+async fn ids_may_be_integers_and_invalid_and_duplicate_ids_are_ignored() {
     let server = Server::start().await;
     let watchlist = json!([8, "8", "9", null, true, {}, [], "", 1.5, "9"]);
     let mut watching = sign_in(&server, "7", watchlist).await;
@@ -142,7 +142,7 @@ async fn signing_in_again_replaces_the_watchlist() {
 }
 
 #[tokio::test]
-async fn of_more_than_a_hundred_ids_the_first_hundred_are_watched_and_the_rest_is_an_error() {
+async fn above_100_ids_the_first_100_are_watched_and_an_error_is_sent() {
     let server = Server::start().await;
     let ids: Vec<String> = (1000..1101).map(|id| id.to_string()).collect();
     let mut watching = server.connect().await;
@@ -165,7 +165,7 @@ async fn of_more_than_a_hundred_ids_the_first_hundred_are_watched_and_the_rest_i
 }
 
 #[tokio::test]
-async fn where_the_app_has_switched_it_off_nothing_is_told() {
+async fn an_app_that_disables_watchlists_sends_nothing() {
     let server = Server::with_app(|app: &mut App| app.watchlist = false).await;
     let mut watching = sign_in(&server, "7", json!(["8", "9"])).await;
     let _eight = sign_in(&server, "8", Value::Null).await;
@@ -173,7 +173,7 @@ async fn where_the_app_has_switched_it_off_nothing_is_told() {
 }
 
 #[tokio::test]
-async fn one_may_watch_oneself() {
+async fn a_user_may_watch_itself() {
     let server = Server::start().await;
     let mut watching = sign_in(&server, "7", json!(["7"])).await;
     assert_eq!(watching.expect_watched().await, json!([["online", ["7"]]]));

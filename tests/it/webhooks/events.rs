@@ -326,7 +326,13 @@ async fn concurrent_edges_alternate_and_end_in_the_state() {
             for _ in 0..ROUNDS {
                 hub.join(&app, &outbox, &channel, Some(member.clone())).unwrap();
                 let user = &member.id;
-                let sign_in = SignIn { user, user_data: "{}", watched: &[], watchlist: &[], cut_to: None };
+                let sign_in = SignIn {
+                    user,
+                    user_data: "{}",
+                    previous_watchlist: &[],
+                    watchlist: &[],
+                    truncated_to: None,
+                };
                 hub.sign_in(&app, &outbox, &sign_in);
                 hub.leave(&app, &channel, outbox.socket());
                 hub.sign_out(&app, outbox.socket(), &member.id, &[]);

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::{FromDer as _, X509Version};
-use x509_parser::public_key::PublicKey;
-use x509_parser::time::ASN1Time;
-use x509_parser::x509::SubjectPublicKeyInfo;
+use der::asn1::{AnyRef, ContextSpecific, GeneralizedTime, UintRef, UtcTime};
+use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber};
+use spki::SubjectPublicKeyInfoRef;
 
 /// The keys that TLS is spoken with here.
 pub(super) const KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, or Ed25519";
@@ -22,13 +20,17 @@ const DAY: i64 = 24 * HOUR;
 /// is renewed with 30 to go, one of six days with two.
 const NEAR: i64 = 14 * DAY;
 
+/// As it is written in a certificate.
+const VERSION_3: u8 = 2;
+
 /// What is known of a certificate.
 #[derive(Clone, Debug)]
 pub(super) struct Certificate {
-    version: X509Version,
+    /// 0 is version 1.
+    version: u8,
     key: Key,
-    not_before: ASN1Time,
-    not_after: ASN1Time,
+    not_before: DateTime,
+    not_after: DateTime,
 }
 
 /// The kind of a public key.
@@ -60,20 +62,30 @@ pub(super) enum Dates {
 impl Certificate {
     /// Of a certificate in DER; `None` if it is none.
     pub(super) fn of(der: &[u8]) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let validity = certificate.validity();
-        Some(Self {
-            version: certificate.version(),
-            key: Key::of(certificate.public_key()),
-            not_before: validity.not_before,
-            not_after: validity.not_after,
+        // What follows the dates and the key is not needed: the signature is the client's to check.
+        SliceReader::new(der).and_then(|mut reader| reader.sequence(|body| with_rest(body, Self::read))).ok()
+    }
+
+    /// Reads `TBSCertificate`. Source: RFC 5280 §4.1.
+    fn read<'a>(certificate: &mut impl Reader<'a>) -> der::Result<Self> {
+        certificate.sequence(|fields| {
+            with_rest(fields, |fields| {
+                let version = ContextSpecific::decode_explicit(fields, TagNumber(0))?;
+                let _serial_number = AnyRef::decode(fields)?;
+                let _signature = AnyRef::decode(fields)?;
+                let _issuer = AnyRef::decode(fields)?;
+                let (not_before, not_after) = fields.sequence(read_validity)?;
+                let _subject = AnyRef::decode(fields)?;
+                let key = Key::of(&SubjectPublicKeyInfoRef::decode(fields)?);
+                Ok(Self { version: version.map_or(0, |version| version.value), key, not_before, not_after })
+            })
         })
     }
 
     /// Why no client takes it, whatever its key: words that follow the name of its file.
     pub(super) fn refusal(&self) -> Option<String> {
-        (self.version != X509Version::V3).then(|| {
-            let version = self.version.0.saturating_add(1);
+        (self.version != VERSION_3).then(|| {
+            let version = self.version.saturating_add(1);
             format!(
                 "begins with a certificate of X.509 version {version}, and clients take version 3 only; make one with {RECIPE}"
             )
@@ -89,7 +101,7 @@ impl Certificate {
 
     /// Whether it holds at the Unix time `now`.
     pub(super) fn dates(&self, now: i64) -> Dates {
-        let (from, to) = (self.not_before.timestamp(), self.not_after.timestamp());
+        let (from, to) = (unix(self.not_before), unix(self.not_after));
         if now < from {
             Dates::NotYet
         } else if now > to {
@@ -103,26 +115,25 @@ impl Certificate {
 
     /// What to say of its dates at the Unix time `now`: words that follow the name of its file.
     pub(super) fn remark(&self, now: i64) -> Option<String> {
-        let date = |time: &ASN1Time| time.to_rfc2822().unwrap_or_else(|_| time.to_string());
         match self.dates(now) {
             Dates::Valid => None,
             Dates::EndsSoon => {
-                let time = Span(self.not_after.timestamp() - now);
-                Some(format!("holds a certificate that expires in {time}, on {}", date(&self.not_after)))
+                let time = Span(unix(self.not_after) - now);
+                Some(format!("holds a certificate that expires in {time}, on {}", self.not_after))
             }
             Dates::NotYet => {
-                let time = Span(self.not_before.timestamp().saturating_sub(now));
+                let time = Span(unix(self.not_before).saturating_sub(now));
                 Some(format!(
                     "holds a certificate that is not valid yet: clients refuse it for another {time}, until {}; is the \
                      clock of this machine right?",
-                    date(&self.not_before)
+                    self.not_before
                 ))
             }
             Dates::Expired => {
-                let time = Span(now.saturating_sub(self.not_after.timestamp()));
+                let time = Span(now.saturating_sub(unix(self.not_after)));
                 Some(format!(
                     "holds a certificate that expired {time} ago, on {}: clients refuse it",
-                    date(&self.not_after)
+                    self.not_after
                 ))
             }
         }
@@ -130,24 +141,23 @@ impl Certificate {
 }
 
 impl Key {
-    fn of(info: &SubjectPublicKeyInfo<'_>) -> Self {
-        let oid = info.algorithm.algorithm.to_id_string();
+    fn of(info: &SubjectPublicKeyInfoRef<'_>) -> Self {
+        let oid = info.algorithm.oid.to_string();
         match oid.as_str() {
-            "1.2.840.113549.1.1.1" => match info.parsed() {
-                Ok(PublicKey::RSA(key)) => Self::Rsa { bits: bits(key.modulus) },
-                Ok(_) | Err(_) => Self::Other("RSA that cannot be read".to_owned()),
+            "1.2.840.113549.1.1.1" => match info.subject_public_key.as_bytes().and_then(modulus_bits) {
+                Some(bits) => Self::Rsa { bits },
+                None => Self::Other("RSA that cannot be read".to_owned()),
             },
-            "1.2.840.10045.2.1" => {
-                let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
-                let curve = curve.map_or_else(|| "a curve of its own".to_owned(), |oid| oid.to_id_string());
-                Self::Curve(match curve.as_str() {
+            "1.2.840.10045.2.1" => match info.algorithm.parameters_oid() {
+                Ok(curve) => Self::Curve(match curve.to_string().as_str() {
                     "1.2.840.10045.3.1.7" => "P-256".to_owned(),
                     "1.3.132.0.34" => "P-384".to_owned(),
                     "1.3.132.0.35" => "P-521".to_owned(),
                     "1.3.132.0.10" => "secp256k1".to_owned(),
-                    _ => curve,
-                })
-            }
+                    other => other.to_owned(),
+                }),
+                Err(_) => Self::Curve("a curve of its own".to_owned()),
+            },
             "1.3.101.112" => Self::Ed25519,
             "1.3.101.113" => Self::Other("Ed448".to_owned()),
             _ => Self::Other(oid),
@@ -176,9 +186,39 @@ impl fmt::Display for Key {
     }
 }
 
-fn bits(number: &[u8]) -> usize {
-    let number = number.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &number[first..]);
-    number.first().map_or(0, |first| number.len() * 8 - first.leading_zeros() as usize)
+/// Reads what `read` does, and passes over the rest.
+fn with_rest<'a, R: Reader<'a>, T>(
+    reader: &mut R,
+    read: impl FnOnce(&mut R) -> der::Result<T>,
+) -> der::Result<T> {
+    let value = read(reader)?;
+    while !reader.is_finished() {
+        AnyRef::decode(reader)?;
+    }
+    Ok(value)
+}
+
+fn read_validity<'a>(dates: &mut impl Reader<'a>) -> der::Result<(DateTime, DateTime)> {
+    Ok((read_time(dates)?, read_time(dates)?))
+}
+
+fn read_time<'a>(reader: &mut impl Reader<'a>) -> der::Result<DateTime> {
+    if Tag::peek(reader)? == Tag::UtcTime {
+        return UtcTime::decode(reader).map(|time| time.to_date_time());
+    }
+    GeneralizedTime::decode(reader).map(|time| time.to_date_time())
+}
+
+fn unix(time: DateTime) -> i64 {
+    i64::try_from(time.unix_duration().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Bits of the modulus of an `RSAPublicKey`. Source: RFC 8017 §A.1.1.
+fn modulus_bits(key: &[u8]) -> Option<usize> {
+    let mut reader = SliceReader::new(key).ok()?;
+    let modulus = reader.sequence(|key| with_rest(key, UintRef::decode)).ok()?;
+    let first = modulus.as_bytes().first()?;
+    Some(modulus.as_bytes().len() * 8 - first.leading_zeros() as usize)
 }
 
 /// A number of seconds in words.
@@ -245,14 +285,14 @@ mod tests {
             (
                 &long,
                 days(-3),
-                Some("is not valid yet: clients refuse it for another 3 days, until Tue, 01 Jan 2030"),
+                Some("is not valid yet: clients refuse it for another 3 days, until 2030-01-01T00:00:00Z"),
             ),
             (&long, days(0), None),
             (&long, days(75), None),
-            (&long, days(77), Some("expires in 13 days, on Mon, 01 Apr 2030 00:00:00")),
+            (&long, days(77), Some("expires in 13 days, on 2030-04-01T00:00:00Z")),
             (&long, days(90) - 5 * HOUR, Some("expires in 5 hours, on")),
             (&long, days(90) - 119, Some("expires in 1 minutes, on")),
-            (&long, days(90) + 1, Some("expired 0 minutes ago, on Mon, 01 Apr 2030")),
+            (&long, days(90) + 1, Some("expired 0 minutes ago, on 2030-04-01T00:00:00Z")),
             (&long, days(1090), Some("expired 1000 days ago")),
             (&short, days(3), None),
             (&short, days(4) + 1, Some("expires in 47 hours, on")),
@@ -295,7 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn the_bits_of_a_number_are_counted_from_its_first_that_is_set() {
-        assert_eq!([&[][..], &[0], &[0, 1], &[0, 0x80, 0], &[0xff; 128]].map(bits), [0, 0, 1, 16, 1024]);
+    fn the_bits_of_a_modulus_are_counted_from_its_first_that_is_set() {
+        let key = |modulus: &[u8]| {
+            let length = u8::try_from(modulus.len()).unwrap();
+            [&[0x30, length + 5, 0x02, length], modulus, &[0x02, 0x01, 0x03]].concat()
+        };
+        for (modulus, bits) in [(&[1][..], 1), (&[0, 0x80, 0], 16), (&[0x7f; 100], 799)] {
+            assert_eq!(modulus_bits(&key(modulus)), Some(bits));
+        }
+        assert_eq!(modulus_bits(&[0x30, 0x01]), None);
     }
 }

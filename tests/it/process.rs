@@ -352,9 +352,11 @@ async fn sigquit_and_sigint_drain_as_sigterm_does() {
 async fn a_signal_that_comes_twice_in_one_moment_is_one() {
     let (daemon, lines) = Setup::new("--drain-secs 600").start_logging().await;
     let (mut one, mut two) = (daemon.websocket().await, daemon.websocket().await);
-    // A terminal sends one to all of a group, and a process manager in the group passes it on.
-    daemon.signal(Signal::INT);
-    daemon.signal(Signal::TERM);
+    // A terminal sends one to all of a group, and a process manager in the group passes it on. Both wait for a stopped
+    // process, so that it gets them together.
+    for signal in [Signal::STOP, Signal::INT, Signal::TERM, Signal::CONT] {
+        daemon.signal(signal);
+    }
     lines.with("shutting down");
     let mut left = tokio::select! {
         () = is_closed(&mut one) => two,

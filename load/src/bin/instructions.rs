@@ -1,14 +1,10 @@
-//! What the server executes, counted by valgrind: instructions and allocations of the real binary for one publish,
-//! one delivery, one connection. Unlike time these hardly depend on the machine or on what else it does, so that a
-//! rise is a fact and CI can refuse it.
+//! Counts by valgrind what pusherd executes: instructions and allocations of one publish, one delivery, one
+//! connection. Unlike time these hardly depend on the machine or on what else it does, so that a rise is a fact and CI
+//! can reject it.
 //!
-//! Each scenario is run twice, with few and with many repetitions; the difference, divided by the repetitions, is
-//! what one costs, without what starting and stopping do. One worker thread and one request at a time make the
-//! runs alike. `scripts/instructions` runs this; `benches/instructions.tsv` is the baseline.
-//!
-//! Cargo builds the binary with the features that tests ask of its libraries. So tokio's clock has the switch in it by
-//! which tests stop it: some 60 instructions for each look at the clock, which the binary that is shipped does not have.
-#![expect(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
+//! Each scenario runs twice, with few and with many repetitions. The difference, divided by the repetitions, is the
+//! cost of one, without start and stop. One worker thread and one request at a time make the runs alike.
+//! `scripts/instructions` runs this with the binary that is shipped; `benches/instructions.tsv` is the baseline.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -17,11 +13,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use md5::{Digest, Md5};
-use pusherd::protocol::signature::SigningKey;
-use rustix::process::{Pid, Signal, kill_process};
+use clap::Parser;
+use pusherload::sign::Signer;
 
 /// A rise above this many percent over the baseline is refused.
 const RISE_PERCENT_MAX: f64 = 5.0;
@@ -29,7 +24,21 @@ const RISE_PERCENT_MAX: f64 = 5.0;
 /// How long a benchmark waits for what must happen; valgrind makes everything fifty times slower.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.tsv");
+/// Counts what a pusherd executes, and compares it with a baseline.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// The binary of pusherd
+    pusherd: PathBuf,
+    /// The file with what was counted before
+    #[arg(long)]
+    baseline: PathBuf,
+    /// Make what is counted now the baseline
+    #[arg(long)]
+    save: bool,
+    /// Which scenarios to count [default: all]
+    scenarios: Vec<String>,
+}
 
 const KEY: &str = "bench-key";
 const SECRET: &str = "bench-secret";
@@ -160,16 +169,13 @@ fn fan_out(server: &Server, subscribers: usize) -> Box<dyn FnMut()> {
 }
 
 fn main() -> ExitCode {
-    // `cargo test --benches` runs it too, as a check that it builds.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let save = std::env::args().any(|argument| argument == "--save");
-    let wanted: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let Cli { pusherd, baseline: file, save, scenarios: wanted } = Cli::parse();
     let unknown = wanted.iter().find(|name| SCENARIOS.iter().all(|scenario| scenario.name != **name));
-    assert!(unknown.is_none(), "there is no scenario {unknown:?}");
-    let baseline = fs::read_to_string(BASELINE).map(|text| read_baseline(&text)).unwrap_or_default();
+    if let Some(unknown) = unknown {
+        eprintln!("there is no scenario {unknown}");
+        return ExitCode::FAILURE;
+    }
+    let baseline = fs::read_to_string(&file).map(|text| read_baseline(&text)).unwrap_or_default();
     let mut table = String::from("scenario\tunit\tinstructions\tallocations\n");
     let mut risen = Vec::new();
     println!(
@@ -180,7 +186,7 @@ fn main() -> ExitCode {
         let (name, unit) = (scenario.name, scenario.unit);
         let before = baseline.get(name);
         let is_wanted = wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
-        let cost = if is_wanted { Some(scenario.measure()) } else { None };
+        let cost = if is_wanted { Some(scenario.measure(&pusherd)) } else { None };
         // What is not counted keeps its baseline.
         if let Some(cost) = cost.as_ref().or(before) {
             writeln!(table, "{name}\t{unit}\t{:.0}\t{:.2}", cost.instructions, cost.allocations).unwrap();
@@ -202,7 +208,7 @@ fn main() -> ExitCode {
         println!("{name:<24} {unit:>9} {:>13.0} {:>12.2} {change:>24}", cost.instructions, cost.allocations);
     }
     if save {
-        fs::write(BASELINE, table).unwrap();
+        fs::write(&file, table).unwrap();
         println!("saved as the new baseline");
     } else if !risen.is_empty() {
         let names = risen.join(", ");
@@ -234,9 +240,9 @@ fn read_baseline(text: &str) -> HashMap<String, Cost> {
 }
 
 impl Scenario {
-    fn measure(&self) -> Cost {
+    fn measure(&self, pusherd: &Path) -> Cost {
         let (few, many) = self.repetitions;
-        let (less, more) = (self.run(few), self.run(many));
+        let (less, more) = (self.run(pusherd, few), self.run(pusherd, many));
         let units = ((many - few) * self.units) as f64;
         Cost {
             instructions: (more.instructions - less.instructions) / units,
@@ -245,8 +251,8 @@ impl Scenario {
     }
 
     /// What the server executes from its start to its end.
-    fn run(&self, repetitions: u64) -> Cost {
-        let mut server = Server::start(self.name);
+    fn run(&self, pusherd: &Path, repetitions: u64) -> Cost {
+        let mut server = Server::start(pusherd);
         let mut work = (self.prepare)(&server);
         for _ in 0..repetitions {
             work();
@@ -260,20 +266,22 @@ impl Scenario {
 struct Server {
     child: Child,
     address: SocketAddr,
+    directory: PathBuf,
     counts: PathBuf,
 }
 
 impl Server {
-    fn start(name: &str) -> Self {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fn start(pusherd: &Path) -> Self {
+        let directory = std::env::temp_dir().join(format!("pusherd-instructions-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
+        let pusherd = fs::canonicalize(pusherd).expect("the binary is there");
         let (config, counts) = (directory.join("pusherd.toml"), directory.join("callgrind.out"));
         fs::write(&config, CONFIG).unwrap();
         let mut command = Command::new("valgrind");
         command
             .args(["--tool=callgrind", "--quiet"])
             .arg(format!("--callgrind-out-file={}", counts.display()));
-        command.arg(env!("CARGO_BIN_EXE_pusherd")).args(["serve", "--port", "0", "--log-format", "json"]);
+        command.arg(pusherd).args(["serve", "--port", "0", "--log-format", "json"]);
         command.arg("--config").arg(&config).arg("--env-file").arg("/dev/null");
         // One worker, so that no run differs by who woke whom.
         command.env_clear().env("PATH", path()).env("TOKIO_WORKER_THREADS", "1").current_dir(&directory);
@@ -290,7 +298,7 @@ impl Server {
         };
         // What else it says is of no interest, but must be read.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, address, counts }
+        Self { child, address, directory, counts }
     }
 
     fn connect(&self) -> Http {
@@ -302,7 +310,8 @@ impl Server {
     }
 
     fn stop(&mut self) -> Cost {
-        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+        // SAFETY: sends a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) }, 0);
         assert!(self.child.wait().unwrap().success());
         read_counts(&fs::read_to_string(&self.counts).unwrap())
     }
@@ -312,14 +321,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Only where a scenario failed; otherwise it has ended.
         let _ = self.child.kill();
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
 /// Where valgrind is looked for.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the rest of the environment is no business of the server's here"
-)]
 fn path() -> std::ffi::OsString {
     std::env::var_os("PATH").unwrap_or_default()
 }
@@ -406,10 +412,9 @@ impl Socket {
         let established = socket.next();
         let (_, rest) = established.split_once("socket_id\\\":\\\"").unwrap();
         let (id, _) = rest.split_once('\\').unwrap();
-        let auth = SigningKey::new(SECRET).sign(&[id, ":", channel]);
-        let subscribe = format!(
-            r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}","auth":"{KEY}:{auth}"}}}}"#
-        );
+        let auth = signer().channel_auth(id.as_bytes(), channel, None);
+        let subscribe =
+            format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}","auth":"{auth}"}}}}"#);
         socket.stream.write_all(&masked(&subscribe)).unwrap();
         assert!(socket.next().contains("subscription_succeeded"));
         socket
@@ -459,18 +464,14 @@ fn batch_event(channel: &str) -> String {
     format!(r#"{{"name":"App\\Events\\Ordered","data":"{{\"text\":\"{text}\"}}","channel":"{channel}"}}"#)
 }
 
-/// A signed request, as the PHP SDK sends it.
-#[expect(clippy::disallowed_methods, reason = "a signed request carries the time of day")]
+fn signer() -> Signer {
+    Signer::new("bench", KEY, SECRET, "127.0.0.1")
+}
+
+/// A signed request, with the headers of the PHP SDK.
 fn publish(path: &str, body: &str) -> Vec<u8> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let md5 = hex::encode(Md5::digest(body));
-    let query = format!("auth_key={KEY}&auth_timestamp={now}&auth_version=1.0&body_md5={md5}");
-    let signature = SigningKey::new(SECRET).sign(&["POST\n", path, "\n", &query]);
-    format!(
-        "POST {path}?{query}&auth_signature={signature} HTTP/1.1\r\nHost: 127.0.0.1\r\n\
-         User-Agent: GuzzleHttp/7\r\nContent-Type: application/json\r\nX-Pusher-Library: pusher-http-php 7.2.4\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
+    let mut request = Vec::new();
+    signer().post(&mut request, path, body.as_bytes(), 0);
+    let headers = "User-Agent: GuzzleHttp/7\r\nX-Pusher-Library: pusher-http-php 7.2.4\r\nContent-Type";
+    String::from_utf8(request).unwrap().replacen("Content-Type", headers, 1).into_bytes()
 }

@@ -6,13 +6,13 @@
 //!
 //! ```text
 //! POST /apps/{id}/events
-//!  → server::connection hyper reads the head; one `Host`, and no upgrade: a request
+//!  → server::connection hyper reads the head: a request has one `Host`, and is no upgrade
 //!  → http::Service      the routes that publish are matched by hand, all others by axum's router
 //!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
-//!  → http::trigger      JSON → checked names and sizes, the socket to except
+//!  → http::trigger      JSON → checked names and sizes, the socket to exclude
 //!  → hub.publish
-//!      → registry       one queue a channel: what waits is put together once and written to every subscriber; once
-//!                       more, compressed, if one of them agreed upon that
+//!      → registry       one queue a channel: queued messages are joined once and written to every subscriber; once more,
+//!                       compressed, if a subscriber has negotiated that
 //!  → outbox             one small lock in front of a socket: `send(2)` at once, or queued and flushed by the task
 //! ```
 //!
@@ -90,13 +90,13 @@
 //! - All messages of a channel, including the acknowledgements of joins, have one order.
 //! - Exactly one driver delivers the messages of a channel. A publisher never waits for a subscriber, only for the driver,
 //!   and only while the channel has more than 256 KiB undelivered.
-//! - An idle connection owns no buffer and no timer, nor a compressor: no message is compressed or inflated with
-//!   anything of the one before. (Of TLS, rustls keeps 4 KiB to read into.)
-//! - What waits for a client waits unencrypted, as a share of the batch; at most 32 KiB wait encrypted.
-//! - What looks at all channels, connections or cached events does so in turns of a millisecond or so.
+//! - An idle connection owns no buffer, no timer and no compressor: no message is compressed or inflated with the state of
+//!   the one before. (For TLS, rustls keeps a read buffer of 4 KiB.)
+//! - Frames for a slow client are queued unencrypted, as shares of the batch; at most 32 KiB are kept encrypted.
+//! - Work on all channels, connections or cached events yields after a millisecond or so.
 //! - Connections and channels are counted by permits, which are released when they are dropped.
-//! - A connection is a stranger's, and bounded in number and time, until it is a WebSocket that was let in or a
-//!   request on it was signed: `server::arrivals`.
+//! - A connection is pending until it is an accepted WebSocket or a request on it was signed. Pending connections are
+//!   limited in number and time: `server::pending`.
 //! - What is rejected is counted and reported by [`hub::Hub::reject`], and nowhere else. Sessions and the registry
 //!   only say so.
 //!
@@ -107,14 +107,14 @@
 //! | acknowledge after joining loses messages | `registry::channel`, `Channel::join`: both under the channel's lock |
 //! | hyper wakes itself once a POST | `server::repoll` |
 //! | axum's WebSocket holds a 128 KiB buffer | `protocol::wire::websocket` and `pusher::connection` instead of it |
-//! | hyper's leftover buffer pins 4 KB | `server::stream`, `take_apart`: the bytes are copied, the buffer dropped |
+//! | hyper's leftover buffer pins 4 KB | `server::stream`, `into_transport`: the bytes are copied, the buffer dropped |
 //! | `try_read` pays a second `recv` | [`outbox::Outbox::poll_read`] |
-//! | a slow reader's FIN waits behind megabytes | [`outbox::Outbox::abandon`] |
+//! | a slow reader's FIN waits behind megabytes | [`outbox::Outbox::reset`] |
 //! | socket options for every connection | [`server::bind`]: on the listener, inherited |
-//! | a small remainder pins a batch | `outbox`, `remainder`: copied when it is small |
-//! | what is encrypted for a slow reader is shared with nobody | `outbox::tls`: the next piece when the socket has taken the one before |
+//! | a small remainder pins a batch | `outbox`, `Outbox::write`: copied when it is small |
+//! | encrypted bytes cannot be shared between clients | `outbox::tls`: the next chunk is encrypted when the socket has accepted the one before |
 //! | leaving by linear search | `registry::channel`, `Subscribers::positions` |
-//! | a timer a connection | [`outbox::Pulse`], [`pusher::Door::watch`] |
+//! | a timer a connection | [`outbox::Liveness`], [`pusher::Endpoint::watch`] |
 //! | compressing for every connection | `registry::channel`, `Batch::compressed`: once a batch; [`protocol::wire::deflate`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
 //! | publishers held up by their own fan-out | [`registry::Drive::deliver_inline`]: up to 32 subscribers only, 64 deliveries a turn |

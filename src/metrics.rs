@@ -1,7 +1,7 @@
-//! What this node counts: every counter, typed, in one place.
+//! Every counter of this node, typed, in one place.
 //!
-//! Counting is one relaxed addition, so any room may count where it decides; who shows the numbers reads them
-//! here. No label comes from a stranger: a counter stands for a rule, not for a channel or an address.
+//! Counting is one relaxed addition, so each module counts where it decides. A counter stands for a rule, never for a
+//! channel, an address or anything else that a peer chooses.
 //!
 //! Start at [`Metrics`].
 
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::rejections::Rejection;
 
-/// A count that only grows.
+/// A count that only increases.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -36,16 +36,16 @@ impl Counter {
 pub struct Metrics {
     /// See [`Metrics::rejected`].
     rejected: [Counter; Rejection::COUNT],
-    /// Requests that were answered with what their idempotency key was answered with before.
-    pub repeats_answered: Counter,
-    /// What became of webhooks.
+    /// Requests that were answered with the stored response of their idempotency key.
+    pub idempotent_replays: Counter,
+    /// The counters of webhooks.
     pub webhooks: Webhooks,
-    /// What happened to the cluster that this node is one of.
+    /// The counters of the cluster, as this node sees it.
     pub cluster: Cluster,
 }
 
 impl Metrics {
-    /// What was rejected for a reason: connections, messages, requests or events, each once.
+    /// The counter of one kind of rejection: connections, messages, requests or events, each counted once.
     #[must_use]
     pub fn rejected(&self, rejection: impl Into<Rejection>) -> &Counter {
         &self.rejected[rejection.into().index()]
@@ -56,52 +56,52 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             rejected: std::array::from_fn(|_| Counter::default()),
-            repeats_answered: Counter::default(),
+            idempotent_replays: Counter::default(),
             webhooks: Webhooks::default(),
             cluster: Cluster::default(),
         }
     }
 }
 
-/// What happened to a cluster, as one of its nodes sees it.
+/// The counters of a cluster, as one of its nodes sees it.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    /// How often the broker was lost.
-    pub lost: Counter,
-    /// Messages that made no sense, and were dropped.
+    /// Disconnects from the broker.
+    pub disconnects: Counter,
+    /// Invalid messages, which were dropped.
     pub dropped: Counter,
-    /// How often the others had given this node up.
-    pub given_up: Counter,
-    /// Nodes that this one has cleared away.
-    pub reaped: Counter,
+    /// Expirations of this node's lease: the other nodes had declared it dead.
+    pub lease_expirations: Counter,
+    /// Dead nodes that this node has removed.
+    pub nodes_removed: Counter,
 }
 
-/// What became of webhooks, of all apps together.
+/// The counters of webhooks, of all apps together.
 #[derive(Debug, Default)]
 pub struct Webhooks {
-    /// Events that were put into a queue, once for each receiver.
+    /// Events that were queued, once for each receiver.
     pub events: Counter,
-    /// Events that were not told because whoever went came back: both halves count.
+    /// Events that were not sent because a second event undid the first: both count.
     pub debounced: Counter,
-    /// Events that were not sent because the second half of a pair came before the first was sent: both count, and what
-    /// went with them.
+    /// Events that were removed from a queue because the second of a pair came before the first was sent: both count,
+    /// and the events between them that they cancelled.
     pub cancelled: Counter,
     /// Requests that were answered with 2xx.
     pub delivered: Counter,
-    /// Attempts that failed, whether or not a later one did not.
+    /// Attempts that failed, even if a later one succeeded.
     pub failed_attempts: Counter,
-    /// Those of them that would have gone to an address where webhooks do not go.
+    /// Failed attempts to an address that webhooks may not be sent to.
     pub denied_addresses: Counter,
-    /// Events that fell out of a full queue.
+    /// Events that were dropped from a full queue.
     pub dropped: Counter,
-    /// Requests that were given up after all attempts.
+    /// Requests that failed after all attempts.
     pub expired: Counter,
-    /// Requests that a shutdown left unsent.
+    /// Requests that were unsent at a shutdown.
     pub unsent: Counter,
-    /// Events that are left to the other nodes of a cluster, because of a shutdown or because another one tells them.
+    /// Events that are left to other nodes of the cluster: at a shutdown, or because another node sends them.
     pub nacked: Counter,
-    /// Requests that are in the file of dead letters.
+    /// Requests in the dead letter file.
     pub dead_lettered: Counter,
-    /// Requests that should be, and are not.
+    /// Requests that could not be written to the dead letter file.
     pub dead_letters_lost: Counter,
 }

@@ -789,9 +789,7 @@ fn a_certificate_that_cannot_be_used_is_refused_naming_the_setting_and_the_file(
         (
             &cert,
             no_key,
-            format!(
-                "{of_key}: key.pem holds no key of a kind that is known: RSA of 2048 to 4096 bits, ECDSA on"
-            ),
+            format!("{of_key}: key.pem holds no key of a supported kind: RSA of 2048 to 4096 bits, ECDSA on"),
         ),
         (
             &cert,

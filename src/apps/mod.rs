@@ -29,7 +29,7 @@ use crate::limits::{ByteCount, Count, Limit, Rate, TokenBucket};
 use crate::protocol::signature::SigningKey;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
-use crate::rejections::Reports;
+use crate::rejections::RejectionLog;
 
 /// The id of an app, as in `/apps/{id}/…`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -127,7 +127,7 @@ pub struct App {
     /// The rate of events published over HTTP.
     pub events: Mutex<TokenBucket>,
     /// The rejections that are reported to the operator.
-    pub reports: Arc<Reports>,
+    pub reports: Arc<RejectionLog>,
 }
 
 impl App {
@@ -189,7 +189,7 @@ impl App {
     /// The rate is exceeded. The error is the time until the next request is accepted.
     pub fn count_request(&self, now: impl FnOnce() -> Duration) -> Result<(), Duration> {
         let Some(per_second) = self.limits.requests_per_second else { return Ok(()) };
-        self.requests.lock().take_many(1, Rate { per_second, burst: per_second }, now())
+        self.requests.lock().try_acquire_many(1, Rate { per_second, burst: per_second }, now())
     }
 
     /// Counts `count` events that are published together at `now`: all or none.
@@ -200,7 +200,7 @@ impl App {
         let Some(per_second) = self.limits.events_per_second else { return Ok(()) };
         let batch_max = u32::try_from(self.limits.events_per_batch_max).unwrap_or(u32::MAX);
         let rate = Rate { per_second, burst: per_second.max(batch_max) };
-        self.events.lock().take_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
+        self.events.lock().try_acquire_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
     }
 
     /// The limit of bytes in the bodies of requests in flight. It is never less than one body.

@@ -12,7 +12,7 @@ impl ConnectionPermit {
     /// Acquires a permit. `None` if the limit is reached.
     #[must_use]
     pub fn acquire(app: &Arc<App>) -> Option<Self> {
-        app.connections.take(app.limits.connections_max).then(|| Self(Arc::clone(app)))
+        app.connections.try_acquire(app.limits.connections_max).then(|| Self(Arc::clone(app)))
     }
 
     /// The app of the connection.
@@ -24,6 +24,6 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.0.connections.give_back();
+        self.0.connections.release();
     }
 }

@@ -415,7 +415,7 @@ impl Cluster {
     fn lost(&self) {
         self.0.epoch.fetch_add(1, Ordering::SeqCst);
         self.0.is_ready.store(false, Ordering::SeqCst);
-        self.0.metrics.cluster.lost.count();
+        self.0.metrics.cluster.disconnects.count();
         for part in &self.0.parts {
             part.lock().lost();
         }
@@ -482,7 +482,7 @@ impl Cluster {
     }
 
     fn given_up(&self, is_new: &mut bool) {
-        self.0.metrics.cluster.given_up.count();
+        self.0.metrics.cluster.lease_expirations.count();
         warn!(node = %self.node(), "the other nodes have given this one up; it comes back under another name");
         *is_new = true;
     }
@@ -598,7 +598,7 @@ impl Cluster {
             }
             driver.forget(dead).await?;
             sweeping.seen.remove(&dead);
-            self.0.metrics.cluster.reaped.count();
+            self.0.metrics.cluster.nodes_removed.count();
             info!(node = %dead, "a node that was gone without a word has been cleared away");
         }
         Ok(Ok(()))

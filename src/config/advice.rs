@@ -146,7 +146,7 @@ pub(super) fn advise(
             ));
         }
     }
-    if let Some((is_refused, remark)) = tls.as_ref().and_then(Tls::dates_remark) {
+    if let Some((is_refused, remark)) = tls.as_ref().and_then(Tls::validity_warning) {
         advice.push(Advice { loud: is_refused, text: format!("{}: {remark}", server.place("tls_cert")) });
     }
     if apps.iter().any(Draft::has_default_secret) && !is_loopback(host) {

@@ -34,7 +34,7 @@ pub(super) struct ListPermit {
 
 impl Drop for ListPermit {
     fn drop(&mut self) {
-        self.requests.give_back();
+        self.requests.release();
     }
 }
 
@@ -47,7 +47,7 @@ impl ListPermits {
     /// Waits for a permit of the app, at most for `wait_max`.
     pub(super) async fn acquire(&self, app: &App, wait_max: Duration) -> Result<ListPermit, ApiError> {
         let queue = self.0.get(&app.id).expect("every app has a queue");
-        if !queue.requests.take(Some(LISTS_MAX)) {
+        if !queue.requests.try_acquire(Some(LISTS_MAX)) {
             return Err(ApiError::TooManyLists(LISTS_MAX));
         }
         let mut list = ListPermit { _permit: None, requests: Arc::clone(&queue.requests) };

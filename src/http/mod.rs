@@ -180,7 +180,8 @@ impl Caller {
 
     /// The sender of a request with `headers`.
     fn sender(&self, headers: &HeaderMap) -> Sender {
-        let address = self.0.address.as_ref().map(|(peer, addresses)| addresses.client(*peer, headers));
+        let address =
+            self.0.address.as_ref().map(|(peer, addresses)| addresses.client_address(*peer, headers));
         Sender { address, library: headers.get(&LIBRARY).cloned() }
     }
 

@@ -396,7 +396,7 @@ impl Clustered {
             let looked = self.parked.lock().remove(&(Arc::clone(&group), looking));
             if let Some(looked) = looked {
                 if let Parked::Looker(subscriber) | Parked::Subscriber(subscriber) = &looked {
-                    subscriber.outbox.provoked(0, 2);
+                    subscriber.outbox.charge(0, 2);
                 }
                 acting.leave(&group, None, looking);
                 return None;
@@ -405,7 +405,7 @@ impl Clustered {
             let (member, left) = match parked {
                 Some(Parked::Subscriber(parked)) => {
                     // It has come and gone as far as the broker is concerned.
-                    parked.outbox.provoked(0, 2);
+                    parked.outbox.charge(0, 2);
                     (parked.member.as_ref().map(|member| member.id.clone()), None)
                 }
                 Some(Parked::Looker(_) | Parked::SigningIn(_) | Parked::Watcher(_)) | None => {
@@ -683,7 +683,7 @@ impl Clustered {
         } else {
             WatchlistChange::new(watched, watchlist)
         };
-        outbox.provoked(0, WatchlistChange::changes(&removed, &added));
+        outbox.charge(0, WatchlistChange::changes(&removed, &added));
         let unknown = AtomicUsize::new(1 + added.len());
         let (of, outbox) = (Arc::clone(&app.id.0), Arc::clone(outbox));
         let watcher = Arc::new(Watcher { app: of, outbox, watchlist: added, truncated_to, unknown });

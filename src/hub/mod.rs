@@ -42,7 +42,7 @@ pub use users::SignIn;
 pub use crate::cluster::driver::Lost;
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{ChannelKey, Left, Registry, Users};
-use crate::rejections::Reports;
+use crate::rejections::RejectionLog;
 use crate::webhooks::Webhooks;
 use clustered::Clustered;
 use users::WatchlistChange;
@@ -75,9 +75,9 @@ struct Shared {
     /// Set if the node is a member of a cluster.
     clustered: Option<Clustered>,
     /// Rejections that belong to no app.
-    rejections: Arc<Reports>,
+    rejections: Arc<RejectionLog>,
     /// The logs, of apps and of the node, with rejections that have not been reported to the operator.
-    unreported: Mutex<Vec<Arc<Reports>>>,
+    unreported: Mutex<Vec<Arc<RejectionLog>>>,
     started: Instant,
     draining: AtomicBool,
     /// Whether payloads are logged, at `debug`.

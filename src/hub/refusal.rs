@@ -21,11 +21,11 @@ pub fn refuse(app: &App, outbox: &Outbox, channel: &str, refusal: &Refusal) {
     let channel = &*name;
     // pusher-js would look up a channel with an empty name.
     if on_channel && !channel.is_empty() {
-        outbox.say(&ServerMessage::SubscriptionRefused { channel, refusal });
+        outbox.reply(&ServerMessage::SubscriptionRefused { channel, refusal });
     }
     if on_connection {
         let code = refusal.code.map(CloseCode::number);
-        outbox.say(&ServerMessage::Error { code, message: &refusal.reason });
+        outbox.reply(&ServerMessage::Error { code, message: &refusal.reason });
     }
 }
 

@@ -73,7 +73,7 @@ impl Hub {
             }
             self.0.join_user_channel(app, outbox, user, &sign_in.acknowledgement());
             let WatchlistChange { removed, added } = WatchlistChange::new(previous_watchlist, watchlist);
-            outbox.provoked(0, WatchlistChange::changes(&removed, &added));
+            outbox.charge(0, WatchlistChange::changes(&removed, &added));
             self.0.users.unwatch(&app.id.0, &removed, outbox.socket());
             self.0.watch(&app.id.0, outbox, &added, sign_in.truncated_to);
         }
@@ -163,7 +163,7 @@ impl Shared {
     ) {
         if let Some(users_max) = truncated_to {
             let message = format!("Watchlist limit exceeded: the first {users_max} ids are used");
-            outbox.say(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
+            outbox.reply(&ServerMessage::Error { code: Some(WATCHLIST_CUT), message: &message });
         }
         self.users.watch(app, watchlist, outbox);
     }

@@ -1,7 +1,7 @@
-//! What may wait for all clients of a node together, beside the limit that each outbox has of its own.
+//! The memory that the queues of all clients of a node may use, beside the limit of each outbox.
 //!
-//! Counted only where something is queued, so a client that reads costs nothing here. A batch that waits in many
-//! queues is in memory once, and counted once: the queues share its [`Held`], which the last of them gives back.
+//! Only queued bytes are counted, so a client that reads costs nothing here. A batch in many queues is in memory once
+//! and counted once: the queues share its [`Reservation`], and the last of them releases it.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// The bytes that are queued on a node, and how many may be.
+/// The bytes that are queued on a node, and their limit.
 #[derive(Debug)]
 pub struct Budget {
     bytes_max: usize,
     bytes: AtomicUsize,
-    /// Woken whenever more is queued than [`Budget::high`].
-    tight: Notify,
+    /// Notified when more than [`Budget::high_watermark`] is queued.
+    high_watermark_reached: Notify,
 }
 
 /// No limit.
@@ -27,54 +27,54 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// A budget of so many bytes. Never is more queued, but for the frames that say why a connection is closed.
+    /// A budget of `bytes_max` bytes. Only closing frames are queued beyond it.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, bytes: AtomicUsize::new(0), tight: Notify::new() }
+        Self { bytes_max, bytes: AtomicUsize::new(0), high_watermark_reached: Notify::new() }
     }
 
-    /// How many bytes may be queued.
+    /// The limit, in bytes.
     #[must_use]
     pub const fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
-    /// How many bytes are queued now.
+    /// The bytes that are queued now.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Above this, connections are evicted.
-    const fn high(&self) -> usize {
+    /// Above this many bytes, connections are evicted.
+    const fn high_watermark(&self) -> usize {
         self.bytes_max - self.bytes_max / 4
     }
 
-    /// Whether so much is queued that connections must be evicted until [`Budget::is_relieved`].
+    /// Whether connections must be evicted, until [`Budget::is_below_low_watermark`].
     #[must_use]
-    pub fn is_tight(&self) -> bool {
-        self.bytes() > self.high()
+    pub fn is_above_high_watermark(&self) -> bool {
+        self.bytes() > self.high_watermark()
     }
 
-    /// Whether enough has been evicted.
+    /// Whether enough connections have been evicted.
     #[must_use]
-    pub fn is_relieved(&self) -> bool {
+    pub fn is_below_low_watermark(&self) -> bool {
         self.bytes() <= self.bytes_max / 2
     }
 
-    /// Ready when so much is queued that connections must be evicted.
-    pub async fn tight(&self) {
-        while !self.is_tight() {
-            self.tight.notified().await;
+    /// Ready when connections must be evicted.
+    pub async fn above_high_watermark(&self) {
+        while !self.is_above_high_watermark() {
+            self.high_watermark_reached.notified().await;
         }
     }
 
-    /// Counts `bytes`, unless that would be more than may be queued. Counted until [`Budget::release`].
-    pub(super) fn take(&self, bytes: usize) -> bool {
+    /// Counts `bytes` until [`Budget::release`]; `false` if that would exceed the limit.
+    pub(super) fn try_acquire(&self, bytes: usize) -> bool {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let now = before.saturating_add(bytes);
-        if now > self.high() {
-            self.tight.notify_one();
+        if now > self.high_watermark() {
+            self.high_watermark_reached.notify_one();
         }
         if now > self.bytes_max {
             self.release(bytes);
@@ -83,8 +83,8 @@ impl Budget {
         true
     }
 
-    /// Counts `bytes` even if that is more than may be queued.
-    pub(super) fn force(&self, bytes: usize) {
+    /// Counts `bytes` even if that exceeds the limit.
+    pub(super) fn acquire_over_limit(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -92,32 +92,31 @@ impl Budget {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts `bytes` until the answer is dropped; `None` if that would be more than may be queued.
+    /// Counts `bytes` until the reservation is dropped; `None` if that would exceed the limit.
     #[must_use]
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        self.take(bytes).then(|| Held { budget: Arc::clone(self), bytes })
+    pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        self.try_acquire(bytes).then(|| Reservation { budget: Arc::clone(self), bytes })
     }
 }
 
-/// Bytes that are counted until this is dropped.
+/// Bytes of a budget, released when this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.release(self.bytes);
     }
 }
 
-/// Whole frames that go to many clients. Where they wait they are counted once, from the first client on that they
-/// wait for.
+/// Whole frames for many clients. They are counted once, from the first queue that holds them on.
 #[derive(Debug)]
 pub struct SharedFrames {
     bytes: Bytes,
-    held: OnceCell<Arc<Held>>,
+    reservation: OnceCell<Arc<Reservation>>,
 }
 
 impl SharedFrames {
@@ -127,19 +126,19 @@ impl SharedFrames {
         &self.bytes
     }
 
-    /// Counts the frames, once for all clients; `None` if that would be more than may be queued.
-    pub(super) fn hold(&self, budget: &Arc<Budget>) -> Option<Arc<Held>> {
-        if let Some(held) = self.held.get() {
-            return Some(Arc::clone(held));
+    /// Counts the frames, once for all queues; `None` if that would exceed the limit.
+    pub(super) fn try_reserve(&self, budget: &Arc<Budget>) -> Option<Arc<Reservation>> {
+        if let Some(reservation) = self.reservation.get() {
+            return Some(Arc::clone(reservation));
         }
-        let held = Arc::new(budget.hold(self.bytes.len())?);
-        Some(Arc::clone(self.held.get_or_init(|| held)))
+        let reservation = Arc::new(budget.try_reserve(self.bytes.len())?);
+        Some(Arc::clone(self.reservation.get_or_init(|| reservation)))
     }
 }
 
 impl From<Bytes> for SharedFrames {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, held: OnceCell::new() }
+        Self { bytes, reservation: OnceCell::new() }
     }
 }
 
@@ -148,10 +147,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shared_is_counted_once_and_given_back_by_the_last() {
+    fn shared_frames_are_counted_once_and_released_by_the_last_user() {
         let budget = Arc::new(Budget::new(1000));
         let frames = SharedFrames::from(Bytes::from(vec![0; 600]));
-        let (one, two) = (frames.hold(&budget), frames.hold(&budget));
+        let (one, two) = (frames.try_reserve(&budget), frames.try_reserve(&budget));
         assert_eq!((budget.bytes(), one.is_some(), two.is_some()), (600, true, true));
         drop((frames, one));
         assert_eq!(budget.bytes(), 600);
@@ -160,28 +159,28 @@ mod tests {
     }
 
     #[test]
-    fn never_more_is_counted_than_may_be_and_it_is_tight_before() {
+    fn the_budget_is_never_exceeded_and_the_high_watermark_comes_first() {
         let budget = Arc::new(Budget::new(1000));
-        let first = budget.hold(750).unwrap();
-        assert!(!budget.is_tight() && !budget.is_relieved());
-        let second = budget.hold(100).unwrap();
-        assert!(budget.is_tight());
-        assert!(budget.hold(151).is_none());
+        let first = budget.try_reserve(750).unwrap();
+        assert!(!budget.is_above_high_watermark() && !budget.is_below_low_watermark());
+        let second = budget.try_reserve(100).unwrap();
+        assert!(budget.is_above_high_watermark());
+        assert!(budget.try_reserve(151).is_none());
         assert_eq!(budget.bytes(), 850, "a refusal counts nothing");
         drop(first);
-        assert!(budget.is_relieved());
+        assert!(budget.is_below_low_watermark());
         drop(second);
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_it_to_be_tight_is_woken() {
+    async fn a_waiter_is_woken_at_the_high_watermark() {
         let budget = Arc::new(Budget::new(1000));
         let waiting = tokio::spawn({
             let budget = Arc::clone(&budget);
-            async move { budget.tight().await }
+            async move { budget.above_high_watermark().await }
         });
         tokio::task::yield_now().await;
-        let _held = budget.hold(900);
+        let _held = budget.try_reserve(900);
         waiting.await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! What the lock of an outbox guards: the queue, what it is charged, and how the connection ends.
+//! The data under the lock of an outbox: the queue, its size, and the order to close.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -10,59 +10,59 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::net::TcpStream;
 
 use super::Closing;
-use super::budget::{Budget, Held, SharedFrames};
+use super::budget::{Budget, Reservation, SharedFrames};
 
-/// What a piece in the queue is charged beyond its bytes, so that many small ones are bounded too.
-const PIECE_BYTES: usize = 64;
+/// The overhead of a queued chunk, which is added to its bytes so that many small ones are bounded too.
+const CHUNK_OVERHEAD_BYTES: usize = 64;
 
-/// Pieces that are written at once.
-const GATHERED: usize = 64;
+/// Chunks that one system call writes.
+const CHUNKS_PER_WRITE: usize = 64;
 
-/// What waits for a client.
+/// A part of the queue.
 #[derive(Debug)]
-struct Piece {
+struct Chunk {
     bytes: Bytes,
-    /// What it is counted by in the node's budget, if others wait for the same; else it is counted by itself.
-    shared: Option<Arc<Held>>,
+    /// The reservation of its bytes, if other queues share them; otherwise its own bytes are counted.
+    shared: Option<Arc<Reservation>>,
 }
 
-impl Piece {
-    fn charge(&self) -> usize {
-        self.bytes.len() + PIECE_BYTES
+impl Chunk {
+    fn size(&self) -> usize {
+        self.bytes.len() + CHUNK_OVERHEAD_BYTES
     }
 
-    /// What it is counted by itself in the node's budget.
-    fn own_bytes(&self) -> usize {
-        PIECE_BYTES + if self.shared.is_some() { 0 } else { self.bytes.len() }
+    /// The bytes that this chunk itself counts in the node's budget.
+    fn budget_bytes(&self) -> usize {
+        CHUNK_OVERHEAD_BYTES + if self.shared.is_some() { 0 } else { self.bytes.len() }
     }
 }
 
-/// How a piece is counted in the node's budget.
+/// How a chunk is counted in the node's budget.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Counted<'s> {
-    /// By itself.
-    Alone,
-    /// Once for all that wait for the same.
+pub(super) enum Accounting<'s> {
+    /// By its own bytes.
+    Own,
+    /// Once for all queues that share it.
     Shared(&'s SharedFrames),
-    /// By itself, be it more than the budget has: it says why the connection ends.
-    Always,
+    /// By its own bytes, even over the limit: for closing frames.
+    Forced,
 }
 
-/// The node's budget does not take a piece.
+/// The node's budget is exceeded.
 #[derive(Debug)]
 pub(super) struct OverBudget;
 
-/// See the module's documentation.
+/// The queue to a client and the order to close.
 #[derive(Debug)]
 pub(super) struct State {
-    queue: VecDeque<Piece>,
+    queue: VecDeque<Chunk>,
     budget: Arc<Budget>,
-    /// What `queue` is charged: its bytes, and [`PIECE_BYTES`] for each piece.
+    /// The size of `queue`: its bytes, and [`CHUNK_OVERHEAD_BYTES`] for each chunk.
     queued_bytes: u32,
-    /// Whether the first bytes of the queue's head are on the wire already.
-    pub(super) head_is_cut: bool,
+    /// Whether the head of the queue is partly sent.
+    pub(super) head_is_partial: bool,
     pub(super) closing: Option<Closing>,
-    /// The connection's task, where it waits.
+    /// The connection's task, to be woken.
     pub(super) task: Option<Waker>,
 }
 
@@ -72,7 +72,7 @@ impl State {
             queue: VecDeque::new(),
             budget,
             queued_bytes: 0,
-            head_is_cut: false,
+            head_is_partial: false,
             closing: None,
             task: None,
         }
@@ -86,57 +86,57 @@ impl State {
         self.queue.is_empty()
     }
 
-    /// What is queued, as it is charged: never less than its bytes.
+    /// The size of the queue: its bytes, and an overhead for each chunk.
     pub(super) const fn queued_bytes(&self) -> usize {
         self.queued_bytes as usize
     }
 
-    /// The same without the piece that is being written.
+    /// The size of the queue without its head.
     pub(super) fn bytes_behind_head(&self) -> usize {
-        self.queued_bytes().saturating_sub(self.queue.front().map_or(0, Piece::charge))
+        self.queued_bytes().saturating_sub(self.queue.front().map_or(0, Chunk::size))
     }
 
     pub(super) fn head(&self) -> Option<&[u8]> {
-        self.queue.front().map(|piece| &piece.bytes[..])
+        self.queue.front().map(|chunk| &chunk.bytes[..])
     }
 
-    /// Queues `bytes` behind everything.
-    pub(super) fn push(&mut self, bytes: Bytes, counted: Counted<'_>) -> Result<(), OverBudget> {
-        let piece = self.piece(bytes, counted)?;
-        self.queue.push_back(piece);
+    /// Appends `bytes`.
+    pub(super) fn push(&mut self, bytes: Bytes, accounting: Accounting<'_>) -> Result<(), OverBudget> {
+        let chunk = self.new_chunk(bytes, accounting)?;
+        self.queue.push_back(chunk);
         Ok(())
     }
 
-    /// Queues `bytes` ahead of all that has not begun.
+    /// Inserts `bytes` ahead of everything but a partly sent chunk.
     pub(super) fn push_first(&mut self, bytes: Bytes) -> Result<(), OverBudget> {
-        let piece = self.piece(bytes, Counted::Alone)?;
-        self.queue.insert(usize::from(self.head_is_cut), piece);
+        let chunk = self.new_chunk(bytes, Accounting::Own)?;
+        self.queue.insert(usize::from(self.head_is_partial), chunk);
         Ok(())
     }
 
-    fn piece(&mut self, bytes: Bytes, counted: Counted<'_>) -> Result<Piece, OverBudget> {
-        let shared = match counted {
-            Counted::Shared(frames) => Some(frames.hold(&self.budget).ok_or(OverBudget)?),
-            Counted::Alone | Counted::Always => None,
+    fn new_chunk(&mut self, bytes: Bytes, accounting: Accounting<'_>) -> Result<Chunk, OverBudget> {
+        let shared = match accounting {
+            Accounting::Shared(frames) => Some(frames.try_reserve(&self.budget).ok_or(OverBudget)?),
+            Accounting::Own | Accounting::Forced => None,
         };
-        let piece = Piece { bytes, shared };
-        match counted {
-            Counted::Always => self.budget.force(piece.own_bytes()),
-            Counted::Alone | Counted::Shared(_) if self.budget.take(piece.own_bytes()) => {}
-            Counted::Alone | Counted::Shared(_) => return Err(OverBudget),
+        let chunk = Chunk { bytes, shared };
+        match accounting {
+            Accounting::Forced => self.budget.acquire_over_limit(chunk.budget_bytes()),
+            Accounting::Own | Accounting::Shared(_) if self.budget.try_acquire(chunk.budget_bytes()) => {}
+            Accounting::Own | Accounting::Shared(_) => return Err(OverBudget),
         }
-        // No queue comes near: it is closed before, by its own limit.
-        self.queued_bytes = self.queued_bytes.saturating_add(piece.charge() as u32);
-        Ok(piece)
+        // No queue comes near 4 GiB: its own limit closes the connection before.
+        self.queued_bytes = self.queued_bytes.saturating_add(chunk.size() as u32);
+        Ok(chunk)
     }
 
-    /// Writes of what is queued as much as goes at once.
-    pub(super) fn send(&self, stream: &TcpStream) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); GATHERED];
-        for (slice, piece) in slices.iter_mut().zip(&self.queue) {
-            *slice = IoSlice::new(&piece.bytes);
+    /// Writes as much of the queue as one system call does.
+    pub(super) fn write_to(&self, stream: &TcpStream) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); CHUNKS_PER_WRITE];
+        for (slice, chunk) in slices.iter_mut().zip(&self.queue) {
+            *slice = IoSlice::new(&chunk.bytes);
         }
-        let slices = &slices[..self.queue.len().min(GATHERED)];
+        let slices = &slices[..self.queue.len().min(CHUNKS_PER_WRITE)];
         if let [one] = slices {
             return super::send(stream, one);
         }
@@ -144,21 +144,21 @@ impl State {
         Ok(rustix::net::sendmsg(stream, slices, &mut SendAncillaryBuffer::default(), flags)?)
     }
 
-    /// Takes out what has been written.
+    /// Removes `written` bytes from the head of the queue.
     pub(super) fn advance(&mut self, mut written: usize) {
         while let Some(head) = self.queue.front_mut() {
-            let taken = written.min(head.bytes.len());
-            head.bytes.advance(taken);
-            written -= taken;
-            self.queued_bytes = self.queued_bytes.saturating_sub(taken as u32);
+            let sent = written.min(head.bytes.len());
+            head.bytes.advance(sent);
+            written -= sent;
+            self.queued_bytes = self.queued_bytes.saturating_sub(sent as u32);
             if head.shared.is_none() {
-                self.budget.release(taken);
+                self.budget.release(sent);
             }
             if !head.bytes.is_empty() {
-                self.head_is_cut |= taken > 0;
+                self.head_is_partial |= sent > 0;
                 return;
             }
-            self.head_is_cut = false;
+            self.head_is_partial = false;
             self.pop();
             if written == 0 {
                 return;
@@ -167,37 +167,37 @@ impl State {
     }
 
     fn pop(&mut self) -> Option<Bytes> {
-        let piece = self.queue.pop_front()?;
-        self.budget.release(piece.own_bytes());
-        self.queued_bytes = self.queued_bytes.saturating_sub(piece.charge() as u32);
-        Some(piece.bytes)
+        let chunk = self.queue.pop_front()?;
+        self.budget.release(chunk.budget_bytes());
+        self.queued_bytes = self.queued_bytes.saturating_sub(chunk.size() as u32);
+        Some(chunk.bytes)
     }
 
-    /// Forgets what has not begun: the rest of a frame that has is needed by whatever is to follow it.
-    pub(super) fn keep_begun(&mut self) {
-        let kept = usize::from(self.head_is_cut);
-        for piece in self.queue.drain(kept..) {
-            self.budget.release(piece.own_bytes());
-            self.queued_bytes = self.queued_bytes.saturating_sub(piece.charge() as u32);
+    /// Drops all chunks but a partly sent one, whose rest must precede any other frame.
+    pub(super) fn drop_unstarted(&mut self) {
+        let kept = usize::from(self.head_is_partial);
+        for chunk in self.queue.drain(kept..) {
+            self.budget.release(chunk.budget_bytes());
+            self.queued_bytes = self.queued_bytes.saturating_sub(chunk.size() as u32);
         }
     }
 
-    /// Forgets everything, and the memory for it.
+    /// Drops all chunks, and frees the memory of the queue.
     pub(super) fn clear(&mut self) {
-        self.head_is_cut = false;
-        self.keep_begun();
+        self.head_is_partial = false;
+        self.drop_unstarted();
         self.queue = VecDeque::new();
     }
 
-    /// Gives up the memory of a queue in which nothing waits: an idle connection owns no buffer.
+    /// Frees the memory of an empty queue: an idle connection owns no buffer.
     pub(super) fn shrink(&mut self) {
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
         }
     }
 
-    /// Takes out what is queued.
-    pub(super) fn take(&mut self) -> Vec<Bytes> {
+    /// Removes and returns all chunks.
+    pub(super) fn drain(&mut self) -> Vec<Bytes> {
         std::iter::from_fn(|| self.pop()).collect()
     }
 

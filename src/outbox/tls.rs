@@ -1,9 +1,7 @@
-//! TLS below a WebSocket: the socket and the session beside each other, so that a sender encrypts and writes on
-//! the spot, as it would write to a plain socket.
+//! TLS below a WebSocket: a socket and its TLS session. A sender encrypts and writes directly, as to a plain socket.
 //!
-//! What waits for a client waits as shares of the common batch, before it is encrypted: the next piece is
-//! encrypted when the socket has taken the one before, so a client that does not read costs
-//! [`UNSENT_BYTES_MAX`] of its own and no more.
+//! Frames are queued as shares of the common batch, before they are encrypted. The next chunk is encrypted when the
+//! socket has accepted the one before, so a client that does not read costs [`UNSENT_BYTES_MAX`] of its own at most.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Read as _, Write};
@@ -14,22 +12,22 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustls::ServerConnection;
 use tokio::net::TcpStream;
 
-/// What is encrypted at once, and so the most that may wait encrypted: two records, where a small overhead of
-/// each is not counted.
+/// The most bytes that are encrypted at once, and so the most that are kept encrypted: two records. The overhead of a
+/// record is not counted.
 const UNSENT_BYTES_MAX: usize = 32 * 1024;
 
-/// Encrypted bytes taken from a socket at once: the longest record.
+/// Encrypted bytes read from a socket at once: the longest record.
 const READ_BYTES: usize = 16 * 1024;
 
 thread_local! {
-    static SEALED: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+    static ENCRYPTED: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
-/// A TCP stream and the TLS session on it, after the handshake. Dropping it says goodbye (`close_notify`).
+/// A TCP stream and its TLS session, after the handshake. Dropping it sends `close_notify`.
 #[derive(Debug)]
 pub struct Tls {
     stream: TcpStream,
-    /// Taken by whoever holds the outbox's own lock, and by the connection's task to read.
+    /// Locked under the outbox's own lock to write, and by the connection's task to read.
     session: Mutex<ServerConnection>,
 }
 
@@ -43,43 +41,44 @@ impl Tls {
         &self.stream
     }
 
-    /// Encrypts and writes `bytes`, and before them what waits encrypted. Answers how many of them are taken:
-    /// none is taken while the socket has not taken what was encrypted before, but the last that are taken may wait
-    /// ([`Tls::has_unsent`]).
+    /// Encrypts and writes `bytes`, after the records that are not sent yet. Returns how many bytes are accepted: none
+    /// while earlier records are unsent. The last accepted bytes may stay encrypted ([`Tls::has_unsent`]).
     ///
     /// # Errors
-    /// `WouldBlock` if none is taken, or what the system says.
+    /// `WouldBlock` if no byte is accepted, or the error of the system.
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         let session = &mut *self.session.lock();
-        let mut taken = 0;
+        let mut accepted = 0;
         loop {
-            match write_out(session, &self.stream) {
-                Ok(()) if taken == bytes.len() => return Ok(taken),
-                Ok(()) => match session.writer().write(&bytes[taken..])? {
-                    // Its keys are used up: TLS 1.2 cannot renew them.
+            match write_records(session, &self.stream) {
+                Ok(()) if accepted == bytes.len() => return Ok(accepted),
+                Ok(()) => match session.writer().write(&bytes[accepted..])? {
+                    // The session has used up its keys: TLS 1.2 cannot renew them.
                     0 => return Err(io::ErrorKind::WriteZero.into()),
-                    more => taken += more,
+                    more => accepted += more,
                 },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken > 0 => return Ok(taken),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && accepted > 0 => {
+                    return Ok(accepted);
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Whether something waits encrypted.
+    /// Whether encrypted bytes are unsent.
     pub(super) fn has_unsent(&self) -> bool {
         self.session.lock().wants_write()
     }
 
-    /// Reads what the client sent into `buffer`. Ready with 0 at the end of the stream, announced or not: the end
-    /// of a WebSocket is a Close.
+    /// Reads input of the client into `buffer`. Ready with 0 at the end of the stream, with or without `close_notify`:
+    /// a WebSocket ends with a Close.
     ///
     /// # Errors
-    /// What the system says, or that the client broke the protocol.
+    /// The error of the system, or a violation of TLS by the client.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let session = &mut *self.session.lock();
         loop {
-            // First what was decrypted before, perhaps before the connection became a WebSocket.
+            // First the bytes that were decrypted before, perhaps before the upgrade.
             match session.reader().read(buffer) {
                 Ok(read) => return Poll::Ready(Ok(read)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -87,20 +86,20 @@ impl Tls {
                 Err(error) => return Poll::Ready(Err(error)),
             }
             let waited = session.wants_write();
-            let read = SEALED.with_borrow_mut(|sealed| {
-                // No more than `buffer` has room for, so that what is left over is less than one record, which the
+            let read = ENCRYPTED.with_borrow_mut(|encrypted| {
+                // At most as many bytes as fit into `buffer`, so that the rest is less than one record, which the
                 // session keeps.
-                let bytes_max = sealed.len().min(buffer.len());
-                let sealed = &mut sealed[..bytes_max];
-                let received = ready!(super::poll_recv(&self.stream, cx, sealed))?;
-                Poll::Ready(unseal(session, &sealed[..received], buffer))
+                let bytes_max = encrypted.len().min(buffer.len());
+                let encrypted = &mut encrypted[..bytes_max];
+                let received = ready!(super::poll_recv(&self.stream, cx, encrypted))?;
+                Poll::Ready(decrypt(session, &encrypted[..received], buffer))
             });
             let read = ready!(read);
             if !waited && session.wants_write() {
-                // An answer of TLS itself, such as new keys, or why the session ends.
-                match write_out(session, &self.stream) {
+                // TLS itself replies, for instance with new keys or an alert.
+                match write_records(session, &self.stream) {
                     Ok(()) => {}
-                    // The task flushes it.
+                    // The connection's task flushes it.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => cx.waker().wake_by_ref(),
                     Err(error) => return Poll::Ready(Err(error)),
                 }
@@ -117,17 +116,17 @@ impl Drop for Tls {
     fn drop(&mut self) {
         let session = self.session.get_mut();
         session.send_close_notify();
-        // A socket that takes no more has a client that learns of the end without it.
-        let _ = write_out(session, &self.stream);
+        // If the socket accepts nothing more, the client only learns of the end without `close_notify`.
+        let _ = write_records(session, &self.stream);
     }
 }
 
-/// Decrypts what was received into `buffer`; nothing received is the end of the stream.
-fn unseal(session: &mut ServerConnection, mut sealed: &[u8], buffer: &mut [u8]) -> io::Result<usize> {
+/// Decrypts received bytes into `buffer`; no received bytes mean the end of the stream.
+fn decrypt(session: &mut ServerConnection, mut encrypted: &[u8], buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     loop {
-        // Not more than the session's own buffer takes at once.
-        let taken = session.read_tls(&mut sealed)?;
+        // Not more than the session's buffer accepts at once.
+        let accepted = session.read_tls(&mut encrypted)?;
         session.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         while filled < buffer.len() {
             match session.reader().read(&mut buffer[filled..]) {
@@ -135,25 +134,25 @@ fn unseal(session: &mut ServerConnection, mut sealed: &[u8], buffer: &mut [u8]) 
                 Ok(read) => filled += read,
             }
         }
-        // What follows the end that the client announced is not read.
-        if sealed.is_empty() || taken == 0 {
+        // Bytes after `close_notify` are ignored.
+        if encrypted.is_empty() || accepted == 0 {
             return Ok(filled);
         }
     }
 }
 
-/// Writes what waits encrypted.
-fn write_out(session: &mut ServerConnection, stream: &TcpStream) -> io::Result<()> {
+/// Writes the encrypted bytes that are unsent.
+fn write_records(session: &mut ServerConnection, stream: &TcpStream) -> io::Result<()> {
     while session.wants_write() {
-        session.write_tls(&mut Direct(stream))?;
+        session.write_tls(&mut NonBlocking(stream))?;
     }
     Ok(())
 }
 
-/// A socket that is written to at once or not at all.
-struct Direct<'s>(&'s TcpStream);
+/// A socket as a writer that does not block.
+struct NonBlocking<'s>(&'s TcpStream);
 
-impl Write for Direct<'_> {
+impl Write for NonBlocking<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         super::send(self.0, bytes)
     }
@@ -185,7 +184,8 @@ mod tests {
     use tokio_rustls::client::TlsStream;
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-    use super::super::{Closing, Outbox, Pulse, farewell};
+    use super::super::closing::closing_frames;
+    use super::super::{Closing, Liveness, Outbox};
     use super::*;
     use crate::limits::Limit;
     use crate::protocol::{CloseCode, SocketId};
@@ -210,7 +210,7 @@ mod tests {
         let (accepted, client) =
             tokio::join!(TlsAcceptor::from(Arc::new(server)).accept(accepted), connecting);
         let outbox =
-            Outbox::new(SocketId::new(1, 2), accepted.unwrap().into_inner(), bytes_max, Pulse::default());
+            Outbox::new(SocketId::new(1, 2), accepted.unwrap().into_inner(), bytes_max, Liveness::default());
         (outbox, client.unwrap())
     }
 
@@ -220,13 +220,13 @@ mod tests {
 
     fn unsent_bytes(outbox: &Outbox) -> usize {
         let super::super::Transport::Tls(tls) = &outbox.transport else { panic!("it is TLS") };
-        // What it is can only be counted by taking it.
-        let mut sealed = Vec::new();
+        // Their number is only known by taking them.
+        let mut encrypted = Vec::new();
         let session = &mut *tls.session.lock();
         while session.wants_write() {
-            session.write_tls(&mut sealed).unwrap();
+            session.write_tls(&mut encrypted).unwrap();
         }
-        sealed.len()
+        encrypted.len()
     }
 
     #[tokio::test]
@@ -237,12 +237,12 @@ mod tests {
         for _ in 0..200 {
             outbox.send(&batch);
         }
-        assert!(outbox.queued_bytes() > 0, "the socket does not take 20 MB at once");
+        assert!(outbox.queued_bytes() > 0, "the socket does not accept 20 MB at once");
         let reading = tokio::spawn(async move {
             let mut all = vec![0; 200 * 102_400];
-            // Odd pieces, and the other task in between.
-            for piece in all.chunks_mut(7_777) {
-                client.read_exact(piece).await.unwrap();
+            // Odd chunks, with the other task in between.
+            for chunk in all.chunks_mut(7_777) {
+                client.read_exact(chunk).await.unwrap();
                 tokio::task::yield_now().await;
             }
             all
@@ -263,18 +263,21 @@ mod tests {
             assert!(outbox.queued_bytes() <= 310_000);
         }
         assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
-        assert!(outbox.queued_bytes() <= batch.len() + 400, "what has begun and the farewell are kept");
+        assert!(
+            outbox.queued_bytes() <= batch.len() + 400,
+            "the partly sent frame and the closing frames are kept"
+        );
         let unsent = unsent_bytes(&outbox);
         assert!((1..UNSENT_BYTES_MAX + 1000).contains(&unsent), "{unsent}");
     }
 
     #[tokio::test]
-    async fn a_frame_that_has_begun_is_finished_before_the_farewell_and_the_end_is_announced() {
+    async fn a_partly_sent_frame_is_completed_before_the_closing_frames_and_close_notify() {
         let (outbox, mut client) = pair(usize::MAX).await;
         let batch = Bytes::from(vec![7; 99_991]);
-        while !outbox.state.lock().head_is_cut {
+        while !outbox.state.lock().head_is_partial {
             outbox.send(&batch);
-            assert!(outbox.queued_bytes() < 10 * batch.len(), "whole batches only were taken");
+            assert!(outbox.queued_bytes() < 10 * batch.len(), "the socket accepted whole batches only");
         }
         outbox.send(&batch);
         outbox.close(CloseCode::Reconnect, "going away");
@@ -284,15 +287,15 @@ mod tests {
         });
         assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
         drop(outbox);
-        let all = reading.await.unwrap().expect("an end without a goodbye would be an error");
-        let frames = all.strip_suffix(&farewell(CloseCode::Reconnect, "going away")[..]);
-        assert_eq!(frames.expect("the farewell comes last").len() % batch.len(), 0, "no frame is cut");
+        let all = reading.await.unwrap().expect("an end without `close_notify` would be an error");
+        let frames = all.strip_suffix(&closing_frames(CloseCode::Reconnect, "going away")[..]);
+        assert_eq!(frames.expect("the closing frames come last").len() % batch.len(), 0, "no frame is cut");
     }
 
     #[tokio::test]
-    async fn what_is_taken_in_and_not_written_is_flushed() {
+    async fn encrypted_bytes_that_were_not_written_are_flushed() {
         let (outbox, mut client) = pair(usize::MAX).await;
-        // Small frames, so that the last that is taken is taken whole.
+        // Small frames, so that the last accepted one is accepted whole.
         let frame = Bytes::from(vec![9; 1000]);
         let mut frames = 0;
         while outbox.queued_bytes() == 0 {
@@ -311,12 +314,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_client_sends_is_read_whatever_the_room_for_it() {
-        for room in [1, 3, 100, 5_000, 64 * 1024] {
+    async fn input_is_read_whatever_the_size_of_the_buffer() {
+        for buffer_bytes in [1, 3, 100, 5_000, 64 * 1024] {
             let (outbox, mut client) = pair(usize::MAX).await;
             let sent: Vec<u8> = (0..100_000u32).map(|number| (number % 251) as u8).collect();
             let reading = async {
-                let (mut all, mut buffer) = (Vec::new(), vec![0; room]);
+                let (mut all, mut buffer) = (Vec::new(), vec![0; buffer_bytes]);
                 loop {
                     match poll_fn(|cx| outbox.poll_read(cx, &mut buffer)).await.unwrap() {
                         0 => return all,
@@ -329,12 +332,12 @@ mod tests {
                 client.shutdown().await.unwrap();
             };
             let (read, ()) = tokio::join!(reading, writing);
-            assert!(read == sent, "room for {room}");
+            assert!(read == sent, "a buffer of {buffer_bytes} bytes");
         }
     }
 
     #[test]
-    fn the_outbox_of_a_plain_connection_has_no_room_for_tls() {
+    fn tls_adds_nothing_to_the_size_of_a_plain_transport() {
         assert_eq!(size_of::<super::super::Transport>(), size_of::<TcpStream>());
     }
 }

@@ -13,57 +13,57 @@ use hyper::upgrade::Upgraded;
 use tokio::task::AbortHandle;
 use tungstenite::handshake::server::create_response_with_body;
 
-use super::admission::Refused;
+use super::admission::Rejected;
 use super::connection::Connection;
-use super::{Door, Peer};
+use super::{Endpoint, Peer};
 use crate::limits::Limit;
 use crate::outbox::Transport;
 use crate::protocol::request::Query;
 use crate::protocol::wire::deflate::{self, Compression};
 use crate::rejections::{Example, Mistake, Rejection};
 
-/// What is kept of a name that a client chose.
+/// How much is kept of a name that a client chose.
 const NAME_CHARS: usize = 100;
 
-impl Door {
-    /// Whether a request is this door's: it asks for a WebSocket, however badly, or for where those are.
+impl Endpoint {
+    /// Whether a request belongs to this endpoint: it asks for a WebSocket, even incompletely, or for the path of one.
     #[must_use]
-    pub fn is_for<B>(&self, request: &Request<B>) -> bool {
+    pub fn handles<B>(&self, request: &Request<B>) -> bool {
         matches!(*request.method(), Method::GET | Method::HEAD)
             && (has_token(request.headers(), &header::UPGRADE, "websocket")
                 || request.headers().contains_key(header::SEC_WEBSOCKET_KEY)
                 || self.split_path(request.uri().path()).is_some())
     }
 
-    /// Answers a request for a WebSocket. The upgrade is completed first and refused afterwards, with a frame and
-    /// a close code; only a request that is no valid upgrade gets an HTTP error. `stranger` is the connection's place
-    /// until it is let in, or refused and gone, which the task that comes with the answer sees to: it may be aborted
-    /// as long as the place is taken. `take_apart` is the caller's knowledge of the transport below its HTTP.
+    /// Responds to a request for a WebSocket. The upgrade is completed before a rejection, which is a frame and a close
+    /// code; only an invalid upgrade gets an HTTP error. `pending` is held until the connection is accepted, or rejected
+    /// and closed, by the task that is returned: it may be aborted until then. `into_transport` takes the transport out
+    /// of the caller's HTTP connection.
     #[must_use]
     pub fn upgrade<S: Send + 'static>(
         &self,
         mut request: Request<Incoming>,
         peer: Peer,
-        stranger: S,
-        take_apart: fn(Upgraded) -> Option<(Transport, Bytes)>,
+        pending: S,
+        into_transport: fn(Upgraded) -> Option<(Transport, Bytes)>,
     ) -> (Response<Body>, Option<AbortHandle>) {
         let direct = peer.address.ip().to_canonical();
-        let client = self.0.addresses.client(direct, request.headers());
-        let mut response = match complete(&mut request) {
+        let client = self.0.addresses.client_address(direct, request.headers());
+        let mut response = match check_upgrade(&mut request) {
             Ok(response) => response,
-            Err(incomplete) => {
-                let example = Example::from(client).path(request.uri().path()).reason(&*incomplete.problems);
+            Err(invalid) => {
+                let example = Example::from(client).path(request.uri().path()).reason(&*invalid.problems);
                 self.0.hub.reject(Mistake::Upgrade, None, example);
-                return (incomplete.into_response(), None);
+                return (invalid.into_response(), None);
             }
         };
         if let Some(chosen) = subprotocol(request.headers()) {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
         }
         let found = self.find_app(request.uri(), request.headers(), peer);
-        let about = About::of(client, &request);
-        if let Err(refused) = &found {
-            self.report(refused, self.example(client, &request));
+        let client_info = ClientInfo::of(client, &request);
+        if let Err(rejected) = &found {
+            self.report(rejected, self.example(client, &request));
         }
         let mut compression = Compression::Off;
         if let Ok(app) = &found
@@ -74,35 +74,36 @@ impl Door {
             response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
         }
         let upgrade = hyper::upgrade::on(&mut request);
-        let door = self.clone();
+        let endpoint = self.clone();
         let task = self.0.tasks.spawn(async move {
-            // An error is a client that went away before the answer was written.
-            let Some((transport, early)) = upgrade.await.ok().and_then(take_apart) else { return };
+            // This fails if the client disconnects before the response is written.
+            let Some((transport, early)) = upgrade.await.ok().and_then(into_transport) else { return };
             let admitted = match found {
                 Ok(app) => {
-                    let admitted = door.admit(&app, client, client != direct).await;
-                    admitted.inspect_err(|refused| door.report(refused, Example::from(client)))
+                    let admitted = endpoint.admit(&app, client, client != direct).await;
+                    admitted.inspect_err(|rejected| endpoint.report(rejected, Example::from(client)))
                 }
-                Err(refused) => Err(refused),
+                Err(rejected) => Err(rejected),
             };
-            let is_let_in = admitted.is_ok();
-            let connection = Connection::new(&door, transport, &early, admitted, compression, &about);
-            if is_let_in {
+            let is_accepted = admitted.is_ok();
+            let connection =
+                Connection::new(&endpoint, transport, &early, admitted, compression, &client_info);
+            if is_accepted {
                 // A task of its own, so that a connection costs its own size and not that of the upgrade.
-                door.0.tasks.spawn(connection);
+                endpoint.0.tasks.spawn(connection);
             } else {
                 connection.await;
             }
-            drop(stranger);
+            drop(pending);
         });
         (response, Some(task.abort_handle()))
     }
 
-    /// What is known of a connection that is refused.
+    /// An example of a rejected connection, for the log.
     fn example<'r, B>(&self, client: IpAddr, request: &'r Request<B>) -> Example<'r> {
         let path = request.uri().path();
         let mut example = Example::from(client);
-        // Of a path with a key in it, the key says it, and may be longer than it should be shown.
+        // A path with a key is shown by the key alone, which is cut to a bound.
         example = match self.split_path(path) {
             Some((_, key)) => example.key(key),
             None => example.path(path),
@@ -116,30 +117,30 @@ impl Door {
         }
     }
 
-    pub(super) fn report(&self, refused: &Refused, example: Example<'_>) {
-        let Some(why) = refused.why else { return };
+    pub(super) fn report(&self, rejected: &Rejected, example: Example<'_>) {
+        let Some(why) = rejected.why else { return };
         let value = match why {
             Rejection::Limit(Limit::NodeConnections) => self.0.options.connections_max.map(u64::from),
             Rejection::Limit(Limit::OpenFiles) => self.0.options.files_max.map(u64::from),
-            Rejection::Limit(limit) => self.0.addresses.value_of(limit),
+            Rejection::Limit(limit) => self.0.addresses.limit_value(limit),
             Rejection::Mistake(_) => None,
         };
-        self.0.hub.reject(why, refused.app.as_deref(), example.value(value));
+        self.0.hub.reject(why, rejected.app.as_deref(), example.value(value));
     }
 }
 
-/// Whose connection it is, for the log.
+/// The facts of a client, for the log.
 #[derive(Debug)]
-pub(super) struct About {
-    /// Where the client is.
+pub(super) struct ClientInfo {
+    /// The address of the client.
     pub(super) address: IpAddr,
-    /// The page that it runs in, if that is logged.
+    /// The origin of its page, if that is logged.
     pub(super) origin: Option<Box<str>>,
-    /// The library that it uses, if that is logged.
+    /// Its library, if that is logged.
     pub(super) library: Option<Box<str>>,
 }
 
-impl About {
+impl ClientInfo {
     fn of<B>(address: IpAddr, request: &Request<B>) -> Self {
         if !tracing::enabled!(tracing::Level::DEBUG) {
             return Self { address, origin: None, library: None };
@@ -149,12 +150,12 @@ impl About {
     }
 }
 
-/// The origin of a request, what is no text in it replaced.
+/// The origin of a request, with invalid bytes replaced.
 fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()))
 }
 
-/// The library and its version, as clients tell them.
+/// The library and its version, as the client gives them.
 fn library(uri: &Uri) -> Option<String> {
     let query = Query::parse(uri.query()?).ok()?;
     let library = query.value("client")?;
@@ -165,61 +166,61 @@ fn library(uri: &Uri) -> Option<String> {
     Some(library.chars().take(NAME_CHARS).collect())
 }
 
-/// Whether one of the tokens in the lines of a header, which are one list, is `token`. Source: RFC 9110 §5.3.
+/// Whether the lines of a header, which are one list of tokens, contain `token`. Source: RFC 9110 §5.3.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    // Some clients separate by spaces alone.
+    // Some clients separate tokens by spaces alone.
     lines.flat_map(|line| line.split([',', ' ', '\t'])).any(|found| found.eq_ignore_ascii_case(token))
 }
 
-/// The answer to a request that is an upgrade; what is missing of one otherwise.
-fn complete<B>(request: &mut Request<B>) -> Result<Response<Body>, Incomplete> {
+/// The response to a valid upgrade; otherwise what is missing.
+fn check_upgrade<B>(request: &mut Request<B>) -> Result<Response<Body>, InvalidUpgrade> {
     let headers = request.headers();
-    let mut incomplete = Incomplete::default();
-    let mut misses = |is_there: bool, problem: &str, line: &'static str| {
-        if !is_there {
-            incomplete.add(problem, line);
+    let mut invalid = InvalidUpgrade::default();
+    let mut require = |is_present: bool, problem: &str, line: &'static str| {
+        if !is_present {
+            invalid.add(problem, line);
         }
     };
-    misses(
+    require(
         request.version() >= Version::HTTP_11,
         "it is HTTP/1.0, which has none",
         "proxy_http_version 1.1;",
     );
-    misses(
+    require(
         has_token(headers, &header::UPGRADE, "websocket"),
         "the header `Upgrade: websocket` is missing",
         "proxy_set_header Upgrade $http_upgrade;",
     );
-    misses(
+    require(
         has_token(headers, &header::CONNECTION, "upgrade"),
         "the header `Connection: Upgrade` is missing",
         "proxy_set_header Connection \"upgrade\";",
     );
     let version = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter().map(HeaderValue::as_bytes);
-    misses(version.eq([b"13"]), "the header `Sec-WebSocket-Version: 13` is missing", "");
-    if !incomplete.problems.is_empty() {
-        return Err(incomplete);
+    require(version.eq([b"13"]), "the header `Sec-WebSocket-Version: 13` is missing", "");
+    if !invalid.problems.is_empty() {
+        return Err(invalid);
     }
-    // As one line each, which is what is checked below.
+    // Replaced by one line each, because the next check expects that.
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    create_response_with_body(request, Body::empty).map_err(|error| Incomplete {
+    create_response_with_body(request, Body::empty).map_err(|error| InvalidUpgrade {
         status: StatusCode::BAD_REQUEST,
         problems: error.to_string(),
         lines: String::new(),
     })
 }
 
-/// What is missing of an upgrade, and what to tell nginx so that it passes it on.
+/// What is missing in an upgrade, and the nginx configuration that forwards it.
 #[derive(Debug, Default)]
-struct Incomplete {
+struct InvalidUpgrade {
     status: StatusCode,
     problems: String,
     lines: String,
 }
 
-impl Incomplete {
+impl InvalidUpgrade {
     fn add(&mut self, problem: &str, line: &str) {
         self.status = StatusCode::UPGRADE_REQUIRED;
         for (text, more, separator) in [(&mut self.problems, problem, "; "), (&mut self.lines, line, " ")] {
@@ -230,7 +231,7 @@ impl Incomplete {
         }
     }
 
-    /// Source: RFC 9110 §15.5.22, RFC 6455 §4.4.
+    /// An HTTP error with the missing headers. Source: RFC 9110 §15.5.22, RFC 6455 §4.4.
     fn into_response(self) -> Response<Body> {
         let Self { status, problems, lines } = self;
         let advice = match lines.is_empty() {
@@ -250,8 +251,8 @@ impl Incomplete {
     }
 }
 
-/// One of the subprotocols that the client offers: Pusher's, else the first. A browser fails a connection that
-/// selects none or another. Source: protocol.md §1.3.
+/// The selected one of the offered subprotocols: Pusher's, else the first. A browser fails the connection if none or
+/// another is selected. Source: protocol.md §1.3.
 fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     const PUSHER: &str = "pusher-channels-protocol-7";
     let offered =
@@ -263,7 +264,7 @@ fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(chosen).ok()
 }
 
-/// The answer to an offer of permessage-deflate, the only extension there is.
+/// The response to an offer of permessage-deflate, the only supported extension.
 fn extension(headers: &HeaderMap) -> Option<HeaderValue> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter();
     deflate::negotiate(offered.filter_map(|value| value.to_str().ok())).map(HeaderValue::from_static)
@@ -274,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pushers_subprotocol_is_chosen_else_the_first() {
+    fn the_pusher_subprotocol_is_selected_else_the_first_one() {
         let chosen = |offers: &[&str]| {
             let mut headers = HeaderMap::new();
             for offer in offers {

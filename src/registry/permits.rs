@@ -20,12 +20,12 @@ pub(super) struct ChannelPermit(Arc<Count>);
 impl ChannelPermits<'_> {
     /// Acquires a permit. `None` if the limit is reached.
     pub(super) fn acquire(self) -> Option<ChannelPermit> {
-        self.held.take(self.max).then(|| ChannelPermit(Arc::clone(self.held)))
+        self.held.try_acquire(self.max).then(|| ChannelPermit(Arc::clone(self.held)))
     }
 }
 
 impl Drop for ChannelPermit {
     fn drop(&mut self) {
-        self.0.give_back();
+        self.0.release();
     }
 }

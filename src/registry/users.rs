@@ -222,7 +222,7 @@ impl Users {
             });
             if is_online { online.push(id.clone()) } else { offline.push(id.clone()) }
         }
-        outbox.say(&ServerMessage::Watchlist { online: &online, offline: &offline });
+        outbox.reply(&ServerMessage::Watchlist { online: &online, offline: &offline });
         // The event about a change in the meantime was sent before the list. Send it again, so that the last event is right.
         let sent = online.iter().map(|id| (id, true)).chain(offline.iter().map(|id| (id, false)));
         for (id, sent) in sent {

@@ -1,4 +1,4 @@
-//! What a certificate says of itself: whether clients take it, and from when to when. Pure: time is an argument.
+//! The facts of a certificate: whether clients accept it, and when it is valid. Pure: time is an argument.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use der::asn1::{AnyRef, ContextSpecific, GeneralizedTime, UintRef, UtcTime};
 use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber};
 use spki::SubjectPublicKeyInfoRef;
 
-/// The keys that TLS is spoken with here.
-pub(super) const KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, or Ed25519";
+/// The keys that ring can use for TLS.
+pub(super) const USABLE_KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, or Ed25519";
 
-/// How to make a key and a certificate that every client takes, once it trusts it.
-pub(super) const RECIPE: &str = "`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj \
+/// A command that makes a key and a certificate that clients accept, once they trust it.
+pub(super) const OPENSSL_COMMAND: &str = "`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj \
                                  /CN=NAME -addext subjectAltName=DNS:NAME -keyout key.pem -out cert.pem`";
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
-/// A certificate with less time than this is warned of, or with a third of its time, whichever is less: one of 90 days
-/// is renewed with 30 to go, one of six days with two.
-const NEAR: i64 = 14 * DAY;
+/// The operator is warned when a certificate is valid for less than this, or for less than a third of its lifetime,
+/// whichever is less: 90-day certificates are renewed 30 days before, six-day ones two days before.
+const WARN_BEFORE_SECS: i64 = 14 * DAY;
 
-/// As it is written in a certificate.
+/// The number that a certificate of version 3 contains.
 const VERSION_3: u8 = 2;
 
-/// What is known of a certificate.
+/// The facts of a certificate.
 #[derive(Clone, Debug)]
 pub(super) struct Certificate {
-    /// 0 is version 1.
+    /// One less than the version.
     version: u8,
     key: Key,
     not_before: DateTime,
@@ -39,30 +39,30 @@ enum Key {
     Rsa {
         bits: usize,
     },
-    /// On the curve of this name, or of this OID.
+    /// The name or the OID of the curve.
     Curve(String),
     Ed25519,
-    /// Of this OID.
+    /// The name or the OID of the algorithm.
     Other(String),
 }
 
-/// Whether a certificate holds at a time.
+/// The validity of a certificate at a time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Dates {
-    /// It does, for long.
+pub(super) enum Validity {
+    /// Valid, and not expiring soon.
     Valid,
-    /// It does, but not for long.
+    /// Valid, but expiring soon.
     EndsSoon,
-    /// It does not yet.
+    /// Not valid yet.
     NotYet,
-    /// It does no more.
+    /// Not valid any more.
     Expired,
 }
 
 impl Certificate {
-    /// Of a certificate in DER; `None` if it is none.
-    pub(super) fn of(der: &[u8]) -> Option<Self> {
-        // What follows the dates and the key is not needed: the signature is the client's to check.
+    /// Parses a certificate in DER; `None` if that fails.
+    pub(super) fn parse(der: &[u8]) -> Option<Self> {
+        // The fields after the dates and the key are not needed: clients check the signature.
         SliceReader::new(der).and_then(|mut reader| reader.sequence(|body| with_rest(body, Self::read))).ok()
     }
 
@@ -82,57 +82,57 @@ impl Certificate {
         })
     }
 
-    /// Why no client takes it, whatever its key: words that follow the name of its file.
-    pub(super) fn refusal(&self) -> Option<String> {
+    /// Why no client accepts it, whatever its key: a text that follows the name of its file.
+    pub(super) fn unusable_reason(&self) -> Option<String> {
         (self.version != VERSION_3).then(|| {
             let version = self.version.saturating_add(1);
             format!(
-                "begins with a certificate of X.509 version {version}, and clients take version 3 only; make one with {RECIPE}"
+                "begins with a certificate of X.509 version {version}, and clients take version 3 only; make one with {OPENSSL_COMMAND}"
             )
         })
     }
 
-    /// Why its key cannot be used, if that is because of its kind: words that follow the name of the key's file.
-    pub(super) fn key_refusal(&self) -> Option<String> {
+    /// Why a key of its kind cannot be used: a text that follows the name of the key's file.
+    pub(super) fn unusable_key_reason(&self) -> Option<String> {
         (!self.key.is_usable()).then(|| {
-            format!("cannot be used: the certificate is for a key that is {}, and {KEYS} are; make one with {RECIPE}", self.key)
+            format!("cannot be used: the certificate is for a key that is {}, and {USABLE_KEYS} are; make one with {OPENSSL_COMMAND}", self.key)
         })
     }
 
-    /// Whether it holds at the Unix time `now`.
-    pub(super) fn dates(&self, now: i64) -> Dates {
+    /// The validity at the Unix time `now`.
+    pub(super) fn validity(&self, now: i64) -> Validity {
         let (from, to) = (unix(self.not_before), unix(self.not_after));
         if now < from {
-            Dates::NotYet
+            Validity::NotYet
         } else if now > to {
-            Dates::Expired
-        } else if to - now < NEAR.min(to.saturating_sub(from) / 3) {
-            Dates::EndsSoon
+            Validity::Expired
+        } else if to - now < WARN_BEFORE_SECS.min(to.saturating_sub(from) / 3) {
+            Validity::EndsSoon
         } else {
-            Dates::Valid
+            Validity::Valid
         }
     }
 
-    /// What to say of its dates at the Unix time `now`: words that follow the name of its file.
-    pub(super) fn remark(&self, now: i64) -> Option<String> {
-        match self.dates(now) {
-            Dates::Valid => None,
-            Dates::EndsSoon => {
-                let time = Span(unix(self.not_after) - now);
+    /// A message about the validity at the Unix time `now`, unless all is well: a text that follows the name of its file.
+    pub(super) fn validity_message(&self, now: i64) -> Option<String> {
+        match self.validity(now) {
+            Validity::Valid => None,
+            Validity::EndsSoon => {
+                let time = Seconds(unix(self.not_after) - now);
                 Some(format!("holds a certificate that expires in {time}, on {}", self.not_after))
             }
-            Dates::NotYet => {
-                let time = Span(unix(self.not_before).saturating_sub(now));
+            Validity::NotYet => {
+                let time = Seconds(unix(self.not_before).saturating_sub(now));
                 Some(format!(
-                    "holds a certificate that is not valid yet: clients refuse it for another {time}, until {}; is the \
+                    "holds a certificate that is not valid yet: clients reject it for another {time}, until {}; is the \
                      clock of this machine right?",
                     self.not_before
                 ))
             }
-            Dates::Expired => {
-                let time = Span(now.saturating_sub(unix(self.not_after)));
+            Validity::Expired => {
+                let time = Seconds(now.saturating_sub(unix(self.not_after)));
                 Some(format!(
-                    "holds a certificate that expired {time} ago, on {}: clients refuse it",
+                    "holds a certificate that expired {time} ago, on {}: clients reject it",
                     self.not_after
                 ))
             }
@@ -164,7 +164,7 @@ impl Key {
         }
     }
 
-    /// Whether it is one of [`KEYS`]. Source: ring's `signature`.
+    /// Whether the key is one of [`USABLE_KEYS`]. Source: ring's `signature`.
     fn is_usable(&self) -> bool {
         match self {
             Self::Rsa { bits } => (2048..=4096).contains(bits),
@@ -186,7 +186,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// Reads what `read` does, and passes over the rest.
+/// Runs `read`, and skips the remaining fields.
 fn with_rest<'a, R: Reader<'a>, T>(
     reader: &mut R,
     read: impl FnOnce(&mut R) -> der::Result<T>,
@@ -213,7 +213,7 @@ fn unix(time: DateTime) -> i64 {
     i64::try_from(time.unix_duration().as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Bits of the modulus of an `RSAPublicKey`. Source: RFC 8017 §A.1.1.
+/// The bits of the modulus of an `RSAPublicKey`. Source: RFC 8017 §A.1.1.
 fn modulus_bits(key: &[u8]) -> Option<usize> {
     let mut reader = SliceReader::new(key).ok()?;
     let modulus = reader.sequence(|key| with_rest(key, UintRef::decode)).ok()?;
@@ -221,10 +221,10 @@ fn modulus_bits(key: &[u8]) -> Option<usize> {
     Some(modulus.as_bytes().len() * 8 - first.leading_zeros() as usize)
 }
 
-/// A number of seconds in words.
-struct Span(i64);
+/// A number of seconds, shown in days, hours or minutes.
+struct Seconds(i64);
 
-impl fmt::Display for Span {
+impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             seconds if seconds >= 2 * DAY => write!(f, "{} days", seconds / DAY),
@@ -234,28 +234,28 @@ impl fmt::Display for Span {
     }
 }
 
-/// When the dates of a certificate were warned of: at each change, and once a day after that.
+/// When the operator was last warned of a certificate's validity: at each change, and once a day after that.
 #[derive(Debug)]
-pub(super) struct Warned {
-    dates: Dates,
+pub(super) struct ValidityWarnings {
+    validity: Validity,
     at: i64,
 }
 
-impl Warned {
-    /// Of a start at the Unix time `now`, which warns as well.
+impl ValidityWarnings {
+    /// The start, at the Unix time `now`, shows the message itself.
     pub(super) fn at_start(certificate: &Certificate, now: i64) -> Self {
-        Self { dates: certificate.dates(now), at: now }
+        Self { validity: certificate.validity(now), at: now }
     }
 
-    /// What is to be said at the Unix time `now`.
+    /// The message that is due at the Unix time `now`.
     pub(super) fn due(&mut self, certificate: &Certificate, now: i64) -> Option<String> {
-        let dates = certificate.dates(now);
-        let is_due = dates != self.dates || now.saturating_sub(self.at) >= DAY;
+        let validity = certificate.validity(now);
+        let is_due = validity != self.validity || now.saturating_sub(self.at) >= DAY;
         if !is_due {
             return None;
         }
-        *self = Self { dates, at: now };
-        certificate.remark(now)
+        *self = Self { validity, at: now };
+        certificate.validity_message(now)
     }
 }
 
@@ -268,24 +268,24 @@ mod tests {
     /// 2030-01-01.
     const FROM: i64 = 1_893_456_000;
 
-    /// A certificate of so many days from [`FROM`].
+    /// A certificate that is valid for `days` from [`FROM`].
     fn certificate(days: i64) -> Certificate {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.not_before = date_time_ymd(2030, 1, 1);
         params.not_after = params.not_before + std::time::Duration::from_secs((days * DAY).cast_unsigned());
         let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        Certificate::of(made.der()).unwrap()
+        Certificate::parse(made.der()).unwrap()
     }
 
     #[test]
-    fn dates_are_remarked_upon_before_they_matter() {
+    fn a_validity_message_comes_before_the_certificate_expires() {
         let (long, short) = (certificate(90), certificate(6));
         let days = |days: i64| FROM + days * DAY;
         let table = [
             (
                 &long,
                 days(-3),
-                Some("is not valid yet: clients refuse it for another 3 days, until 2030-01-01T00:00:00Z"),
+                Some("is not valid yet: clients reject it for another 3 days, until 2030-01-01T00:00:00Z"),
             ),
             (&long, days(0), None),
             (&long, days(75), None),
@@ -298,7 +298,7 @@ mod tests {
             (&short, days(4) + 1, Some("expires in 47 hours, on")),
         ];
         for (certificate, now, expected) in table {
-            let said = certificate.remark(now);
+            let said = certificate.validity_message(now);
             match expected {
                 None => assert_eq!(said, None),
                 Some(words) => {
@@ -309,33 +309,33 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_warned_of_at_each_change_and_once_a_day() {
+    fn a_validity_warning_is_due_at_each_change_and_once_a_day() {
         let (certificate, renewed) = (certificate(90), certificate(120));
-        let mut warned = Warned::at_start(&certificate, FROM);
+        let mut warned = ValidityWarnings::at_start(&certificate, FROM);
         let mut said = Vec::new();
         for hour in 0..=93 * 24 {
             if warned.due(&certificate, FROM + hour * HOUR).is_some() {
                 said.push(hour);
             }
         }
-        // From the first hour with less than 14 days to go, each day, and in the first hour after the end.
+        // From the first hour with less than 14 days to go, once a day, and in the first hour after the expiry.
         let mut expected: Vec<i64> = (0..14).map(|day| 76 * 24 + 1 + day * 24).collect();
         expected.extend((0..3).map(|day| 90 * 24 + 1 + day * 24));
         assert_eq!(said, expected);
-        assert_eq!(warned.due(&renewed, FROM + 93 * DAY), None, "a renewed one is not warned of");
-        let mut of_old = Warned::at_start(&certificate, FROM + 91 * DAY);
-        assert_eq!(of_old.due(&certificate, FROM + 91 * DAY + HOUR), None, "the start has said it");
+        assert_eq!(warned.due(&renewed, FROM + 93 * DAY), None, "no warning for a renewed one");
+        let mut expired = ValidityWarnings::at_start(&certificate, FROM + 91 * DAY);
+        assert_eq!(expired.due(&certificate, FROM + 91 * DAY + HOUR), None, "the start has shown it");
     }
 
     #[test]
-    fn what_is_no_certificate_is_none() {
+    fn invalid_der_is_no_certificate() {
         for der in [&b""[..], b"x", &[0x30, 0x82, 0xff, 0xff]] {
-            assert!(Certificate::of(der).is_none());
+            assert!(Certificate::parse(der).is_none());
         }
     }
 
     #[test]
-    fn the_bits_of_a_modulus_are_counted_from_its_first_that_is_set() {
+    fn bits_of_a_modulus_are_counted_from_the_highest_set_one() {
         let key = |modulus: &[u8]| {
             let length = u8::try_from(modulus.len()).unwrap();
             [&[0x30, length + 5, 0x02, length], modulus, &[0x02, 0x01, 0x03]].concat()

@@ -1,8 +1,8 @@
-//! What becomes of an accepted connection: a proxy's header, TLS and the first bytes are waited for, then requests
-//! are answered until one of them is upgraded.
+//! One accepted connection: it may begin with a PROXY header and a TLS handshake, then its requests are served until one
+//! of them is upgraded.
 //!
-//! Every wait has an end. Whoever connects has [`Options::handshake_timeout`] to become a WebSocket or to sign a
-//! request; a connection whose requests are signed is kept for [`Options::keep_alive`] without one.
+//! Every wait has a deadline. A connection has [`Options::handshake_timeout`] to become a WebSocket or to sign a request.
+//! A connection with signed requests is closed when it has been idle for [`Options::keep_alive`].
 //!
 //! [`Options::handshake_timeout`]: super::Options::handshake_timeout
 //! [`Options::keep_alive`]: super::Options::keep_alive
@@ -27,66 +27,66 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::either::Either;
 
-use super::arrivals::{Arrival, Stage};
-use super::kept_alive::{Begun, Requests};
-use super::opening::{self, Farewell, Protocol};
+use super::detection::{self, Protocol, ProtocolReply};
+use super::keep_alive::{RequestCounts, RequestGuard};
+use super::pending::{PendingConnection, Stage};
 use super::repoll::Repoll;
-use super::stream::{self, HEAD_BYTES, HEADERS, LINGER, PatientStream, Progress, Stream};
+use super::stream::{self, HEAD_BYTES, HEADERS, HttpStream, LINGER, Progress, Stream};
 use super::{Server, Tls, proxy_protocol, tls};
-use crate::addresses::Kind;
+use crate::addresses::ConnectionKind;
 use crate::http::{self, Caller};
 use crate::limits::Limit;
 use crate::pusher::Peer;
 use crate::rejections::{Example, Mistake};
 
-/// What a head that has begun is waited for when the server stops.
-const HALF_A_HEAD: Duration = Duration::from_millis(500);
+/// The wait for the rest of a partial head when the server stops.
+const PARTIAL_HEAD_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Server {
-    /// Serves one connection, until it ends or is upgraded.
+    /// Serves one connection, until it closes or is upgraded.
     pub(super) async fn serve(
         &self,
         stream: TcpStream,
         address: SocketAddr,
         tls: Option<Tls>,
-        arrival: Arrival,
+        pending: PendingConnection,
     ) {
         let until = Instant::now() + self.handshake_timeout;
         let (stream, peer) = tokio::select! {
-            opened = self.open(stream, address, tls, &arrival) => match opened {
-                Ok(opened) => opened,
+            detected = self.detect(stream, address, tls, &pending) => match detected {
+                Ok(detected) => detected,
                 Err(None) => return,
-                Err(Some(farewell)) => return Box::pin(farewell.say()).await,
+                Err(Some(reply)) => return Box::pin(reply.send()).await,
             },
-            () = sleep_until(until) => return self.came_too_late(address),
+            () = sleep_until(until) => return self.reject_handshake_timeout(address),
             () = self.stopping.cancelled() => return,
         };
-        // In a box, so that who says nothing does not have room for it.
-        Box::pin(self.answer_all(stream, peer, arrival, until)).await;
+        // Boxed, so that a silent connection does not reserve memory for it.
+        Box::pin(self.serve_requests(stream, peer, pending, until)).await;
     }
 
-    /// Counts a connection that was nothing in time.
-    fn came_too_late(&self, address: SocketAddr) {
+    /// Counts a connection that reached the handshake timeout.
+    fn reject_handshake_timeout(&self, address: SocketAddr) {
         let example = Example::from(address.ip()).value(self.handshake_timeout.as_secs());
         self.hub.reject(Limit::Handshake, None, example);
     }
 
-    /// Waits for the first bytes of a client, behind the header of a proxy and the handshake of TLS.
+    /// Waits for the first bytes of the client, after the PROXY header and the TLS handshake.
     ///
     /// # Errors
-    /// There will be none, or none that are spoken here, of which the client is to be told.
-    async fn open(
+    /// The connection closed, or it speaks an unsupported protocol: then with the reply in that protocol.
+    async fn detect(
         &self,
         mut stream: TcpStream,
         mut address: SocketAddr,
         with_tls: Option<Tls>,
-        arrival: &Arrival,
-    ) -> Result<(Stream, Peer), Option<Farewell>> {
+        pending: &PendingConnection,
+    ) -> Result<(Stream, Peer), Option<ProtocolReply>> {
         let mut over_tls = false;
-        // Who says nothing costs no buffer, and is the first to be evicted.
-        let mut first = [0; opening::BYTES];
-        first_bytes(&stream, &mut first, arrival).await.map_err(|_| None)?;
-        // In boxes, so that a connection without does not have room for it.
+        // A silent connection has no buffer, and is the first to be evicted.
+        let mut first = [0; detection::PEEK_BYTES];
+        peek_first_bytes(&stream, &mut first, pending).await.map_err(|_| None)?;
+        // Boxed, so that a connection without these does not reserve memory for them.
         if self.proxy_protocol {
             match Box::pin(proxy_protocol::read(&mut stream)).await {
                 Ok(proxied) => {
@@ -95,25 +95,30 @@ impl Server {
                 }
                 Err(error) => {
                     if error.kind() != io::ErrorKind::InvalidData {
-                        // What connects and says nothing is a health check of the proxy's.
+                        // A proxy's health check connects and sends nothing.
                         return Err(None);
                     }
                     let example = Example::from(address.ip()).reason("it begins with something else");
                     self.hub.reject(Limit::ProxyProtocol, None, example);
-                    return Err(Some(Farewell::without_proxy_header(Either::Left(stream))));
+                    return Err(Some(ProtocolReply::without_proxy_header(Either::Left(stream))));
                 }
             }
-            match self.addresses.enter(address.ip(), Kind::Stranger, true, self.hub.now()) {
-                Ok(place) => arrival.keep_address(place),
+            match self.addresses.try_acquire(
+                address.ip(),
+                ConnectionKind::Unauthenticated,
+                true,
+                self.hub.now(),
+            ) {
+                Ok(permit) => pending.hold_address_permit(permit),
                 Err(limit) => {
-                    self.refuse_address(limit, address);
+                    self.reject_address(limit, address);
                     return Err(None);
                 }
             }
         }
-        // What stands behind the header of a proxy.
-        let seen = first_bytes(&stream, &mut first, arrival).await.map_err(|_| None)?;
-        let wants_tls = with_tls.is_some();
+        // The bytes after the PROXY header.
+        let seen = peek_first_bytes(&stream, &mut first, pending).await.map_err(|_| None)?;
+        let is_tls_port = with_tls.is_some();
         let (stream, spoken) = match (Protocol::of(&first[..seen]), with_tls) {
             (Some(Protocol::Tls), Some(tls)) => match Box::pin(tls.accept(stream)).await {
                 Ok(mut stream) => {
@@ -122,7 +127,7 @@ impl Server {
                     (Either::Right(stream), spoken)
                 }
                 Err(error) => {
-                    let example = Example::from(address.ip()).reason(tls::why_failed(&error));
+                    let example = Example::from(address.ip()).reason(tls::handshake_error(&error));
                     self.hub.reject(Mistake::TlsHandshake, None, example);
                     return Err(None);
                 }
@@ -131,36 +136,39 @@ impl Server {
         };
         if let Some(protocol) = spoken {
             self.hub.reject(protocol.mistake(), None, Example::from(address.ip()));
-            return Err(Some(protocol.refuse(stream)));
+            return Err(Some(protocol.reject(stream)));
         }
         let speaks_tls = matches!(stream, Either::Right(_));
-        let peer = Peer { address, over_tls: over_tls || speaks_tls, misses_tls: wants_tls && !speaks_tls };
+        let peer = Peer {
+            address,
+            over_tls: over_tls || speaks_tls,
+            is_plain_on_tls_port: is_tls_port && !speaks_tls,
+        };
         Ok((stream, peer))
     }
 
-    /// Counts a connection that its address may not have.
-    pub(super) fn refuse_address(&self, limit: Limit, address: SocketAddr) {
-        let value = self.addresses.value_of(limit);
+    /// Counts a connection over a limit of its address.
+    pub(super) fn reject_address(&self, limit: Limit, address: SocketAddr) {
+        let value = self.addresses.limit_value(limit);
         self.hub.reject(limit, None, Example::from(address.ip()).value(value));
     }
 
-    /// Answers the requests of one connection, which is a stranger's until one of them is signed, and then `until` at
-    /// the latest.
-    async fn answer_all(&self, stream: Stream, peer: Peer, arrival: Arrival, until: Instant) {
-        let mut patience = pin!(sleep_until(until));
+    /// Serves the requests of one connection. It is pending until one of them is signed, and at most until `until`.
+    async fn serve_requests(&self, stream: Stream, peer: Peer, pending: PendingConnection, until: Instant) {
+        let mut deadline = pin!(sleep_until(until));
         let caller = Caller::new(peer.address.ip(), &self.addresses);
-        let arrival = Arc::new(arrival);
-        let stranger = Arc::downgrade(&arrival);
-        let mut arrival = Some(arrival);
-        let requests = Arc::new(Requests::default());
+        let pending = Arc::new(pending);
+        let pending_ref = Arc::downgrade(&pending);
+        let mut pending = Some(pending);
+        let requests = Arc::new(RequestCounts::default());
         let service = service_fn(|request: Request<Incoming>| {
-            self.answer(request, peer, &caller, &stranger, requests.begin(&self.hub))
+            self.respond(request, peer, &caller, &pending_ref, requests.begin(&self.hub))
         });
         let written = Progress::default();
-        let stream = PatientStream::new(stream, self.write_timeout, written.clone());
+        let stream = HttpStream::new(stream, self.write_timeout, written.clone());
         let connection = http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
-            // An answer is small: its body is copied behind its head, which costs less than a vector of two.
+            // A response is small: copying its body behind its head costs less than a vectored write.
             .writev(false)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
@@ -168,55 +176,55 @@ impl Server {
         let mut stopping = pin!(self.stopping.cancelled());
         let (mut repoll, mut is_stopping, mut is_late) = (Repoll::default(), false, false);
         let (mut seen, mut _kept) = ((0, 0), None);
-        // By hand, because this is polled for every request: what no longer matters is not looked at.
+        // Polled by hand, because this runs for every request: finished parts are not polled again.
         std::future::poll_fn(|cx| {
             if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
-                patience.as_mut().reset(Instant::now() + HALF_A_HEAD);
+                deadline.as_mut().reset(Instant::now() + PARTIAL_HEAD_TIMEOUT);
             }
             if let Poll::Ready(ended) = repoll.poll(cx, connection.as_mut()) {
                 if let Err(error) = ended {
-                    self.unreadable(&error, peer);
+                    self.reject_unparsable(&error, peer);
                 }
                 return Poll::Ready(());
             }
-            if arrival.is_some() && caller.is_authenticated() {
-                // A stranger no longer: its place is for others.
-                arrival = None;
-                _kept = Some(self.kept_alive.enter(&requests, cx.waker().clone()));
+            if pending.is_some() && caller.is_authenticated() {
+                // It is authenticated now: its permit is released.
+                pending = None;
+                _kept = Some(self.keep_alive_connections.insert(&requests, cx.waker().clone()));
             }
-            if requests.end_now() {
+            if requests.should_close() {
                 return Poll::Ready(());
             }
-            // One timer for all requests, because starting one for each is a twentieth of what a publish costs: when
-            // it is over, and something went on meanwhile, it starts again.
-            while patience.as_mut().poll(cx).is_ready() {
+            // One timer for all requests, because starting one for each costs a twentieth of a publish. When it is over
+            // and the connection has made progress meanwhile, it is restarted.
+            while deadline.as_mut().poll(cx).is_ready() {
                 if is_stopping {
-                    if requests.are_answered() {
+                    if requests.is_idle() {
                         return Poll::Ready(());
                     }
-                    // The deadline of the shutdown is for what is being answered.
-                    patience.as_mut().reset(Instant::now() + self.keep_alive);
+                    // Requests in flight have the deadline of the shutdown.
+                    deadline.as_mut().reset(Instant::now() + self.keep_alive);
                     continue;
                 }
                 if requests.begun() == 0 {
-                    self.came_too_late(peer.address);
+                    self.reject_handshake_timeout(peer.address);
                     return Poll::Ready(());
                 }
-                let so_far = (requests.begun(), written.bytes());
-                let is_idle = requests.are_answered() && so_far == seen;
-                if is_idle || (is_late && arrival.is_some()) {
+                let progress = (requests.begun(), written.bytes());
+                let is_idle = requests.is_idle() && progress == seen;
+                if is_idle || (is_late && pending.is_some()) {
                     return Poll::Ready(());
                 }
-                seen = so_far;
-                if arrival.is_none() {
-                    patience.as_mut().reset(Instant::now() + self.keep_alive);
+                seen = progress;
+                if pending.is_none() {
+                    deadline.as_mut().reset(Instant::now() + self.keep_alive);
                     continue;
                 }
-                // It was answered, as a health check is, and that was that.
+                // An unsigned request was responded to, for instance a health check. The connection is shut down.
                 is_late = true;
-                patience.as_mut().reset(Instant::now() + LINGER);
+                deadline.as_mut().reset(Instant::now() + LINGER);
                 connection.as_mut().graceful_shutdown();
                 if repoll.poll(cx, connection.as_mut()).is_ready() {
                     return Poll::Ready(());
@@ -227,10 +235,10 @@ impl Server {
         .await;
     }
 
-    /// Counts a connection that hyper ended because it could not read a request, and whose client it has told.
-    fn unreadable(&self, error: &hyper::Error, peer: Peer) {
+    /// Counts a connection that hyper closed because it could not parse a request. hyper has responded to the client.
+    fn reject_unparsable(&self, error: &hyper::Error, peer: Peer) {
         if !error.is_parse() {
-            // Whatever ends a connection, it ends.
+            // The connection closes, whatever the error.
             return;
         }
         let (mistake, reason) = if error.is_parse_too_large() {
@@ -243,61 +251,63 @@ impl Server {
         self.hub.reject(mistake, None, Example::from(peer.address.ip()).reason(reason));
     }
 
-    async fn answer(
+    /// Responds to one request.
+    async fn respond(
         &self,
         request: Request<Incoming>,
         peer: Peer,
         caller: &Caller,
-        stranger: &Weak<Arrival>,
-        begun: Begun,
+        pending_ref: &Weak<PendingConnection>,
+        guard: RequestGuard,
     ) -> Result<Response<http::AnswerBody>, Infallible> {
-        let pending = stranger.upgrade();
+        let pending = pending_ref.upgrade();
         if let Some(pending) = &pending {
-            pending.reached(Stage::Answering);
+            pending.set_stage(Stage::Responding);
         }
-        if !names_one_host(request.version(), request.headers()) {
+        if !has_single_host(request.version(), request.headers()) {
             let sentence = "The request must have one header Host, with a host in it";
-            return Ok(self.hang_up_on(&request, peer, Mistake::Host, sentence));
+            return Ok(self.reject_request(&request, peer, Mistake::Host, sentence));
         }
-        // What is to be a WebSocket is told there that it has to speak TLS, in words that its client shows.
-        if self.door.is_for(&request) {
-            let (response, task) = self.door.upgrade(request, peer, pending.clone(), stream::take_apart);
+        // A WebSocket on the wrong port is rejected by the endpoint, with a message that its client shows.
+        if self.endpoint.handles(&request) {
+            let (response, task) =
+                self.endpoint.upgrade(request, peer, pending.clone(), stream::into_transport);
             if let (Some(pending), Some(task)) = (pending, task) {
-                pending.belongs_to(task);
+                pending.set_task(task);
             }
             return Ok(response.map(http::AnswerBody::Right));
         }
-        if peer.misses_tls {
+        if peer.is_plain_on_tls_port {
             let sentence = "This port speaks TLS: use https:// or wss://";
-            return Ok(self.hang_up_on(&request, peer, Mistake::PlainOnTlsPort, sentence));
+            return Ok(self.reject_request(&request, peer, Mistake::PlainOnTlsPort, sentence));
         }
-        // Whoever signs the request gives its place back while it is answered.
+        // A signed request releases the permit while it is served.
         drop(pending);
         let mut response = self.http.answer(request, caller).await;
-        if let Some(pending) = stranger.upgrade() {
-            pending.reached(Stage::Begun);
+        if let Some(pending) = pending_ref.upgrade() {
+            pending.set_stage(Stage::Reading);
         }
         if response.status() == StatusCode::UNAUTHORIZED && !caller.is_authenticated() {
-            // Whoever guesses opens a connection for each guess, and those are counted.
+            // A client that guesses signatures opens a connection for each guess, and connections are counted.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response.map(|body| match body {
             http::AnswerBody::Right(body) if body.size_hint().exact().is_none() => {
-                http::AnswerBody::Right(Body::new(Unfinished { body, _begun: begun }))
+                http::AnswerBody::Right(Body::new(StreamedBody { body, _guard: guard }))
             }
             http::AnswerBody::Left(_) | http::AnswerBody::Right(_) => body,
         }))
     }
 
-    /// The answer to what is no request for this port, and the end of its connection.
-    fn hang_up_on(
+    /// Rejects a request that does not belong to this port, and closes its connection.
+    fn reject_request(
         &self,
         request: &Request<Incoming>,
         peer: Peer,
         mistake: Mistake,
         sentence: &'static str,
     ) -> Response<http::AnswerBody> {
-        let client = self.addresses.client(peer.address.ip(), request.headers());
+        let client = self.addresses.client_address(peer.address.ip(), request.headers());
         let example = Example::from(client).path(request.uri().path());
         self.hub.reject(mistake, None, example);
         let mut response = Response::new(http::AnswerBody::Right(Body::from(sentence)));
@@ -309,16 +319,20 @@ impl Server {
     }
 }
 
-/// Waits for the first bytes, which are left where they are; how many there are. Whoever has sent none by now is noted as
-/// silent until it has: looked at, because a new socket is called readable at first, and because what came with the
-/// connection may have waited for its turn.
-async fn first_bytes(stream: &TcpStream, first: &mut [u8], arrival: &Arrival) -> io::Result<usize> {
+/// Waits for the first bytes and leaves them in the socket; returns their number. A connection without any is marked as
+/// silent until they come. The socket is peeked at, because a new socket is reported readable at first, and because bytes
+/// that came with the connection may be waiting.
+async fn peek_first_bytes(
+    stream: &TcpStream,
+    first: &mut [u8],
+    pending: &PendingConnection,
+) -> io::Result<usize> {
     let mut is_silent = false;
     let seen = std::future::poll_fn(|cx| {
         let seen = stream.poll_peek(cx, &mut ReadBuf::new(first));
         if seen.is_pending() != is_silent {
             is_silent = seen.is_pending();
-            arrival.reached(if is_silent { Stage::Silent } else { Stage::Begun });
+            pending.set_stage(if is_silent { Stage::Silent } else { Stage::Reading });
         }
         seen
     });
@@ -328,13 +342,13 @@ async fn first_bytes(stream: &TcpStream, first: &mut [u8], arrival: &Arrival) ->
     }
 }
 
-/// The body of an answer that is made while it is sent: its request is not answered before.
-struct Unfinished {
+/// A body that is generated while it is sent: its request is in flight until then.
+struct StreamedBody {
     body: Body,
-    _begun: Begun,
+    _guard: RequestGuard,
 }
 
-impl HttpBody for Unfinished {
+impl HttpBody for StreamedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -354,11 +368,11 @@ impl HttpBody for Unfinished {
     }
 }
 
-/// Whether a request says which host it is for, as it must. Source: RFC 9112 §3.2.
-fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+/// Whether a request names one host. Source: RFC 9112 §3.2.
+fn has_single_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let Some(host) = hosts.next() else { return version < Version::HTTP_11 };
-    // By comparison and not by search, because every request is looked at.
+    // By comparison, not by search, because this runs for every request.
     let ends_a_host = |byte: &u8| matches!(byte, 0..=b' ' | b'"' | b'#' | b',' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | 0x7f..);
     hosts.next().is_none() && !host.as_bytes().iter().any(ends_a_host)
 }

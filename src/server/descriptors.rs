@@ -1,39 +1,38 @@
-//! How the files that this process may have open are shared out, so that WebSockets cannot take them all: a publish
-//! needs one, a health check, a webhook, Redis, the log and the certificate.
+//! The shares of the files that this process may open, so that WebSockets cannot use them all: publishes, health checks,
+//! webhooks, Redis, the log and the certificate need files as well.
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// A node that can have fewer WebSockets than this says so when it starts.
+/// With fewer WebSockets than this, a warning is logged at the start.
 const USUAL: u32 = 1024;
 
-/// What this process opens itself, beside what it has open when it starts: connections of webhooks (eight for each
-/// receiver) and to Redis, files that are read again.
+/// Files that this process opens itself after the start: connections of webhooks (eight for each receiver) and to Redis,
+/// and files that are reloaded.
 const OWN_MIN: u64 = 8;
 const OWN_MAX: u64 = 256;
 
-/// Connections of HTTP.
+/// HTTP connections.
 const HTTP_MIN: u64 = 8;
 
-/// Connections of applications, which stay, beside those that are pending.
+/// Keep-alive connections with signed requests, in addition to the pending ones.
 const SIGNED: u64 = 1024;
 
-/// What is open where the system does not tell.
+/// The assumed number of open files, if the system does not tell it.
 const OPEN_AT_FIRST: u64 = 32;
 
-/// How many descriptors there are for what.
+/// The shares of the limit of open files.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Shares {
-    /// WebSockets; `None`: as many as are wanted.
+pub(super) struct FileShares {
+    /// WebSockets; `None`: no limit.
     pub(super) websockets: Option<u32>,
     /// Pending connections.
     pub(super) pending: u32,
 }
 
-impl Shares {
-    /// What there is for this process, which wants `pending` pending connections; the operator is told if that is
-    /// little.
-    pub(super) fn of_this_process(pending: u32) -> Self {
+impl FileShares {
+    /// The shares of this process, with up to `pending` pending connections. Logs a warning if WebSockets get few.
+    pub(super) fn for_this_process(pending: u32) -> Self {
         let Some(limit) = getrlimit(Resource::Nofile).current else {
             return Self { websockets: None, pending };
         };
@@ -49,22 +48,30 @@ impl Shares {
         shares
     }
 
-    /// Of `limit` descriptors, `open` are in use already.
+    /// The shares of `limit` descriptors, of which `open` are in use already.
     fn of(limit: u64, open: u64, pending: u32) -> Self {
         let free = limit.saturating_sub(open);
         let own = (free / 8).clamp(OWN_MIN, OWN_MAX);
         let http = (free / 4).clamp(HTTP_MIN, u64::from(pending) * 4 / 3 + SIGNED);
         let websockets = free.saturating_sub(own + http).max(1);
-        // A part of those for HTTP is for applications that keep their connections.
+        // Some of the HTTP connections are keep-alive connections.
         let pending = u64::from(pending).min(http * 3 / 4);
         let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         Self { websockets: Some(number(websockets)), pending: number(pending) }
     }
 }
 
+/// Raises the soft limit of open files to the hard limit. Every connection is a file, and the soft limit is often 1024 for
+/// the sake of programs that use `select`.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // If that is not permitted, the limit stays as it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// The descriptors in use.
 fn open() -> u64 {
-    // A folder of the kernel's, which never waits for a disk.
+    // A directory of the kernel, which never waits for a disk.
     std::fs::read_dir("/dev/fd").map_or(OPEN_AT_FIRST, |files| files.count() as u64)
 }
 
@@ -73,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn websockets_never_get_what_http_and_the_process_itself_need() {
+    fn files_are_reserved_for_http_and_for_the_process_itself() {
         let table = [
             // limit, open, pending: WebSockets, pending
             (64, 12, 5000, 31, 9),
@@ -86,13 +93,13 @@ mod tests {
             (10, 12, 5000, 1, 6),
         ];
         for (limit, open, wanted, websockets, pending) in table {
-            let shares = Shares::of(limit, open, wanted);
-            assert_eq!(shares, Shares { websockets: Some(websockets), pending }, "{limit} files");
+            let shares = FileShares::of(limit, open, wanted);
+            assert_eq!(shares, FileShares { websockets: Some(websockets), pending }, "{limit} files");
         }
     }
 
     #[test]
-    fn what_is_open_is_counted() {
+    fn open_files_are_counted() {
         let before = open();
         let files: Vec<_> = (0..3).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         // Other tests of this process may open and close some meanwhile.

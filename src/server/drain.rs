@@ -1,13 +1,13 @@
-//! How the server ends, from the order to stop to the last connection.
+//! How the server stops, from the signal to the last connection.
 //!
-//! From the beginning `/ready` answers 503 and new WebSockets are rejected. Clients that are connected are served to the
-//! last: applications publish over a connection for each event, so HTTP requests are taken until the last WebSocket is
-//! closed. Then nobody listens any more, idle HTTP connections end, and requests in flight are finished.
+//! From the beginning `/ready` answers 503 and new WebSockets are rejected. Connected clients are served until they are
+//! closed. Applications publish over a new connection for each event, so HTTP requests are accepted until the last
+//! WebSocket is closed. Then the listeners are closed, idle HTTP connections too, and requests in flight are finished.
 //!
-//! A node of a cluster has others that take its clients: it closes them over a window, and tells them to come back at
-//! once (4200). Where a node is alone, the next process is to be there soon after the first client is closed. So its
-//! webhooks are sent before, and its clients are closed last and are told to come back after a second (4100): pusher-js
-//! that comes back at once finds nobody, and tries again after 15 s. `docs/performance.md` has the figures.
+//! A node of a cluster closes its clients over a window, and tells them to reconnect at once, to other nodes (4200). A
+//! single node is replaced by the next process, which should be there soon after the first client is closed. So it sends
+//! its webhooks first, closes its clients last, and tells them to reconnect after a second (4100): pusher-js that
+//! reconnects at once finds no server, and tries again after 15 s. `docs/performance.md` has the figures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,66 +21,66 @@ use super::{Server, Shutdown};
 use crate::hub::Hub;
 use crate::webhooks::Webhooks;
 
-/// What each step of a shutdown that must be quick may take, such as clients' answers to a close.
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// The time that each step of an immediate shutdown may take, for instance for the clients' replies to a close.
+const STEP_MIN: Duration = Duration::from_millis(500);
 
-/// Where a node is alone, this is kept of the deadline for what follows on the webhooks that are sent first.
-const FOR_CLIENTS: Duration = Duration::from_secs(1);
+/// The part of a single node's deadline that the webhooks which are sent first leave to the steps that follow.
+const CLIENTS_RESERVE: Duration = Duration::from_secs(1);
 
-/// What is waited for is first logged after so long, and then this often.
+/// When the remaining work is first logged, and how often after that.
 const FIRST_REPORT: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether what is waited for is done.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// How often a condition is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Connections that are closed before other work gets its turn: each is a system call.
+/// Connections that are closed before the task yields: each close is a system call.
 const CLOSED_AT_ONCE: u32 = 64;
 
 const GOING_AWAY: &str = "Server is shutting down";
 
-/// How much time a drain has left.
+/// The time that is left for the shutdown.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct ShutdownTimer {
     deadline: Instant,
-    /// Somebody ordered to stop at once.
-    is_hurried: bool,
-    orders: mpsc::Receiver<Shutdown>,
+    /// Whether the shutdown is immediate.
+    is_immediate: bool,
+    signals: mpsc::Receiver<Shutdown>,
     next_report: Instant,
 }
 
-/// What is waited for.
+/// The work that a shutdown waits for.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct Remaining {
     pub(super) connections: usize,
-    /// By receiver.
+    /// The number of unsent webhooks for each receiver.
     pub(super) webhooks: Vec<(String, usize)>,
 }
 
-impl Clock {
-    /// Starts when the server is told `how` to stop; it may take `most`, unless more orders come.
-    pub(super) fn start(how: Shutdown, most: Duration, orders: mpsc::Receiver<Shutdown>) -> Self {
+impl ShutdownTimer {
+    /// Starts with the first signal, `how`. The shutdown may take up to `limit`, unless further signals come.
+    pub(super) fn start(how: Shutdown, limit: Duration, signals: mpsc::Receiver<Shutdown>) -> Self {
         let now = Instant::now();
-        let is_hurried = how == Shutdown::Now;
-        let deadline = if is_hurried { now } else { now + most };
-        Self { deadline, is_hurried, orders, next_report: now + FIRST_REPORT }
+        let is_immediate = how == Shutdown::Now;
+        let deadline = if is_immediate { now } else { now + limit };
+        Self { deadline, is_immediate, signals, next_report: now + FIRST_REPORT }
     }
 
-    /// When a step that begins now must be done.
+    /// When a step that begins now must end.
     pub(super) fn step_end(&self) -> Instant {
-        self.deadline.max(Instant::now() + AT_ONCE)
+        self.deadline.max(Instant::now() + STEP_MIN)
     }
 
-    /// Waits until a step must be done, or is ordered to be, and logs meanwhile what is `pending`.
-    pub(super) async fn step_over(&mut self, pending: impl Fn() -> Pending) {
-        self.step_over_at(self.step_end(), pending).await;
+    /// Waits until the current step must end, or a further signal comes, and logs the `pending` work meanwhile.
+    pub(super) async fn step_ended(&mut self, pending: impl Fn() -> Remaining) {
+        self.step_ended_by(self.step_end(), pending).await;
     }
 
-    async fn step_over_at(&mut self, end: Instant, pending: impl Fn() -> Pending) {
+    async fn step_ended_by(&mut self, end: Instant, pending: impl Fn() -> Remaining) {
         loop {
             tokio::select! {
-                Some(_) = self.orders.recv() => {
-                    self.is_hurried = true;
+                Some(_) = self.signals.recv() => {
+                    self.is_immediate = true;
                     self.deadline = Instant::now();
                     return;
                 }
@@ -94,7 +94,7 @@ impl Clock {
     }
 }
 
-impl Pending {
+impl Remaining {
     fn log(&self) {
         let Self { connections, webhooks } = self;
         let webhooks: Vec<_> = webhooks.iter().map(|(host, count)| format!("{count} for {host}")).collect();
@@ -104,26 +104,31 @@ impl Pending {
 }
 
 impl Server {
-    /// Closes all WebSockets. When this is done they have left their channels; some may not have answered yet.
-    pub(super) async fn close_clients(&self, webhooks: &Webhooks, window: Duration, clock: &mut Clock) {
+    /// Closes all WebSockets. Afterwards they have left their channels; some may not have replied to the close.
+    pub(super) async fn close_clients(
+        &self,
+        webhooks: &Webhooks,
+        window: Duration,
+        timer: &mut ShutdownTimer,
+    ) {
         let hub = &self.hub;
-        let pending = || Pending { connections: hub.connections().len(), webhooks: webhooks.pending() };
+        let pending = || Remaining { connections: hub.connections().len(), webhooks: webhooks.pending() };
         info!(connections = hub.connections().len(), window_secs = window.as_secs(), "shutting down");
         hub.drain();
-        if !hub.is_clustered() && !clock.is_hurried {
-            let end = clock.deadline.checked_sub(window + FOR_CLIENTS).unwrap_or_else(Instant::now);
+        if !hub.is_clustered() && !timer.is_immediate {
+            let end = timer.deadline.checked_sub(window + CLIENTS_RESERVE).unwrap_or_else(Instant::now);
             tokio::select! {
                 () = webhooks.wait_for_pending() => {}
-                () = clock.step_over_at(end, pending) => {}
+                () = timer.step_ended_by(end, pending) => {}
             }
         }
-        if !clock.is_hurried {
+        if !timer.is_immediate {
             tokio::select! {
                 () = close_all(hub, window) => {}
-                () = clock.step_over(pending) => {}
+                () = timer.step_ended(pending) => {}
             }
         }
-        // Those that came while the others were closed, and all where it has to be quick.
+        // Connections that came while the others were closed; in an immediate shutdown, all.
         for some in hub.connections().chunks() {
             for some in some.chunks(CLOSED_AT_ONCE as usize) {
                 some.iter().for_each(|outbox| outbox.close(hub.drain_close_code(), GOING_AWAY));
@@ -131,14 +136,14 @@ impl Server {
             }
         }
         tokio::select! {
-            () = until(|| hub.connections().is_empty()) => {}
-            () = clock.step_over(pending) => {}
+            () = poll_until(|| hub.connections().is_empty()) => {}
+            () = timer.step_ended(pending) => {}
         }
     }
 
-    /// Ends all connections: what is idle at once, what is being answered when it is, WebSockets when their clients have
-    /// answered the close.
-    pub(super) async fn end_connections(&self, clock: &mut Clock) {
+    /// Closes all connections: idle ones at once, busy ones after their response, WebSockets after the clients' reply to
+    /// the close.
+    pub(super) async fn end_connections(&self, timer: &mut ShutdownTimer) {
         self.stopping.cancel();
         self.sockets.close();
         self.tasks.close();
@@ -146,31 +151,31 @@ impl Server {
             if self.hub.is_clustered() {
                 self.sockets.wait().await;
             } else {
-                // The others wait for the next process.
-                let _ = timeout(AT_ONCE, self.sockets.wait()).await;
+                // The other clients wait for the next process.
+                let _ = timeout(STEP_MIN, self.sockets.wait()).await;
             }
         };
         let ended = async { tokio::join!(sockets, self.tasks.wait()) };
         let count = || self.tasks.len() + self.sockets.len();
         tokio::select! {
             _ = ended => {}
-            () = clock.step_over(|| Pending { connections: count(), ..Pending::default() }) => {
+            () = timer.step_ended(|| Remaining { connections: count(), ..Remaining::default() }) => {
                 warn!(connections = count(), "some connections did not end in time");
             }
         }
     }
 }
 
-/// Waits until it is so.
-async fn until(is_so: impl Fn() -> bool) {
-    while !is_so() {
-        sleep(LOOK_INTERVAL).await;
+/// Polls a condition until it holds.
+async fn poll_until(is_done: impl Fn() -> bool) {
+    while !is_done() {
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Closes all connections over `window`, evenly, so that their clients do not all come back at once.
+/// Closes all connections over `window`, evenly, so that their clients do not all reconnect at once.
 async fn close_all(hub: &Hub, window: Duration) {
-    // Not kept alive here: a connection ends when its task does, not when all have been closed.
+    // Weak references: a connection is freed when its task ends, not when all have been closed.
     let mut all = Vec::new();
     for some in hub.connections().chunks() {
         all.extend(some.iter().map(Arc::downgrade));
@@ -178,7 +183,7 @@ async fn close_all(hub: &Hub, window: Duration) {
     let (begin, count) = (Instant::now(), all.len().max(1) as u32);
     for (at, outbox) in (0u32..).zip(&all) {
         let due = begin + window.mul_f64(f64::from(at) / f64::from(count));
-        // A due time in the past costs no timer.
+        // A time in the past needs no timer.
         if due > Instant::now() {
             sleep_until(due).await;
         } else if at.is_multiple_of(CLOSED_AT_ONCE) {

@@ -1,4 +1,4 @@
-//! The PROXY protocol: what a load balancer that only passes bytes on says first, to tell who the client is.
+//! The PROXY protocol: the header in which a load balancer of TCP connections names the client.
 //!
 //! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2.
 
@@ -9,46 +9,46 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// The longest header that is read. One of version 1 has 107 bytes, one of version 2 at most 232 and what the
-/// load balancer adds of its own.
+/// The longest header that is read. One of version 1 has 107 bytes, one of version 2 at most 232 and the extensions of the
+/// load balancer.
 const HEADER_BYTES_MAX: usize = 1024;
 
-/// The part of a header of version 2 that tells how long it is.
+/// The prefix of a header of version 2, which ends with its length.
 const V2_PREFIX_BYTES: usize = 16;
 
-/// What a load balancer says of a connection.
+/// The facts in a header.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Proxied {
-    /// Whose it is. `None`: the load balancer's own, or it does not say.
+pub(super) struct ProxiedConnection {
+    /// The client. `None`: the load balancer itself, or unknown.
     pub(super) client: Option<SocketAddr>,
     /// Whether the client speaks TLS to the load balancer (`PP2_TYPE_SSL`, only in version 2).
     pub(super) over_tls: bool,
 }
 
-/// Reads the header that a connection begins with, and not a byte more.
+/// Reads the header of a connection, and no byte beyond it.
 ///
 /// # Errors
-/// `InvalidData` for what is no header, and what the system says.
-pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Proxied> {
+/// `InvalidData` for an invalid header, or the error of the system.
+pub(super) async fn read(stream: &mut TcpStream) -> io::Result<ProxiedConnection> {
     let mut header = Vec::with_capacity(128);
     let mut next = [0; HEADER_BYTES_MAX];
     loop {
-        let room = HEADER_BYTES_MAX - header.len();
-        if room == 0 {
+        let capacity = HEADER_BYTES_MAX - header.len();
+        if capacity == 0 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let seen = stream.peek(&mut next[..room]).await?;
+        let seen = stream.peek(&mut next[..capacity]).await?;
         if seen == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let taken = belonging(&header, &next[..seen]);
+        let taken = header_bytes_in(&header, &next[..seen]);
         stream.read_exact(&mut next[..taken]).await?;
         header.extend_from_slice(&next[..taken]);
         match ProxyHeader::parse(&header, ParseConfig::default()) {
             Ok((header, _)) => {
                 let client = header.proxied_address().map(|address| address.source);
                 let over_tls = header.ssl().is_some_and(|tls| tls.client_ssl());
-                return Ok(Proxied { client, over_tls });
+                return Ok(ProxiedConnection { client, over_tls });
             }
             Err(Error::BufferTooShort) => {}
             Err(_) => return Err(io::ErrorKind::InvalidData.into()),
@@ -56,19 +56,18 @@ pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Proxied> {
     }
 }
 
-/// How many bytes of `next`, at least one, belong to the header that begins with `header`, as far as that can be
-/// told yet.
-fn belonging(header: &[u8], next: &[u8]) -> usize {
+/// How many bytes of `next`, at least one, belong to the header that begins with `header`, as far as is known yet.
+fn header_bytes_in(header: &[u8], next: &[u8]) -> usize {
     let is_text = header.first().or(next.first()) == Some(&b'P');
     if is_text {
         return memchr::memchr(b'\n', next).map_or(next.len(), |at| at + 1);
     }
     let byte = |at: usize| header.get(at).or_else(|| next.get(at.checked_sub(header.len())?)).copied();
-    let whole = match (byte(V2_PREFIX_BYTES - 2), byte(V2_PREFIX_BYTES - 1)) {
+    let length = match (byte(V2_PREFIX_BYTES - 2), byte(V2_PREFIX_BYTES - 1)) {
         (Some(high), Some(low)) => V2_PREFIX_BYTES + usize::from(u16::from_be_bytes([high, low])),
         _ => V2_PREFIX_BYTES,
     };
-    whole.saturating_sub(header.len()).clamp(1, next.len())
+    length.saturating_sub(header.len()).clamp(1, next.len())
 }
 
 #[cfg(test)]
@@ -88,16 +87,16 @@ mod tests {
         bytes
     }
 
-    /// What is read of `bytes`, which come in pieces of `step`, and what is left behind it.
-    async fn read_of(bytes: &[u8], step: usize) -> (io::Result<Proxied>, Vec<u8>) {
+    /// The result of reading `bytes`, sent in chunks of `step`, and the bytes that are left.
+    async fn read_of(bytes: &[u8], step: usize) -> (io::Result<ProxiedConnection>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let bytes = bytes.to_vec();
         let writing = tokio::spawn(async move {
-            for piece in bytes.chunks(step) {
-                // Who has read enough hangs up.
-                if client.write_all(piece).await.is_err() {
+            for chunk in bytes.chunks(step) {
+                // The reader may close the connection early.
+                if client.write_all(chunk).await.is_err() {
                     break;
                 }
                 tokio::task::yield_now().await;
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_header_of_either_version_is_read_and_what_follows_is_left() {
+    async fn a_header_of_either_version_is_read_and_no_byte_beyond_it() {
         let v6 = v2("[2400::7]:4711");
         let local = [&b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..]].concat();
         for (header, address) in [
@@ -125,14 +124,14 @@ mod tests {
             for step in [1, 7, 1000] {
                 let (read, rest) = read_of(&[header, b"GET / HTTP/1.1\r\n"].concat(), step).await;
                 let client = address.map(|address| address.parse().unwrap());
-                assert_eq!(read.unwrap(), Proxied { client, over_tls: false }, "{header:?}");
+                assert_eq!(read.unwrap(), ProxiedConnection { client, over_tls: false }, "{header:?}");
                 assert_eq!(rest, b"GET / HTTP/1.1\r\n", "{header:?}, {step}");
             }
         }
     }
 
     #[tokio::test]
-    async fn version_2_says_whether_the_client_came_by_tls() {
+    async fn version_2_says_whether_the_client_uses_tls() {
         let address =
             || ProxiedAddress::stream("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
         for over_tls in [true, false] {
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_follows_the_address_in_vain_is_no_reason_to_refuse_it() {
+    async fn malformed_tlvs_after_the_address_are_ignored() {
         for rest in [&b"\x20"[..], &[0x20, 0, 1, 7], &[0x20, 0, 200, 1], &[0xff; 20]] {
             let mut bytes = v2("192.0.2.1:4711");
             let length = bytes.len() - V2_PREFIX_BYTES + rest.len();
@@ -158,13 +157,13 @@ mod tests {
             bytes.extend_from_slice(rest);
             let (read, left) = read_of(&[&bytes[..], b"GET"].concat(), 1000).await;
             let client = Some("192.0.2.1:4711".parse().unwrap());
-            assert_eq!(read.unwrap(), Proxied { client, over_tls: false }, "{rest:?}");
+            assert_eq!(read.unwrap(), ProxiedConnection { client, over_tls: false }, "{rest:?}");
             assert_eq!(left, b"GET");
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_refused() {
+    async fn invalid_headers_are_rejected() {
         let mut long = v2("192.0.2.1:4711");
         long[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
         long.extend([0; 2000]);

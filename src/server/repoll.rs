@@ -1,8 +1,8 @@
-//! Polling a future again at once when it woke itself.
+//! Polls a future again at once when it woke itself.
 //!
-//! hyper wakes its own connection once a POST while it is being polled. The runtime answers that with a wake-up
-//! of an idle worker: one and a half system calls and a context switch for each request, a third of its cost.
-//! Here the wake is noted and the future polled again in place.
+//! hyper wakes its own connection once a POST while it is being polled. The runtime would then wake an idle worker: one
+//! and a half system calls and a context switch for each request, a third of its cost. Here the wake sets a flag, and the
+//! future is polled again in place.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,24 +12,24 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use parking_lot::Mutex;
 
-/// Polls in place before the runtime gets its turn, should a future never come to rest.
+/// The most polls in place before the task yields to the runtime.
 const ROUNDS: usize = 8;
 
 /// Polls one future through a waker of its own.
 #[derive(Debug)]
 pub(super) struct Repoll {
-    echo: Arc<Echo>,
+    flag: Arc<WakeFlag>,
     waker: Waker,
 }
 
 #[derive(Debug)]
-struct Echo {
+struct WakeFlag {
     task: Mutex<Waker>,
     polling: AtomicBool,
     woken: AtomicBool,
 }
 
-impl Wake for Echo {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -37,7 +37,7 @@ impl Wake for Echo {
     fn wake_by_ref(self: &Arc<Self>) {
         if self.polling.load(Ordering::SeqCst) {
             self.woken.store(true, Ordering::SeqCst);
-            // The poll may have ended just now, and not seen the note.
+            // The poll may have ended just now without seeing the flag.
             if self.polling.load(Ordering::SeqCst) {
                 return;
             }
@@ -48,42 +48,42 @@ impl Wake for Echo {
 
 impl Default for Repoll {
     fn default() -> Self {
-        let echo = Arc::new(Echo {
+        let flag = Arc::new(WakeFlag {
             task: Mutex::new(Waker::noop().clone()),
             polling: AtomicBool::new(false),
             woken: AtomicBool::new(false),
         });
-        Self { waker: Waker::from(Arc::clone(&echo)), echo }
+        Self { waker: Waker::from(Arc::clone(&flag)), flag }
     }
 }
 
 impl Repoll {
-    /// Polls `future`, again while it wakes itself.
+    /// Polls `future`, and again as long as it wakes itself.
     pub(super) fn poll<F: Future>(
         &mut self,
         cx: &mut Context<'_>,
         mut future: Pin<&mut F>,
     ) -> Poll<F::Output> {
-        let echo = &self.echo;
-        let mut task = echo.task.lock();
+        let flag = &self.flag;
+        let mut task = flag.task.lock();
         if !task.will_wake(cx.waker()) {
             task.clone_from(cx.waker());
         }
         drop(task);
         let mut own = Context::from_waker(&self.waker);
-        echo.polling.store(true, Ordering::SeqCst);
+        flag.polling.store(true, Ordering::SeqCst);
         let mut polled = Poll::Pending;
         for _ in 0..ROUNDS {
-            // A swap, not a store: what the waker wrote before it woke is seen by the poll that follows.
-            echo.woken.swap(false, Ordering::SeqCst);
+            // A swap, not a store: the poll that follows sees what the waker wrote before it woke.
+            flag.woken.swap(false, Ordering::SeqCst);
             polled = future.as_mut().poll(&mut own);
-            if polled.is_ready() || !echo.woken.load(Ordering::SeqCst) {
+            if polled.is_ready() || !flag.woken.load(Ordering::SeqCst) {
                 break;
             }
         }
-        echo.polling.store(false, Ordering::SeqCst);
-        // Woken after the last look, or out of rounds.
-        if polled.is_pending() && echo.woken.load(Ordering::SeqCst) {
+        flag.polling.store(false, Ordering::SeqCst);
+        // It was woken after the last check, or the rounds are used up.
+        if polled.is_pending() && flag.woken.load(Ordering::SeqCst) {
             cx.waker().wake_by_ref();
         }
         polled
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_future_that_never_rests_lets_others_run_and_ends() {
+    async fn a_future_that_always_wakes_itself_yields_to_the_runtime_and_completes() {
         let mut rounds = 0;
         let mut inner = std::pin::pin!(poll_fn(|cx| {
             rounds += 1;
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wake_from_elsewhere_is_never_lost() {
+    async fn a_wake_from_another_thread_is_never_lost() {
         for _ in 0..200 {
             let (send, receive) = tokio::sync::oneshot::channel();
             let mut receive = std::pin::pin!(receive);

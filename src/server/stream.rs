@@ -1,5 +1,4 @@
-//! The transport of an HTTP connection: a stream, with TLS or without, that neither waits for ever nor ends too
-//! abruptly.
+//! The transport of an HTTP connection: a stream, plain or TLS, with a write timeout and a graceful end.
 
 use std::io;
 use std::pin::Pin;
@@ -19,106 +18,123 @@ use tokio_util::either::Either;
 
 use crate::outbox::Transport;
 
-/// How long what a client still sends is taken from it, after it was told no and before its connection ends.
+/// How long further input is discarded after an error response, before the connection closes.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 
-/// The longest head of a request.
+/// The longest head of a request, in bytes.
 pub(super) const HEAD_BYTES: usize = 16 * 1024;
 
-/// The most headers of a request: hyper's own limit.
+/// The most headers of a request: hyper's limit.
 pub(super) const HEADERS: usize = 100;
 
-/// A TCP stream, or TLS of our own on one: in a box, so that the plain one does not have room for it.
+/// A TCP stream, or TLS on one: boxed, so that the plain one reserves no memory for it.
 pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// How much has been written to a stream. Cloning shares it.
+/// The number of bytes written to a stream. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress(Arc<AtomicU64>);
 
 impl Progress {
-    /// Bytes so far.
+    /// The bytes so far.
     pub(super) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A stream with three manners of its own.
+/// A stream with three additions.
 ///
-/// - A client that does not take its answers is given up after a while.
-/// - On shutdown, what the client still sends is read and thrown away for a moment: ending a connection with
-///   unread bytes resets it, and a client in the middle of its body would lose the answer that refuses it.
-/// - hyper answers what it cannot read with an empty 400, 414 or 431: here they get words.
+/// - A write has a timeout, so that a client that does not read its responses is disconnected.
+/// - On shutdown, further input is discarded for a short time. Closing a connection with unread bytes resets it, and a
+///   client in the middle of its body would lose the error response.
+/// - hyper responds to an unparsable request with an empty 400, 414 or 431: it is replaced by one with a body.
 #[derive(Debug)]
-pub(super) struct PatientStream {
+pub(super) struct HttpStream {
     stream: Stream,
     write_timeout: Duration,
     written: Progress,
-    /// Bytes that were read since the last answer.
+    /// The bytes read since the last response.
     read_bytes: usize,
-    /// What is still to be written instead of an answer of hyper's own.
-    instead: Option<Bytes>,
-    /// Set while a write waits: when it is given up.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// Set once the stream is shut down: until when it is read.
-    lingering: Option<Pin<Box<Sleep>>>,
+    /// The unwritten rest of a replacement for a response of hyper.
+    replacement: Option<Bytes>,
+    /// When a pending write times out.
+    write_deadline: Option<Pin<Box<Sleep>>>,
+    /// When the stream stops discarding input, once it is shut down.
+    linger_deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl PatientStream {
-    /// `written` is told what has been.
+impl HttpStream {
+    /// Counts the written bytes in `written`.
     pub(super) fn new(stream: Stream, write_timeout: Duration, written: Progress) -> Self {
-        Self { stream, write_timeout, written, read_bytes: 0, instead: None, stalled: None, lingering: None }
+        Self {
+            stream,
+            write_timeout,
+            written,
+            read_bytes: 0,
+            replacement: None,
+            write_deadline: None,
+            linger_deadline: None,
+        }
     }
 
-    /// Passes on how much was written, as [`PatientStream::in_time`] does.
-    fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Counts the result of a write, then applies [`HttpStream::with_write_timeout`] to it.
+    fn after_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.written.0.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-        self.in_time(cx, written)
+        self.with_write_timeout(cx, written)
     }
 
-    /// Writes what stands for an answer of `bytes`, and says that this was written.
-    fn poll_write_instead(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
-        while let Some(words) = self.instead.as_mut().filter(|words| !words.is_empty()) {
-            let written = Pin::new(&mut self.stream).poll_write(cx, words);
+    /// Writes the replacement for a response of `bytes` bytes, and returns that number.
+    fn poll_write_replacement(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
+        while let Some(replacement) = self.replacement.as_mut().filter(|replacement| !replacement.is_empty())
+        {
+            let written = Pin::new(&mut self.stream).poll_write(cx, replacement);
             if let Poll::Ready(Ok(written)) = written {
-                words.advance(written);
+                replacement.advance(written);
             }
-            ready!(self.wrote(cx, written))?;
+            ready!(self.after_write(cx, written))?;
         }
-        self.instead = None;
+        self.replacement = None;
         Poll::Ready(Ok(bytes))
     }
 
-    /// Passes on how a write went, unless it has waited too long.
-    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Returns the result of a write, or an error if the write has been pending for too long.
+    fn with_write_timeout<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.write_deadline = None;
             return written;
         }
         let timeout = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(stalled.as_mut().poll(cx));
+        let write_deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(write_deadline.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-/// What is below an upgraded connection, and what the client sent before it saw the answer. (Of TLS, the session
-/// holds what has not been read from it.)
-pub(super) fn take_apart(upgraded: Upgraded) -> Option<(Transport, Bytes)> {
-    let parts = upgraded.downcast::<TokioIo<PatientStream>>().ok()?;
+/// The transport of an upgraded connection, and the bytes that the client sent before it saw the response. (A TLS session
+/// holds its unread bytes itself.)
+pub(super) fn into_transport(upgraded: Upgraded) -> Option<(Transport, Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<HttpStream>>().ok()?;
     let transport = match parts.io.into_inner().stream {
         Either::Left(stream) => stream.into(),
         Either::Right(stream) => stream.into_inner().into(),
     };
-    // hyper's buffer is as large as the largest head; only what is in it is kept.
+    // hyper's buffer has the capacity of the largest head, so only its content is kept.
     Some((transport, Bytes::copy_from_slice(&parts.read_buf)))
 }
 
-/// What is written instead of `answer`, if that is one of hyper's own: those have no body, and the server's have.
-/// `read_bytes` is how much was read of the request.
-fn words_for(answer: &[u8], read_bytes: usize) -> Option<Bytes> {
-    // Looked at for every answer, so by one byte first.
+/// The replacement for `answer`, if that is a response of hyper itself: those have no body, and the server's have one.
+/// `read_bytes` is the number of bytes read of the request.
+fn replacement_for(answer: &[u8], read_bytes: usize) -> Option<Bytes> {
+    // This runs for every response, so one byte is checked first.
     if answer.get(9) != Some(&b'4') || memchr::memmem::find(answer, b"\r\ncontent-length: 0\r\n").is_none() {
         return None;
     }
@@ -146,7 +162,7 @@ fn words_for(answer: &[u8], read_bytes: usize) -> Option<Bytes> {
     )))
 }
 
-impl AsyncRead for PatientStream {
+impl AsyncRead for HttpStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -159,17 +175,17 @@ impl AsyncRead for PatientStream {
     }
 }
 
-impl AsyncWrite for PatientStream {
+impl AsyncWrite for HttpStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let read_bytes = std::mem::take(&mut self.read_bytes);
-        if self.instead.is_none() {
-            self.instead = words_for(bytes, read_bytes);
+        if self.replacement.is_none() {
+            self.replacement = replacement_for(bytes, read_bytes);
         }
-        if self.instead.is_some() {
-            return self.poll_write_instead(cx, bytes.len());
+        if self.replacement.is_some() {
+            return self.poll_write_replacement(cx, bytes.len());
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(cx, written)
+        self.after_write(cx, written)
     }
 
     fn poll_write_vectored(
@@ -178,7 +194,7 @@ impl AsyncWrite for PatientStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(cx, written)
+        self.after_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -186,25 +202,26 @@ impl AsyncWrite for PatientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // TLS may have taken in what it has not written yet.
+        // TLS may have accepted bytes that it has not written yet.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.in_time(cx, flushed)
+        self.with_write_timeout(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lingering.is_none() {
+        if self.linger_deadline.is_none() {
             let shut_down = Pin::new(&mut self.stream).poll_shutdown(cx);
-            ready!(self.in_time(cx, shut_down))?;
+            ready!(self.with_write_timeout(cx, shut_down))?;
         }
-        let Self { stream, lingering, .. } = &mut *self;
-        let until = lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut waste = [0; 4096];
+        let Self { stream, linger_deadline, .. } = &mut *self;
+        let until = linger_deadline.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut discarded = [0; 4096];
         loop {
             if until.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            let mut waste = ReadBuf::new(&mut waste);
-            if ready!(Pin::new(&mut *stream).poll_read(cx, &mut waste)).is_err() || waste.filled().is_empty()
+            let mut discarded = ReadBuf::new(&mut discarded);
+            if ready!(Pin::new(&mut *stream).poll_read(cx, &mut discarded)).is_err()
+                || discarded.filled().is_empty()
             {
                 return Poll::Ready(Ok(()));
             }
@@ -220,13 +237,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_client_that_takes_its_answer_makes_progress_and_one_that_does_not_makes_none() {
+    async fn a_write_times_out_unless_the_client_reads_its_response() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let progress = Progress::default();
-        let mut stream =
-            PatientStream::new(Either::Left(stream), Duration::from_millis(50), progress.clone());
+        let mut stream = HttpStream::new(Either::Left(stream), Duration::from_millis(50), progress.clone());
         let answer = vec![0; 100_000_000];
         let error = stream.write_all(&answer).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

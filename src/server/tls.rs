@@ -1,4 +1,4 @@
-//! TLS of our own: the certificate, its renewal, and the handshake.
+//! The certificate of this server, its renewal, and TLS handshakes.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,27 +20,27 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{error, info, warn};
 
-use super::certificate::{Certificate, Dates, KEYS, Warned};
+use super::certificate::{Certificate, USABLE_KEYS, Validity, ValidityWarnings};
 use crate::bounded_file;
 use crate::http::unix_now;
 use crate::pem::{self, Wanted};
 
-/// How often the files are looked at.
+/// How often the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The largest file that is read. A chain has a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A certificate with its key, as the files hold them now. Cloning shares it.
+/// A certificate with its key, reloaded when its files change. Cloning shares it.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<TlsState>);
 
 #[derive(Debug)]
-struct Inner {
+struct TlsState {
     files: Files,
     current: Arc<Current>,
     config: Arc<ServerConfig>,
-    watched: Mutex<Watched>,
+    loaded: Mutex<Loaded>,
 }
 
 #[derive(Debug)]
@@ -49,20 +49,20 @@ struct Files {
     key: PathBuf,
 }
 
-/// What the files said. No `Debug`: it holds a key.
+/// The contents of the files. No `Debug`, because it holds a key.
 struct Pem {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Watched {
-    /// The SHA-256 of what is in use: the key itself is kept once, where it signs.
+struct Loaded {
+    /// The SHA-256 of the contents in use. The key itself is held only by its signer.
     digest: [u8; 32],
-    /// What it says of itself.
+    /// The facts of the certificate.
     certificate: Certificate,
-    /// What is wrong with the files since, as it was logged.
-    complaint: Option<String>,
+    /// The last error of a reload, as it was logged.
+    problem: Option<String>,
 }
 
 impl Pem {
@@ -72,7 +72,7 @@ impl Pem {
     }
 }
 
-/// The certificate that the next handshake shows, whatever name is asked for.
+/// The certificate of the next handshake, for any server name.
 #[derive(Debug)]
 struct Current(RwLock<Arc<CertifiedKey>>);
 
@@ -82,78 +82,78 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// What is wrong with one of the two files. The text begins with its path.
+/// An error in one of the two files. The text begins with its path.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file of the certificate.
+    /// The certificate file.
     #[error("{0}")]
     Certificate(String),
-    /// The file of the key.
+    /// The key file.
     #[error("{0}")]
     Key(String),
 }
 
 impl Tls {
-    /// Reads a chain of certificates, the server's own first, and the private key that belongs to it: PEM files.
+    /// Reads a chain of certificates, the server's own first, and its private key: PEM files.
     ///
     /// # Errors
-    /// Which of the files is not as it should be, and why.
+    /// The file that cannot be used, and why.
     pub fn load(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         let files = Files { certificate, key };
         let provider = ring::default_provider();
         let pem = files.read()?;
         let (key, certificate) = files.parse(&pem, &provider)?;
         let current = Arc::new(Current(RwLock::new(Arc::new(key))));
-        let watched = Mutex::new(Watched { digest: pem.digest(), certificate, complaint: None });
+        let loaded = Mutex::new(Loaded { digest: pem.digest(), certificate, problem: None });
         let config = config(provider, &current)
             .map_err(|error| TlsError::Certificate(format!("{}: {error}", files.certificate.display())))?;
-        Ok(Self(Arc::new(Inner { files, current, config: Arc::new(config), watched })))
+        Ok(Self(Arc::new(TlsState { files, current, config: Arc::new(config), loaded })))
     }
 
-    /// Reads the files again, and uses them from the next connection on if they are good. If not, says so once in
-    /// the log and goes on with what was read before.
+    /// Reads the files again, and uses them from the next connection on if they are valid. Otherwise the error is logged
+    /// once, and the previous certificate stays in use.
     pub fn reload(&self) {
-        let Inner { files, current, config, watched } = &*self.0;
-        let mut watched = watched.lock();
+        let TlsState { files, current, config, loaded } = &*self.0;
+        let mut loaded = loaded.lock();
         let renewed = files.read().and_then(|pem| {
             let digest = pem.digest();
-            let is_new = digest != watched.digest;
+            let is_new = digest != loaded.digest;
             let parsed = is_new.then(|| files.parse(&pem, config.crypto_provider())).transpose()?;
             Ok(parsed.map(|parsed| (digest, parsed)))
         });
-        let complaint = match renewed {
+        let problem = match renewed {
             Ok(None) => None,
             Ok(Some((digest, (key, certificate)))) => {
                 *current.0.write() = Arc::new(key);
-                (watched.digest, watched.certificate) = (digest, certificate);
-                info!(file = %files.certificate.display(), "the certificate was renewed");
+                (loaded.digest, loaded.certificate) = (digest, certificate);
+                info!(file = %files.certificate.display(), "certificate renewed");
                 None
             }
             Err(error) => Some(error.to_string()),
         };
-        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != watched.complaint) {
-            error!("cannot renew the certificate, and goes on with the one before: {complaint}");
+        if let Some(problem) = problem.as_ref().filter(|_| problem != loaded.problem) {
+            error!("cannot renew the certificate, the previous one stays in use: {problem}");
         }
-        watched.complaint = complaint;
+        loaded.problem = problem;
     }
 
-    /// What to say of the dates of the certificate now, and whether clients refuse it for them.
+    /// A message about the certificate's validity now, and whether clients reject it therefore.
     #[must_use]
-    pub fn dates_remark(&self) -> Option<(bool, String)> {
-        let (now, watched) = (unix_now(), self.0.watched.lock());
-        let refused = matches!(watched.certificate.dates(now), Dates::NotYet | Dates::Expired);
-        watched.certificate.remark(now).map(|remark| (refused, self.of_certificate(&remark)))
+    pub fn validity_warning(&self) -> Option<(bool, String)> {
+        let (now, loaded) = (unix_now(), self.0.loaded.lock());
+        let is_rejected = matches!(loaded.certificate.validity(now), Validity::NotYet | Validity::Expired);
+        loaded.certificate.validity_message(now).map(|remark| (is_rejected, self.of_certificate(&remark)))
     }
 
-    /// Reads the files again once a minute, and warns of the certificate's dates, until it is dropped.
+    /// Reloads the files once a minute, and warns of the certificate's validity, until it is dropped.
     pub(super) async fn watch(&self) {
-        let mut warned = Warned::at_start(&self.0.watched.lock().certificate, unix_now());
+        let mut warned = ValidityWarnings::at_start(&self.0.loaded.lock().certificate, unix_now());
         loop {
             sleep(CHECK_INTERVAL).await;
             let tls = self.clone();
-            // An error is a runtime that ends.
+            // This fails only when the runtime stops.
             let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
-            if let Some(remark) = warned.due(&self.0.watched.lock().certificate, unix_now()) {
+            if let Some(remark) = warned.due(&self.0.loaded.lock().certificate, unix_now()) {
                 warn!("{}", self.of_certificate(&remark));
             }
         }
@@ -163,17 +163,17 @@ impl Tls {
         format!("{} {remark}", self.0.files.certificate.display())
     }
 
-    /// Shakes hands.
+    /// Performs a TLS handshake.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
         Ok(Box::new(TlsAcceptor::from(Arc::clone(&self.0.config)).accept(stream).await?))
     }
 }
 
-/// Why hands were not shaken, in words that fit the log.
-pub(super) fn why_failed(error: &io::Error) -> Cow<'static, str> {
+/// Why a handshake failed, as a text for the log.
+pub(super) fn handshake_error(error: &io::Error) -> Cow<'static, str> {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::NoApplicationProtocol) => {
-            "by ALPN the client offers protocols of which none is http/1.1, such as h2 alone".into()
+            "the client offers no http/1.1 by ALPN (only h2, for instance)".into()
         }
         Some(_) | None => error.to_string().into(),
     }
@@ -185,7 +185,7 @@ fn config(provider: CryptoProvider, current: &Arc<Current>) -> Result<ServerConf
         .with_no_client_auth()
         .with_cert_resolver(Arc::clone(current) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Clients keep what is needed to come back with a short handshake: many may come back at once.
+    // Clients keep the session tickets for short handshakes: many may reconnect at once.
     config.ticketer = ring::Ticketer::new()?;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(config)
@@ -198,7 +198,7 @@ impl Files {
     }
 
     fn parse(&self, pem: &Pem, provider: &CryptoProvider) -> Result<(CertifiedKey, Certificate), TlsError> {
-        // What the parsers say may quote the file, and one of them holds a secret: it is not repeated.
+        // The parsers' errors may quote the file, and one file holds a secret: they are not repeated.
         let of_certificate =
             |why: &str| TlsError::Certificate(format!("{} {why}", self.certificate.display()));
         let of_key = |why: &str| TlsError::Key(format!("{} {why}", self.key.display()));
@@ -209,10 +209,10 @@ impl Files {
             let instead = pem::instead(Wanted::Certificates, &self.certificate, &pem.certificate);
             return Err(of_certificate(&instead));
         };
-        let Some(certificate) = Certificate::of(first) else {
+        let Some(certificate) = Certificate::parse(first) else {
             return Err(of_certificate("begins with something else than a certificate of X.509"));
         };
-        if let Some(why) = certificate.refusal() {
+        if let Some(why) = certificate.unusable_reason() {
             return Err(of_certificate(&why));
         }
         let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| {
@@ -227,8 +227,8 @@ impl Files {
         })?;
         let key = provider.key_provider.load_private_key(key);
         let key = key.map_err(|_| {
-            let of_any = || format!("holds no key of a kind that is known: {KEYS}");
-            of_key(&certificate.key_refusal().unwrap_or_else(of_any))
+            let of_any = || format!("holds no key of a supported kind: {USABLE_KEYS}");
+            of_key(&certificate.unusable_key_reason().unwrap_or_else(of_any))
         })?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
@@ -239,7 +239,7 @@ impl Files {
                 let certificate = self.certificate.display();
                 Err(of_key(&format!("does not belong to the first certificate of {certificate}")))
             }
-            // What the library says is for its developers.
+            // The library's error is meant for developers.
             Err(_) => Err(of_certificate("begins with a certificate that TLS cannot use")),
         }
     }

@@ -13,12 +13,14 @@ const WRONG_KIND: &str = "only supported on private and presence channels that a
 impl Session {
     pub(super) fn client_event<'m>(&mut self, event: ClientEvent<'m>, now: Duration) -> Action<'m> {
         match self.check_client_event(&event) {
-            Ok((channel, user)) if self.events.take(self.app.limits.client_events, now) => Action::Publish {
-                channel,
-                name: event.event,
-                data: event.data.map_or("null", |data| data.get()),
-                user,
-            },
+            Ok((channel, user)) if self.events.try_acquire(self.app.limits.client_events, now) => {
+                Action::Publish {
+                    channel,
+                    name: event.event,
+                    data: event.data.map_or("null", |data| data.get()),
+                    user,
+                }
+            }
             Ok(_) => {
                 let why = format!("over {} per second", self.app.limits.client_events.per_second);
                 self.reject(Some(CLIENT_EVENT_RATE), RejectedEvent::by(Limit::ClientEvents, &why), now)
@@ -30,7 +32,7 @@ impl Session {
     /// Rejects a client event. The rejection is counted also if the rate of error frames is exceeded.
     fn reject<'m>(&mut self, code: Option<u16>, rejected: RejectedEvent, now: Duration) -> Action<'m> {
         let RejectedEvent { why, limit } = rejected;
-        let sends_error = self.event_errors.take(EVENT_ERRORS, now);
+        let sends_error = self.event_errors.try_acquire(EVENT_ERRORS, now);
         Action::Reject { limit, error: sends_error.then(|| (code, format!("Client event rejected: {why}"))) }
     }
 

@@ -211,14 +211,14 @@ impl Session {
     /// Counts a message before it is decoded. Returns a close if the rate is exceeded. Control frames of the WebSocket layer
     /// are not messages.
     pub fn admit(&mut self, now: Duration) -> Option<Action<'static>> {
-        let within = self.messages.take(self.app.limits.messages, now);
+        let within = self.messages.try_acquire(self.app.limits.messages, now);
         (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many messages" })
     }
 
     /// Counts a frame that is no message. Returns a close if the rate is exceeded: the rate of messages, but at least
     /// [`FRAMES`]. These frames have a rate of their own because some clients send a ping every second.
     pub fn admit_frame(&mut self, now: Duration) -> Option<Action<'static>> {
-        let within = self.frames.take(frames(self.app.limits.messages), now);
+        let within = self.frames.try_acquire(frames(self.app.limits.messages), now);
         (!within).then_some(Action::Close { code: CloseCode::OverCapacity, reason: "Too many frames" })
     }
 
@@ -228,13 +228,13 @@ impl Session {
     pub fn charge(&mut self, bytes: u32, changes: u16, now: Duration) -> Throttle {
         let limits = &self.app.limits;
         let now_secs = now.as_secs() as u32 + 1;
-        if self.answer_bytes.is_rested(limits.answer_bytes, now)
-            && self.changes.is_rested(limits.changes, now)
+        if self.answer_bytes.is_half_full(limits.answer_bytes, now)
+            && self.changes.is_half_full(limits.changes, now)
         {
             self.throttled_since_secs = 0;
         }
-        let for_bytes = self.answer_bytes.spend(bytes, limits.answer_bytes, now);
-        let for_changes = self.changes.spend(changes.into(), limits.changes, now);
+        let for_bytes = self.answer_bytes.charge(bytes, limits.answer_bytes, now);
+        let for_changes = self.changes.charge(changes.into(), limits.changes, now);
         let (wait, limit) = match (for_bytes, for_changes) {
             (None, None) => return Throttle::Continue,
             (for_bytes, for_changes) if for_bytes >= for_changes => (for_bytes, Limit::AnswerBytes),
@@ -252,7 +252,7 @@ impl Session {
 
     /// The reaction to a text that is not a message. Error frames have a rate of their own.
     pub fn malformed(&mut self, problem: impl ToString, now: Duration) -> Action<'static> {
-        if self.errors.take(ERRORS, now) {
+        if self.errors.try_acquire(ERRORS, now) {
             error(Mistake::Message, problem.to_string())
         } else {
             Action::Nothing

@@ -308,7 +308,7 @@ fn certificate_of(days: std::ops::Range<i64>) -> String {
 fn dates_of_a_certificate_are_warned_of_by_the_check_and_at_the_start() {
     for (days, words) in [
         (-90..-3, "holds a certificate that expired 3 days ago, on "),
-        (3..90, "holds a certificate that is not valid yet: clients refuse it for another "),
+        (3..90, "holds a certificate that is not valid yet: clients reject it for another "),
         (-80..10, "holds a certificate that expires in "),
     ] {
         let place = Place::new().file("both.pem", certificate_of(days)).env("PUSHERD_TLS_CERT=both.pem");

@@ -166,7 +166,7 @@ async fn a_cache_channel_has_one_event_for_all_nodes() {
     // What is kept outlives its subscribers, and the node that it was published on.
     let [one, two, three] = nodes;
     drop(early);
-    two.dies_long_ago();
+    two.crash_with_expired_lease();
     let nobody = json!({ "occupied": false });
     answers(&one, &format!("/apps/1001/channels/{channel}"), nobody).await;
     let mut late = three.connect().await;
@@ -353,7 +353,7 @@ async fn a_presence_channel_is_full_on_all_nodes() {
         assert_eq!(there["count"], 100);
         members.push(another_tab);
     }
-    nodes[1].refuses(Limit::PresenceMembers, 4).await;
+    nodes[1].wait_for_rejections(Limit::PresenceMembers, 4).await;
     let users = nodes[2].get_json("/apps/1001/channels/presence-room/users").await;
     assert_eq!(users["users"].as_array().unwrap().len(), 100);
     // Who was told of those who were refused was told that they are gone, too.
@@ -684,7 +684,7 @@ async fn a_node_that_dies_is_cleared_away_once_its_lease_has_run_out() {
     one.has_connections(4).await;
 
     let begin = Instant::now();
-    two.dies();
+    two.crash();
     watching.expect_removed("7").await;
     also.expect_removed("7").await;
     assert!(begin.elapsed() > Duration::from_secs(1), "it might have come back: {:?}", begin.elapsed());
@@ -771,12 +771,12 @@ async fn without_its_broker_a_node_keeps_its_sockets_and_refuses_what_it_cannot_
     nodes[0].is_ready(false).await;
     nodes[1].is_ready(true).await;
     let refused = publishing(&nodes[0], NEWS).await;
-    refused.refused(503);
+    refused.rejected(503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     for target in ["channels", "channels/news", "channels/presence-room/users", "connections"] {
-        nodes[0].get(&format!("/apps/1001/{target}")).await.refused(503);
+        nodes[0].get(&format!("/apps/1001/{target}")).await.rejected(503);
     }
-    nodes[0].post_json("/apps/1001/users/7/terminate_connections", json!({})).await.refused(503);
+    nodes[0].post_json("/apps/1001/users/7/terminate_connections", json!({})).await.rejected(503);
     clients[0].fence().await;
     // New connections are taken, and subscribed when the broker is there again.
     let mut waiting = nodes[0].connect().await;

@@ -143,7 +143,7 @@ async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_befor
     is_ready(&two, false).await;
     let refused = one.send(Request::post("/apps/1001/events", event("e")).signed()).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
-    refused.refused(503);
+    refused.rejected(503);
     here.whisper(ROOM, "client-x", json!(1)).await;
     here.expect_error(Value::Null).await;
     // Who wants to come in waits; who goes is gone.
@@ -238,7 +238,7 @@ async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses
         client.fence().await;
     }
     let event = json!({ "name": "lost", "channel": MINE, "data": "" }).to_string();
-    one.send(Request::post("/apps/1001/events", event).signed()).await.refused(503);
+    one.send(Request::post("/apps/1001/events", event).signed()).await.rejected(503);
     redis.restart().await;
     for client in [&mut bare, &mut subscribed] {
         client.expect_signed_in(&user_data).await;
@@ -359,7 +359,7 @@ async fn a_redis_that_forgets_is_told_again_and_nobody_notices() {
     there.join(ROOM, user("8")).await;
     here.expect_event("pusher_internal:member_added", ROOM).await;
     let _: () = redis.run(&["FLUSHALL"]).await;
-    let given_up = |server: &Server| server.metrics.cluster.given_up.get() > 0;
+    let given_up = |server: &Server| server.metrics.cluster.lease_expirations.get() > 0;
     eventually("both notice it", || async { given_up(&one) && given_up(&two) }).await;
     for server in [&one, &two] {
         eventually("all is known again", || async {
@@ -382,7 +382,7 @@ async fn the_connections_of_an_app_are_limited_for_all_nodes() {
     let here = one.connect().await;
     let _there = two.connect().await;
     for server in [&one, &two] {
-        server.upgrade("/app/demo-key?protocol=7", &[]).await.refused(4004).await;
+        server.upgrade("/app/demo-key?protocol=7", &[]).await.rejected(4004).await;
     }
     here.close().await;
     eventually("the place is given back", || async {

@@ -1,7 +1,6 @@
 //! permessage-deflate. Source: RFC 7692.
 //!
-//! The client's side is flate2 with a state that begins anew with every message: a server that kept a context would
-//! not be understood.
+//! The client's side is flate2 without context takeover: it would not understand a server that kept a context.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use futures_util::future::join_all;
@@ -48,7 +47,7 @@ fn deflated_frame(text: &str) -> Vec<u8> {
     frame(FIN | RSV1 | TEXT, &deflate(text.as_bytes()))
 }
 
-/// An app that compresses what has 300 bytes or more.
+/// An app that compresses messages of 300 bytes or more.
 fn compressing(app: &mut App) {
     app.compression = true;
     app.compression_threshold_bytes = 300;
@@ -59,7 +58,7 @@ impl Server {
         Self::with_app(compressing).await
     }
 
-    /// A connection that has agreed upon compression.
+    /// A connection that has negotiated compression.
     async fn connect_deflate(&self) -> RawSocket {
         let mut raw = RawSocket::over(self.tcp().await);
         let head = raw.upgrade_with("/app/demo-key", &[OFFER]).await;
@@ -69,7 +68,7 @@ impl Server {
 }
 
 impl RawSocket {
-    /// The next message, and whether it came compressed.
+    /// The next message, and whether it was compressed.
     async fn next_message(&mut self) -> (bool, Value) {
         let frame = self.next().await;
         let compressed = frame.first == FIN | RSV1 | TEXT;
@@ -100,13 +99,13 @@ fn event(channel: &str, name: &str, data: &str) -> Value {
     json!({ "event": name, "channel": channel, "data": data })
 }
 
-/// Data that is long enough to be compressed, and gets smaller.
+/// Data that is long enough to be compressed, and shrinks.
 fn long(word: &str) -> String {
     format!("{word} and more of it. ").repeat(30)
 }
 
 #[tokio::test]
-async fn an_app_has_compression_only_if_it_says_so_and_only_for_those_who_offer_it() {
+async fn compression_needs_the_setting_of_the_app_and_an_offer_of_the_client() {
     let server = Server::compressing().await;
     let offers: [(&[(&str, &str)], bool); _] = [
         (&[], false),
@@ -136,11 +135,11 @@ async fn an_app_has_compression_only_if_it_says_so_and_only_for_those_who_offer_
     let offer = [("sec-websocket-extensions", OFFER.1)];
     let unknown = server.upgrade("/app/nope", &offer).await;
     assert_eq!(unknown.header("sec-websocket-extensions"), None);
-    unknown.refused(4001).await;
+    unknown.rejected(4001).await;
 }
 
 #[tokio::test]
-async fn long_messages_come_compressed_and_short_ones_as_they_are() {
+async fn messages_over_the_threshold_are_compressed() {
     let server = Server::compressing().await;
     let (mut deflate, mut plain) = (server.connect_deflate().await, server.connect_raw().await);
     for raw in [&mut deflate, &mut plain] {
@@ -162,7 +161,7 @@ async fn long_messages_come_compressed_and_short_ones_as_they_are() {
 }
 
 #[tokio::test]
-async fn what_gets_no_smaller_comes_as_it_is() {
+async fn messages_that_compression_does_not_shrink_are_sent_uncompressed() {
     let server = Server::with_app(|app| {
         app.compression = true;
         app.compression_threshold_bytes = 0;
@@ -177,7 +176,7 @@ async fn what_gets_no_smaller_comes_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_batch_comes_in_order_to_all_and_skips_those_it_should() {
+async fn a_batch_is_delivered_in_order_and_without_the_excluded_sockets() {
     let server = Server::compressing().await;
     let mut one = server.connect_deflate().await;
     let mut two = server.connect_deflate().await;
@@ -235,7 +234,7 @@ async fn in_a_large_channel_both_kinds_of_connections_get_everything_in_order() 
 }
 
 #[tokio::test]
-async fn a_cached_event_comes_as_it_is_when_it_is_replayed() {
+async fn a_replayed_cached_event_is_not_compressed() {
     let server = Server::compressing().await;
     let data = long("price");
     server.publish("cache-btc", "price", &data).await;
@@ -247,7 +246,7 @@ async fn a_cached_event_comes_as_it_is_when_it_is_replayed() {
 }
 
 #[tokio::test]
-async fn a_client_may_compress_what_it_says() {
+async fn a_client_may_compress_its_messages() {
     let server = Server::compressing().await;
     let mut listener = server.connect().await;
     listener.subscribe("private-room").await;
@@ -262,7 +261,7 @@ async fn a_client_may_compress_what_it_says() {
     raw.write(&deflated_frame(&whisper.to_string())).await;
     listener.expect(whisper.clone()).await;
 
-    // Not everything needs to be compressed, and fragments go as with any message.
+    // Uncompressed messages are allowed as well, and fragments work as in any message.
     raw.write(&text_frame(&whisper.to_string())).await;
     listener.expect(whisper.clone()).await;
     let payload = deflate(whisper.to_string().as_bytes());
@@ -303,7 +302,7 @@ async fn messages_that_are_compressed_in_every_permitted_way_are_understood() {
 }
 
 #[tokio::test]
-async fn what_breaks_the_rules_of_compression_is_closed_with_its_code() {
+async fn violations_of_compression_are_closed_with_their_codes() {
     let server = Server::compressing().await;
     let bomb = deflate(&[b' '; 1024 * 1024]);
     assert!(bomb.len() < 4096);
@@ -347,7 +346,7 @@ async fn what_breaks_the_rules_of_compression_is_closed_with_its_code() {
 }
 
 #[tokio::test]
-async fn without_an_agreement_nothing_may_be_compressed() {
+async fn a_compressed_frame_without_negotiation_is_closed() {
     let server = Server::compressing().await;
     let mut raw = server.connect_raw().await;
     raw.write(&deflated_frame(PING)).await;

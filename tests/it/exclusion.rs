@@ -1,4 +1,4 @@
-//! The connection that an event skips. Source: protocol.md §8.4, §8.5, §8.9.
+//! The connection that an event excludes. Source: protocol.md §8.4, §8.5, §8.9.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ fn event(channel: &str, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_named_connection_is_skipped_on_every_channel_of_the_publish() {
+async fn the_named_connection_is_excluded_on_every_channel_of_the_publish() {
     let server = Server::start().await;
     let channels = ["a", "private-b", "presence-c"];
     let [mut sender, mut other] = server.connect_many().await;
@@ -34,12 +34,12 @@ async fn the_named_connection_is_skipped_on_every_channel_of_the_publish() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_nobodys_skips_nobody() {
+async fn an_unknown_socket_id_excludes_no_connection() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
-    let nobodys = ["1.1", "123456.7890", "99999999999999999999.1", ""];
-    for socket_id in nobodys.map(Value::from).into_iter().chain([Value::Null]) {
+    let unknown = ["1.1", "123456.7890", "99999999999999999999.1", ""];
+    for socket_id in unknown.map(Value::from).into_iter().chain([Value::Null]) {
         server
             .publish_json(json!({ "name": "e", "channel": NEWS, "data": "", "socket_id": socket_id }))
             .await;
@@ -48,7 +48,7 @@ async fn an_id_that_is_nobodys_skips_nobody() {
 }
 
 #[tokio::test]
-async fn each_event_of_a_batch_skips_its_own() {
+async fn each_event_of_a_batch_excludes_its_own_socket() {
     let server = Server::start().await;
     let [mut one, mut two] = server.connect_many().await;
     one.subscribe(NEWS).await;
@@ -66,7 +66,7 @@ async fn each_event_of_a_batch_skips_its_own() {
 }
 
 #[tokio::test]
-async fn the_id_may_come_in_the_query() {
+async fn the_socket_id_may_be_in_the_query() {
     let server = Server::start().await;
     let [mut one, mut two] = server.connect_many().await;
     one.subscribe(NEWS).await;
@@ -86,9 +86,9 @@ async fn the_id_may_come_in_the_query() {
     two.expect(event(NEWS, "marker")).await;
 }
 
-/// Applications that have no id at hand send an empty one, and mean nobody.
+/// Applications without a socket id send an empty one.
 #[tokio::test]
-async fn an_empty_id_is_none_in_every_route() {
+async fn an_empty_socket_id_is_none_in_every_route() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
@@ -107,7 +107,7 @@ async fn an_empty_id_is_none_in_every_route() {
 }
 
 #[tokio::test]
-async fn what_is_no_socket_id_is_refused_and_nothing_is_published() {
+async fn an_invalid_socket_id_is_rejected_and_nothing_is_published() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
@@ -126,14 +126,14 @@ async fn what_is_no_socket_id_is_refused_and_nothing_is_published() {
         json!({}),
     ] {
         let body = json!({ "name": "e", "channel": NEWS, "data": "", "socket_id": socket_id });
-        server.post_json("/apps/1001/events", body.clone()).await.refused(400);
-        server.post_json("/apps/1001/batch_events", json!({ "batch": [body] })).await.refused(400);
+        server.post_json("/apps/1001/events", body.clone()).await.rejected(400);
+        server.post_json("/apps/1001/batch_events", json!({ "batch": [body] })).await.rejected(400);
     }
     client.fence().await;
 }
 
 #[tokio::test]
-async fn a_socket_id_written_otherwise_is_another() {
+async fn a_socket_id_with_a_leading_zero_is_a_different_one() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;

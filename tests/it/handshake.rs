@@ -1,4 +1,4 @@
-//! Who is let in, and how the others are told. Source: protocol.md §1, §2.1, §2.2.
+//! Which connections are accepted, and with which codes the others are rejected. Source: protocol.md §1, §2.1, §2.2.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -55,7 +55,7 @@ async fn socket_ids_are_neither_reused_nor_in_sequence() {
 }
 
 #[tokio::test]
-async fn the_urls_of_all_clients_are_let_in() {
+async fn the_urls_of_all_clients_are_accepted() {
     let server = Server::start().await;
     for query in [
         "?protocol=7&client=js&version=8.6.0&flash=false",
@@ -76,35 +76,35 @@ async fn the_urls_of_all_clients_are_let_in() {
 }
 
 #[tokio::test]
-async fn a_protocol_that_is_not_spoken_is_refused_with_4007() {
+async fn an_unsupported_protocol_is_rejected_with_4007() {
     let server = Server::start().await;
     for protocol in ["0", "1", "2", "3", "4", "8", "99", "x", "7.0", "-7", "7x", "99999999999999999999"] {
         let upgrade = server.upgrade(&format!("/app/demo-key?protocol={protocol}"), &[]).await;
-        upgrade.refused(4007).await;
+        upgrade.rejected(4007).await;
     }
 }
 
 #[tokio::test]
-async fn a_missing_protocol_is_refused_with_4008_only_where_it_is_required() {
+async fn a_missing_protocol_is_rejected_with_4008_only_if_required() {
     let server = Server::with_app(|app| app.require_protocol = true).await;
     for target in ["/app/demo-key", "/app/demo-key?client=js", "/app/demo-key?protocol="] {
-        server.upgrade(target, &[]).await.refused(4008).await;
+        server.upgrade(target, &[]).await.rejected(4008).await;
     }
-    server.upgrade("/app/demo-key?protocol=4", &[]).await.refused(4007).await;
+    server.upgrade("/app/demo-key?protocol=4", &[]).await.rejected(4007).await;
     server.connect_to("/app/demo-key?protocol=5").await;
     server.connect_to("/app/other-key").await;
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_refused_with_4001() {
+async fn an_unknown_key_is_rejected_with_4001() {
     let server = Server::start().await;
     for key in ["nope", "demo-ke", "demo-key2", "DEMO-KEY", "1001", "demo-secret"] {
-        server.upgrade(&format!("/app/{key}?protocol=7"), &[]).await.refused(4001).await;
+        server.upgrade(&format!("/app/{key}?protocol=7"), &[]).await.rejected(4001).await;
     }
 }
 
 #[tokio::test]
-async fn every_active_key_of_an_app_is_let_in() {
+async fn every_active_key_of_an_app_is_accepted() {
     let server = Server::with_app(|app| {
         app.keys.push(KeyPair { key: "second-key".into(), secret: SigningKey::new("second-secret") });
     })
@@ -120,14 +120,14 @@ async fn every_active_key_of_an_app_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_disabled_app_is_refused_with_4003() {
+async fn a_disabled_app_is_rejected_with_4003() {
     let server = Server::with_app(|app| app.enabled = false).await;
-    server.upgrade("/app/demo-key?protocol=7", &[]).await.refused(4003).await;
+    server.upgrade("/app/demo-key?protocol=7", &[]).await.rejected(4003).await;
     server.connect_to("/app/other-key").await;
 }
 
 #[tokio::test]
-async fn another_path_is_refused_with_4005() {
+async fn an_unknown_path_is_rejected_with_4005() {
     let server = Server::start().await;
     for target in [
         "/",
@@ -139,23 +139,23 @@ async fn another_path_is_refused_with_4005() {
         "/pusher/app/demo-key",
         "/APP/demo-key",
     ] {
-        server.upgrade(target, &[]).await.refused(4005).await;
+        server.upgrade(target, &[]).await.rejected(4005).await;
     }
 }
 
 #[tokio::test]
-async fn plain_http_on_the_websocket_path_is_told_to_upgrade() {
+async fn plain_http_on_the_websocket_path_is_answered_with_426() {
     let server = Server::start().await;
     for target in ["/app/demo-key", "/app/nope?protocol=7"] {
         let answer = server.send(Request::get(target)).await;
         assert_eq!(answer.status, 426);
         assert_eq!(answer.header("upgrade"), Some("websocket"));
     }
-    server.send(Request::get("/app/demo-key/more")).await.refused(404);
+    server.send(Request::get("/app/demo-key/more")).await.rejected(404);
 }
 
 #[tokio::test]
-async fn a_browser_from_elsewhere_is_refused_with_4009_and_a_native_client_is_not() {
+async fn a_foreign_origin_is_rejected_with_4009_and_a_native_client_is_not() {
     let server = Server::with_app(|app| {
         app.allowed_origins =
             ["app.example.com", "*.ours.test"].map(|origin| OriginPattern::parse(origin).unwrap()).into();
@@ -169,41 +169,41 @@ async fn a_browser_from_elsewhere_is_refused_with_4009_and_a_native_client_is_no
     for origin in
         ["https://evil.test", "null", "https://app.example.com.evil.test", "https://xapp.example.com", ""]
     {
-        server.upgrade("/app/demo-key", &[("origin", origin)]).await.refused(4009).await;
+        server.upgrade("/app/demo-key", &[("origin", origin)]).await.rejected(4009).await;
     }
     server.upgrade("/app/other-key", &[("origin", "https://evil.test")]).await.established().await;
 }
 
 #[tokio::test]
-async fn a_plain_connection_to_an_app_that_requires_tls_is_refused_with_4000() {
+async fn a_plain_connection_to_a_tls_only_app_is_rejected_with_4000() {
     let require_tls = |setup: &mut Setup| setup.app.tls_only = true;
     let server = Server::with(require_tls).await;
-    server.upgrade("/app/demo-key", &[]).await.refused(4000).await;
-    server.upgrade("/app/demo-key", &[("x-forwarded-proto", "http")]).await.refused(4000).await;
+    server.upgrade("/app/demo-key", &[]).await.rejected(4000).await;
+    server.upgrade("/app/demo-key", &[("x-forwarded-proto", "http")]).await.rejected(4000).await;
     server.upgrade("/app/demo-key", &[("x-forwarded-proto", "https")]).await.established().await;
     let wary = Server::with(|setup| {
         require_tls(setup);
         setup.options.addresses.trusted_proxies.clear();
     })
     .await;
-    wary.upgrade("/app/demo-key", &[("x-forwarded-proto", "https")]).await.refused(4000).await;
+    wary.upgrade("/app/demo-key", &[("x-forwarded-proto", "https")]).await.rejected(4000).await;
 }
 
 #[tokio::test]
-async fn an_app_over_its_quota_is_refused_with_4004_until_a_place_is_free() {
+async fn an_app_at_its_connection_limit_is_rejected_with_4004_until_a_permit_is_released() {
     let server = Server::with_app(|app| app.limits.connections_max = Some(2)).await;
     let [first, mut second] = server.connect_many().await;
-    server.upgrade("/app/demo-key", &[]).await.refused(4004).await;
+    server.upgrade("/app/demo-key", &[]).await.rejected(4004).await;
     server.connect_to("/app/other-key").await;
     second.fence().await;
 
     first.close().await;
-    place_again(&server).await;
+    connect_again(&server).await;
 }
 
-/// Connects as soon as the app has a place again.
-async fn place_again(server: &Server) -> RawSocket {
-    in_time("a free place", async {
+/// Connects as soon as the app has a permit again.
+async fn connect_again(server: &Server) -> RawSocket {
+    in_time("a free permit", async {
         loop {
             let mut raw = RawSocket::over(server.tcp().await);
             raw.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
@@ -217,25 +217,25 @@ async fn place_again(server: &Server) -> RawSocket {
 }
 
 #[tokio::test]
-async fn a_place_is_given_back_whichever_way_a_connection_ends() {
+async fn a_permit_is_released_whichever_way_a_connection_ends() {
     let server = Server::with_app(|app| app.limits.connections_max = Some(1)).await;
     let closed = server.connect().await;
     closed.close().await;
-    let reset = place_again(&server).await;
+    let reset = connect_again(&server).await;
     reset.reset();
-    let hung_up = place_again(&server).await;
+    let hung_up = connect_again(&server).await;
     drop(hung_up);
-    let mut broken = place_again(&server).await;
+    let mut broken = connect_again(&server).await;
     broken.write(&frame(0x82, b"binary")).await;
     broken.expect_close(1003).await;
-    let mut silent = place_again(&server).await;
+    let mut silent = connect_again(&server).await;
     silent.write(&frame_head(0x81, u64::from(u32::MAX))).await;
     silent.expect_close(1009).await;
-    place_again(&server).await.fence().await;
+    connect_again(&server).await.fence().await;
 }
 
 #[tokio::test]
-async fn the_quota_is_never_exceeded_by_clients_that_come_at_once() {
+async fn the_connection_limit_is_never_exceeded_in_a_race() {
     let server = Server::with_app(|app| app.limits.connections_max = Some(5)).await;
     let upgrades = (0..20).map(|_| server.upgrade("/app/demo-key", &[]));
     let mut clients: Vec<Client> =
@@ -251,34 +251,34 @@ async fn the_quota_is_never_exceeded_by_clients_that_come_at_once() {
 }
 
 #[tokio::test]
-async fn a_full_node_refuses_with_4100() {
+async fn a_node_at_its_connection_limit_rejects_with_4100() {
     let server = Server::with(|setup| setup.options.pusher.connections_max = Some(1)).await;
     let first = server.connect().await;
-    server.upgrade("/app/demo-key", &[]).await.refused(4100).await;
-    server.upgrade("/app/other-key", &[]).await.refused(4100).await;
+    server.upgrade("/app/demo-key", &[]).await.rejected(4100).await;
+    server.upgrade("/app/other-key", &[]).await.rejected(4100).await;
     first.close().await;
     server.has_connections(0).await;
     server.connect_to("/app/other-key").await;
 }
 
 #[tokio::test]
-async fn a_place_of_the_node_is_taken_as_long_as_there_is_a_socket() {
+async fn a_permit_of_the_node_is_held_until_the_socket_closes() {
     let server = Server::with(|setup| setup.options.pusher.connections_max = Some(1)).await;
     let mut open = RawSocket::over(server.tcp().await);
     open.upgrade("/app/demo-key").await;
     open.write(&frame(0x82, b"binary")).await;
     assert_eq!(open.next().await.first, 0x88, "a Close");
-    // It does not answer the Close, so its socket is there for two seconds more, and the app does not count it.
+    // It does not reply to the Close, so its socket stays open for two seconds more, and the app does not count it.
     server.has_connections(0).await;
-    server.upgrade("/app/demo-key", &[]).await.refused(4100).await;
-    place_again(&server).await.fence().await;
+    server.upgrade("/app/demo-key", &[]).await.rejected(4100).await;
+    connect_again(&server).await.fence().await;
 }
 
 #[tokio::test]
 async fn the_first_check_that_fails_decides() {
     let refused = async |change: fn(&mut Setup), target: &str, code: u16| {
         let server = Server::with(change).await;
-        server.upgrade(target, &[("origin", "https://evil.test")]).await.refused(code).await;
+        server.upgrade(target, &[("origin", "https://evil.test")]).await.rejected(code).await;
     };
     const ALL_WRONG: fn(&mut Setup) = |setup| {
         let app = &mut setup.app;
@@ -315,7 +315,7 @@ async fn the_first_check_that_fails_decides() {
 }
 
 #[tokio::test]
-async fn a_refused_client_that_does_not_answer_the_close_is_dropped() {
+async fn a_rejected_client_that_does_not_answer_the_close_is_dropped() {
     let server = Server::start().await;
     let mut raw = RawSocket::over(server.tcp().await);
     raw.write(RawSocket::upgrade_request("/app/nope").as_bytes()).await;
@@ -327,15 +327,15 @@ async fn a_refused_client_that_does_not_answer_the_close_is_dropped() {
 }
 
 #[tokio::test]
-async fn the_reason_of_a_refusal_fits_a_close_frame_whatever_the_key() {
+async fn the_reason_of_a_rejection_fits_a_close_frame_whatever_the_key() {
     let server = Server::start().await;
     for key in ["k".repeat(3000), "%C3%A9".repeat(500), "%F0%9F%98%80".repeat(31), "%FF".repeat(90)] {
-        server.upgrade(&format!("/app/{key}"), &[]).await.refused(4001).await;
+        server.upgrade(&format!("/app/{key}"), &[]).await.rejected(4001).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_sent_along_with_the_upgrade_is_answered_after_the_established_frame() {
+async fn frames_sent_with_the_upgrade_are_answered_after_the_established_frame() {
     let server = Server::start().await;
     let mut raw = RawSocket::over(server.tcp().await);
     let mut bytes = RawSocket::upgrade_request("/app/demo-key").into_bytes();
@@ -351,7 +351,7 @@ async fn what_is_sent_along_with_the_upgrade_is_answered_after_the_established_f
 }
 
 #[tokio::test]
-async fn the_answer_to_an_upgrade_is_that_of_rfc_6455() {
+async fn the_response_to_an_upgrade_is_that_of_rfc_6455() {
     let server = Server::start().await;
     let mut raw = RawSocket::over(server.tcp().await);
     raw.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
@@ -402,7 +402,7 @@ async fn a_connection_may_be_upgraded_after_other_requests() {
 }
 
 #[tokio::test]
-async fn what_is_no_valid_upgrade_gets_an_http_error() {
+async fn an_invalid_upgrade_gets_an_http_error() {
     let server = Server::start().await;
     let valid = RawSocket::upgrade_request("/app/demo-key");
     for (line, instead) in [
@@ -423,7 +423,7 @@ async fn what_is_no_valid_upgrade_gets_an_http_error() {
 }
 
 #[tokio::test]
-async fn one_of_the_offered_subprotocols_is_selected_pushers_before_others() {
+async fn one_offered_subprotocol_is_selected_and_pushers_is_preferred() {
     let server = Server::start().await;
     for (offer, selected) in [
         ("pusher-channels-protocol-7", "pusher-channels-protocol-7"),
@@ -437,11 +437,11 @@ async fn one_of_the_offered_subprotocols_is_selected_pushers_before_others() {
     }
     let upgrade = server.upgrade("/app/nope", &[("sec-websocket-protocol", "mine")]).await;
     assert_eq!(upgrade.header("sec-websocket-protocol"), Some("mine"), "also of a refused connection");
-    upgrade.refused(4001).await;
+    upgrade.rejected(4001).await;
 }
 
 #[tokio::test]
-async fn compression_is_not_needed_by_those_who_offer_it() {
+async fn an_offer_of_compression_is_declined_unless_the_app_enables_it() {
     let server = Server::start().await;
     let offer = [("sec-websocket-extensions", "permessage-deflate; client_max_window_bits")];
     let upgrade = server.upgrade("/app/demo-key", &offer).await;
@@ -450,7 +450,7 @@ async fn compression_is_not_needed_by_those_who_offer_it() {
 }
 
 #[tokio::test]
-async fn a_path_prefix_is_served_beside_the_bare_path() {
+async fn a_path_prefix_is_served_in_addition_to_the_bare_path() {
     let server = Server::with_app(|app| app.path_prefix = "/rt".into()).await;
     for target in ["/rt/app/demo-key?protocol=7", "/app/demo-key?protocol=7", "/rt/app/demo-key/"] {
         server.connect_to(target).await.fence().await;
@@ -462,7 +462,7 @@ async fn a_path_prefix_is_served_beside_the_bare_path() {
         "/rtapp/demo-key",
         "/rt/app/other-key",
     ] {
-        server.upgrade(target, &[]).await.refused(4005).await;
+        server.upgrade(target, &[]).await.rejected(4005).await;
     }
 }
 
@@ -470,8 +470,8 @@ async fn a_path_prefix_is_served_beside_the_bare_path() {
 async fn the_http_fallbacks_of_pusher_js_fail_at_once() {
     let server = Server::start().await;
     for target in ["/pusher/app/demo-key/123/abcdefgh/xhr_streaming?protocol=7", "/pusher/", "/sockjs/info"] {
-        server.send(Request::post(target, "")).await.refused(404);
-        server.send(Request::get(target)).await.refused(404);
+        server.send(Request::post(target, "")).await.rejected(404);
+        server.send(Request::get(target)).await.rejected(404);
     }
 }
 
@@ -485,5 +485,5 @@ async fn a_client_that_resets_during_the_upgrade_leaves_nothing_behind() {
         raw.reset();
     }
     server.has_connections(0).await;
-    in_time("three places", server.connect_many::<3>()).await;
+    in_time("three permits", server.connect_many::<3>()).await;
 }

@@ -1,21 +1,20 @@
-//! What no honest HTTP client sends: requests that two servers would read in two ways, heads that are too much, and
-//! targets that are none. Source: RFC 9112.
+//! Requests that no honest HTTP client sends: ambiguous ones, oversized heads, and invalid targets. Source: RFC 9112.
 //!
-//! Behind a proxy, whoever gets a second request past it speaks with the proxy's voice. So of each attempt it is
-//! shown that the server answers once and hangs up, or reads it as the one request that it is.
+//! Behind a proxy, a client that smuggles a second request past it speaks with the proxy's authority. So for each attempt
+//! a test shows that the server responds once and disconnects, or reads it as the one request that it is.
 
 use std::time::Duration;
 
 use crate::harness::{Answer, Http, RawSocket, Request, Server};
 
-/// A request that must not be answered: it stands in what the server has to take for a body, or refuses.
+/// A request that must not be responded to: the server must read it as a body, or reject it.
 const SMUGGLED: &str = "GET /health HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// All that the server answers to `bytes` until it hangs up, or until it has answered a health check that follows.
+/// All responses to `bytes` until the server disconnects, or until it has responded to a request that follows them.
 async fn answers(server: &Server, bytes: &[u8]) -> Vec<Answer> {
     let mut http = server.http().await;
     let end = b"GET /nothing-more HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-    // Who was refused may be hung up on before it has said all.
+    // The server may disconnect a rejected client before everything is sent.
     let _ = http.try_write(&[bytes, end].concat()).await;
     let mut answers = Vec::new();
     while let Some(answer) = http.answer_or_end().await {
@@ -29,7 +28,7 @@ fn statuses(answers: &[Answer]) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn requests_that_could_be_read_in_two_ways_are_refused_and_hung_up_on() {
+async fn ambiguous_requests_are_rejected_and_closed() {
     let server = Server::start().await;
     let post = "POST /up HTTP/1.1\r\nHost: test\r\n";
     for (what, head) in [
@@ -59,12 +58,12 @@ async fn requests_that_could_be_read_in_two_ways_are_refused_and_hung_up_on() {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_does_not_let_another_request_through() {
+async fn a_content_length_beside_chunks_smuggles_no_request() {
     let server = Server::start().await;
     let (length, coding) = ("Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n");
     for headers in [format!("{length}{coding}"), format!("{coding}{length}")] {
         let head = format!("POST /up HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
-        // Whoever counts four bytes sees the smuggled request next; whoever reads chunks sees their end, and then it.
+        // A server that counts four bytes sees the smuggled request next; one that reads chunks sees it after the last.
         for body in [format!("0\r\n\r\n{SMUGGLED}"), format!("2\r\nxx\r\n0\r\n\r\n{SMUGGLED}")] {
             let answers = answers(&server, format!("{head}{body}").as_bytes()).await;
             assert_eq!(answers.len(), 1, "it hangs up: {:?}", statuses(&answers));
@@ -74,7 +73,7 @@ async fn a_length_beside_chunks_does_not_let_another_request_through() {
 }
 
 #[tokio::test]
-async fn chunks_that_are_none_end_the_connection() {
+async fn invalid_chunks_close_the_connection() {
     let server = Server::start().await;
     let request = Request::post("/apps/1001/events", "{}").signed();
     let head = request.head("Transfer-Encoding: chunked\r\n");
@@ -93,7 +92,7 @@ async fn chunks_that_are_none_end_the_connection() {
         assert!(answers.iter().all(|answer| answer.status == 400), "{what}: {:?}", statuses(&answers));
         assert!(answers.len() <= 1, "{what}: {:?}", statuses(&answers));
     }
-    // What is legal is understood: extensions and trailers, which mean nothing.
+    // Extensions and trailers are legal, and ignored.
     let event = r#"{"name":"e","channel":"news","data":""}"#;
     let request = Request::post("/apps/1001/events", event).signed();
     let chunks = format!("{:X};a=\"b\"\r\n{event}\r\n0\r\nX-Trailer: 1\r\n\r\n", event.len());
@@ -126,12 +125,12 @@ async fn a_request_names_one_host() {
     }
     let upgrade = RawSocket::upgrade_request("/app/demo-key").replace("Host: test\r\n", "");
     assert_eq!(statuses(&answers(&server, upgrade.as_bytes()).await), [400]);
-    // HTTP/1.0 has no Host, and no second request.
+    // HTTP/1.0 needs no Host, and has no second request.
     assert_eq!(statuses(&answers(&server, b"GET /up HTTP/1.0\r\n\r\n").await), [200]);
 }
 
 #[tokio::test]
-async fn heads_that_are_too_much_are_refused() {
+async fn oversized_heads_are_rejected() {
     let server = Server::start().await;
     let head = |line: &str, headers: &str| format!("{line}\r\nHost: test\r\n{headers}\r\n");
     for (what, bytes) in [
@@ -150,13 +149,13 @@ async fn heads_that_are_too_much_are_refused() {
             statuses(&answers)
         );
     }
-    // What fits is served.
+    // A head within the limit is served.
     let large = format!("X-A: {}\r\n", "x".repeat(15_000));
     assert_eq!(statuses(&answers(&server, head("GET /up HTTP/1.1", &large).as_bytes()).await), [200, 404]);
 }
 
 #[tokio::test]
-async fn a_target_is_a_path_whatever_its_form() {
+async fn a_target_of_any_form_is_read_as_a_path() {
     let server = Server::start().await;
     for (line, status) in [
         ("GET http://evil.test/up HTTP/1.1", 200),
@@ -184,9 +183,9 @@ async fn a_target_is_a_path_whatever_its_form() {
     }
 }
 
-/// RFC 9112 §2.2 lets a server take a bare LF for the end of a line. What matters is that nothing hides behind it.
+/// RFC 9112 §2.2 lets a server accept a bare LF as the end of a line. It must not hide a request.
 #[tokio::test]
-async fn a_bare_lf_ends_a_line_and_hides_nothing() {
+async fn a_bare_lf_ends_a_line_and_smuggles_nothing() {
     let server = Server::start().await;
     let answers = answers(&server, b"POST /up HTTP/1.1\nHost: test\nContent-Length: 5\n\nGET /").await;
     assert_eq!(answers[0].status, 405);
@@ -194,7 +193,7 @@ async fn a_bare_lf_ends_a_line_and_hides_nothing() {
 }
 
 #[tokio::test]
-async fn a_head_that_comes_a_byte_at_a_time_has_a_deadline() {
+async fn a_head_sent_byte_by_byte_has_a_deadline() {
     let server = Server::with(|setup| setup.options.handshake_timeout = Duration::from_millis(300)).await;
     let mut slow = Http::over(server.tcp().await);
     let head = b"GET /app/demo-key HTTP/1.1\r\nHost: test\r\nX-Slow: ";
@@ -202,7 +201,7 @@ async fn a_head_that_comes_a_byte_at_a_time_has_a_deadline() {
         if slow.try_write(&[*byte]).await.is_err() {
             return;
         }
-        // The pace of the client: many bytes in the time that a head has.
+        // The pace of the client: many bytes within the timeout of a head.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,8 +1,7 @@
-//! What every test starts from: a server of its own in this process, on a free port, and clients that speak to it
-//! over real sockets.
+//! The base of every test: a server of its own in this process, on a free port, and clients over real sockets.
 //!
-//! Nothing here waits for time to pass. A test waits for an event, and fails with a sentence when it does not come.
-//! That nothing arrives is shown with a fence: something is asked for, and its answer must be the next thing to come.
+//! No helper waits for a fixed time. A test waits for an event, and fails with a sentence if it does not come. A fence
+//! shows that nothing arrives: the test sends a request whose response must be the next frame.
 
 mod http;
 mod log;
@@ -39,13 +38,13 @@ pub use receiver::{Hook, Receiver, Reply, webhook};
 pub use signing::{DEMO, Key, OTHER, channel_auth, md5_hex, unix_now, user_auth};
 pub use websocket::{Client, Upgrade};
 
-/// How long a test waits for something that must happen. Far more than it takes, so that only a failure is slow.
+/// How long a test waits for an event that must come: far longer than it takes, so that only a failure is slow.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A channel name for tests that need any public channel.
 pub const NEWS: &str = "news";
 
-/// What a client speaks over: TCP, or TLS on it.
+/// The transport of a client: TCP, or TLS on it.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
@@ -58,35 +57,35 @@ pub async fn in_time<T>(what: impl Display, future: impl Future<Output = T>) -> 
     }
 }
 
-/// Asks again and again until the answer is `true`: for facts that the server tells only when asked.
-pub async fn eventually<F: Future<Output = bool>>(what: impl Display, mut is_so: impl FnMut() -> F) {
+/// Polls a condition until it holds: for facts that the server only returns on request.
+pub async fn eventually<F: Future<Output = bool>>(what: impl Display, mut condition: impl FnMut() -> F) {
     in_time(what, async {
-        while !is_so().await {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
 }
 
-/// How a server is to be, before it starts.
+/// The configuration of a server before its start.
 pub struct Setup {
     /// The app that tests use: id `1001`, key `demo-key`, secret `demo-secret`.
     pub app: App,
-    /// A second one, to show that apps are apart: id `1002`, key `other-key`, secret `other-secret`.
+    /// A second app, to show that apps are separate: id `1002`, key `other-key`, secret `other-secret`.
     pub other: App,
-    /// The rest. Unlike the defaults, connections are not closed slowly at the end.
+    /// The other options. Unlike in the defaults, a drain has no window.
     pub options: Options,
-    /// A certificate: with it, the server listens with TLS as well.
+    /// A certificate: if set, the server also listens with TLS.
     pub tls: Option<Tls>,
 }
 
 /// A running server.
 pub struct Server {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// Where it listens with TLS.
+    /// The address that it listens on with TLS.
     pub tls_address: Option<SocketAddr>,
-    /// What it counts.
+    /// Its counters.
     pub metrics: Arc<Metrics>,
     stop: mpsc::Sender<Shutdown>,
     running: JoinHandle<std::io::Result<()>>,
@@ -124,17 +123,17 @@ impl Server {
         in_time("the server takes a signal", self.stop.send(how)).await.unwrap();
     }
 
-    /// Waits until the server has ended, and checks that it ended well.
+    /// Waits until the server has stopped, and checks that it returned no error.
     pub async fn ended(self) {
         in_time("the server ends", self.running).await.unwrap().unwrap();
     }
 
-    /// Ends the server's main task, and nothing in good order.
+    /// Aborts the server's main task.
     pub fn abort(self) {
         self.running.abort();
     }
 
-    /// Stops the server in good order.
+    /// Stops the server gracefully.
     pub async fn stop(self) {
         self.signal(Shutdown::Graceful).await;
         self.ended().await;
@@ -157,7 +156,7 @@ impl Server {
         self.upgrade(target, &[]).await.established().await
     }
 
-    /// As many established connections.
+    /// `N` established connections.
     pub async fn connect_many<const N: usize>(&self) -> [Client; N] {
         let mut clients = Vec::with_capacity(N);
         for _ in 0..N {
@@ -166,7 +165,7 @@ impl Server {
         clients.try_into().ok().unwrap()
     }
 
-    /// Upgrades to a WebSocket, whatever comes of it.
+    /// Upgrades to a WebSocket, which may be rejected.
     pub async fn upgrade(&self, target: &str, headers: &[(&str, &str)]) -> Upgrade {
         Upgrade::of(self.tcp().await, target, headers).await
     }
@@ -218,7 +217,7 @@ impl Server {
         assert_eq!(self.post_json("/apps/1001/events", body).await.ok(), json!({}));
     }
 
-    /// Waits until the demo app has so many connections.
+    /// Waits until the demo app has `count` connections.
     pub async fn has_connections(&self, count: usize) {
         eventually(format_args!("{count} connections"), || async {
             self.get_json("/apps/1001/connections").await == json!({ "connections": count })
@@ -226,17 +225,17 @@ impl Server {
         .await;
     }
 
-    /// Checks that `limit` has refused so much, and nothing else did.
-    pub fn has_refused(&self, limit: Limit, count: u64) {
-        let refused = |limit| self.metrics.rejected(limit).get();
+    /// Checks that `limit` has rejected `count` times, and no other limit has.
+    pub fn assert_limit_rejections(&self, limit: Limit, count: u64) {
+        let rejected = |limit| self.metrics.rejected(limit).get();
         let expected = |each| if each == limit { count } else { 0 };
-        let wrong = Limit::ALL.into_iter().filter(|each| refused(*each) != expected(*each));
-        let wrong: Vec<_> = wrong.map(|limit| (limit, refused(limit))).collect();
+        let wrong = Limit::ALL.into_iter().filter(|each| rejected(*each) != expected(*each));
+        let wrong: Vec<_> = wrong.map(|limit| (limit, rejected(limit))).collect();
         assert!(wrong.is_empty(), "{count} of {limit:?} and nothing else: {wrong:?}");
     }
 
-    /// Checks that so much was rejected for a mistake, and nothing for another one.
-    pub fn has_rejected(&self, mistake: Mistake, count: u64) {
+    /// Checks that `mistake` was rejected `count` times, and no other mistake was.
+    pub fn assert_mistakes(&self, mistake: Mistake, count: u64) {
         let rejected = |mistake| self.metrics.rejected(mistake).get();
         let expected = |each| if each == mistake { count } else { 0 };
         let wrong = Mistake::ALL.into_iter().filter(|each| rejected(*each) != expected(*each));
@@ -244,13 +243,13 @@ impl Server {
         assert!(wrong.is_empty(), "{count} of {mistake:?} and nothing else: {wrong:?}");
     }
 
-    /// Waits until `limit` has refused so much.
-    pub async fn refuses(&self, limit: Limit, count: u64) {
-        let what = format!("{count} refusals by {limit:?}");
+    /// Waits until `limit` has rejected `count` times.
+    pub async fn wait_for_rejections(&self, limit: Limit, count: u64) {
+        let what = format!("{count} rejections by {limit:?}");
         eventually(what, async || self.metrics.rejected(limit).get() == count).await;
     }
 
-    /// Waits until a channel of the demo app has so many subscriptions.
+    /// Waits until a channel of the demo app has `count` subscriptions.
     pub async fn has_subscriptions(&self, channel: &str, count: usize) {
         let target = format!("/apps/1001/channels/{channel}?info=subscription_count");
         eventually(format_args!("{count} subscriptions of {channel}"), || async {

@@ -189,7 +189,7 @@ async fn reserved_event_names_are_refused_and_client_events_are_not() {
         ["", "pusher:ping", "pusher:", "pusher:error", "pusher_internal:member_added", "pusher_internal:"]
     {
         let body = json!({ "name": name, "channel": NEWS, "data": "" });
-        server.post_json(EVENTS, body).await.refused(400);
+        server.post_json(EVENTS, body).await.rejected(400);
     }
     server.publish(NEWS, "client-typing", "").await;
     client.expect(event(NEWS, "client-typing")).await;
@@ -220,7 +220,7 @@ async fn what_an_event_needs_and_does_not_have_is_refused() {
     ] {
         let answer = server.post_json(EVENTS, body.clone()).await;
         assert_eq!(answer.status, 400, "{body}: {}", answer.text());
-        answer.refused(400);
+        answer.rejected(400);
     }
     client.fence().await;
 }
@@ -231,7 +231,7 @@ async fn one_bad_channel_refuses_the_whole_event_and_is_named() {
     for bad in ["a b", "", "a:b", "é", "#news", "a/b", "private-a%20b"] {
         let body = json!({ "name": "e", "channels": [NEWS, bad], "data": "" });
         let answer = server.post_json(EVENTS, body).await;
-        assert!(answer.refused(400).contains(bad), "{} names {bad}", answer.text());
+        assert!(answer.rejected(400).contains(bad), "{} names {bad}", answer.text());
     }
     client.fence().await;
 }
@@ -256,8 +256,8 @@ async fn a_body_that_is_no_json_object_is_refused() {
         b"{\"name\":\"e\",\"channel\":\"news\",\"data\":\"\n\"}",
         b"\x00",
     ] {
-        server.post(EVENTS, body).await.refused(400);
-        server.post(BATCH, body).await.refused(400);
+        server.post(EVENTS, body).await.rejected(400);
+        server.post(BATCH, body).await.rejected(400);
     }
     client.fence().await;
 }
@@ -267,7 +267,7 @@ async fn an_encrypted_channel_is_published_to_alone() {
     let (server, mut client) = with_listener().await;
     for encrypted in ["private-encrypted-room", "private-encrypted-cache-room"] {
         let several = json!({ "name": "e", "channels": [NEWS, encrypted], "data": "" });
-        server.post_json(EVENTS, several).await.refused(400);
+        server.post_json(EVENTS, several).await.rejected(400);
         server.publish_json(json!({ "name": "e", "channels": [encrypted], "data": "" })).await;
     }
     let batch = json!({ "batch": [
@@ -339,10 +339,10 @@ async fn one_bad_event_refuses_the_whole_batch() {
         json!("e"),
     ] {
         let body = json!({ "batch": [good, bad] });
-        server.post_json(BATCH, body).await.refused(400);
+        server.post_json(BATCH, body).await.rejected(400);
     }
     for body in [json!({}), json!({ "batch": null }), json!({ "batch": {} }), json!({ "batch": "e" }), good] {
-        server.post_json(BATCH, body).await.refused(400);
+        server.post_json(BATCH, body).await.rejected(400);
     }
     client.fence().await;
 }
@@ -394,10 +394,10 @@ async fn user_count_is_told_of_presence_channels_only() {
         "info=user_count&filter_by_prefix=private-",
         "info=subscription_count,user_count&filter_by_prefix=news",
     ] {
-        server.get(&format!("{CHANNELS}?{query}")).await.refused(400);
+        server.get(&format!("{CHANNELS}?{query}")).await.rejected(400);
     }
     for channel in [NEWS, "private-room", "cache-btc", "presence"] {
-        server.get(&format!("{CHANNELS}/{channel}?info=user_count")).await.refused(400);
+        server.get(&format!("{CHANNELS}/{channel}?info=user_count")).await.rejected(400);
     }
 }
 
@@ -414,7 +414,7 @@ async fn an_attribute_that_does_not_exist_is_refused() {
         "/apps/1001/channels/private-x-cache-y?info=cache",
     ] {
         let answer = server.get(target).await;
-        let text = answer.refused(400);
+        let text = answer.rejected(400);
         let is_unknown = text.contains("info should be a comma separated list of attributes");
         assert!(is_unknown || !target.contains("nonsense"), "{text}");
     }
@@ -476,8 +476,8 @@ async fn a_channels_name_in_a_path_may_be_encoded() {
 async fn a_channels_name_that_cannot_be_is_refused() {
     let server = Server::start().await;
     for name in ["a%20b", "a:b", "%C3%A9", "%23news", "a%2Fb", &"x".repeat(201)] {
-        server.get(&format!("{CHANNELS}/{name}")).await.refused(400);
-        server.get(&format!("{CHANNELS}/presence-{name}/users")).await.refused(400);
+        server.get(&format!("{CHANNELS}/{name}")).await.rejected(400);
+        server.get(&format!("{CHANNELS}/presence-{name}/users")).await.rejected(400);
     }
 }
 
@@ -499,7 +499,7 @@ async fn users_of_an_empty_presence_channel_are_an_empty_list_and_of_others_an_e
     let answer = server.get("/apps/1001/channels/presence-nobody/users").await;
     assert_eq!((answer.status, answer.text()), (200, r#"{"users":[]}"#));
     for channel in [NEWS, "private-room", "presence", "nobody"] {
-        server.get(&format!("{CHANNELS}/{channel}/users")).await.refused(400);
+        server.get(&format!("{CHANNELS}/{channel}/users")).await.rejected(400);
     }
 }
 
@@ -510,13 +510,13 @@ async fn connections_are_counted_while_they_are_established() {
     assert_eq!(count().await.text(), r#"{"connections":0}"#);
     let [one, two] = server.connect_many().await;
     server.connect_to("/app/other-key").await;
-    server.upgrade("/app/nope", &[]).await.refused(4001).await;
+    server.upgrade("/app/nope", &[]).await.rejected(4001).await;
     assert_eq!(count().await.ok(), json!({ "connections": 2 }));
     one.close().await;
     server.has_connections(1).await;
     two.reset();
     server.has_connections(0).await;
-    server.send(Request::get("/apps/1001/connections")).await.refused(401);
+    server.send(Request::get("/apps/1001/connections")).await.rejected(401);
 }
 
 // ---- the API of 2012
@@ -528,10 +528,10 @@ async fn the_publish_of_2012_is_answered_with_202() {
     let path = "/apps/1001/channels/news/events";
     assert_eq!(server.send(request(path, "text")).await.status, 202);
     client.expect(json!({ "event": "e", "channel": NEWS, "data": "text" })).await;
-    server.send(Request::post(path, "text").signed()).await.refused(400);
-    server.send(Request::post(path, &b"\xff"[..]).with("name", "e").signed()).await.refused(400);
-    server.send(Request::post(path, "text").with("name", "pusher:e").signed()).await.refused(400);
-    server.send(request("/apps/1001/channels/a%20b/events", "text")).await.refused(400);
+    server.send(Request::post(path, "text").signed()).await.rejected(400);
+    server.send(Request::post(path, &b"\xff"[..]).with("name", "e").signed()).await.rejected(400);
+    server.send(Request::post(path, "text").with("name", "pusher:e").signed()).await.rejected(400);
+    server.send(request("/apps/1001/channels/a%20b/events", "text")).await.rejected(400);
     client.fence().await;
 }
 
@@ -594,13 +594,13 @@ async fn nothing_else_is_there_for_anybody() {
     for path in
         ["/metrics", "/usage", "/ping", "/pusher/app/demo-key", "/apps", "/nothing", "/up/", "/app//", "/app"]
     {
-        server.send(Request::get(path)).await.refused(404);
+        server.send(Request::get(path)).await.rejected(404);
     }
     for path in
         ["/apps/1001/nothing", "/apps/1001", "/apps/1001/events/more", "/apps/1001/channels/a/nothing"]
     {
         let answer = server.send(Request::get(path).signed()).await;
-        answer.refused(404);
+        answer.rejected(404);
     }
 }
 
@@ -624,7 +624,7 @@ async fn a_known_path_with_another_method_is_405() {
     ] {
         let answer = server.send(Request::new(method, path).signed()).await;
         assert_eq!(answer.status, 405, "{method} {path}: {}", answer.text());
-        answer.refused(405);
+        answer.rejected(405);
     }
 }
 
@@ -650,7 +650,7 @@ async fn the_python_sdk_signs_the_md5_of_no_body() {
     let server = Server::start().await;
     let request = Request::get(CHANNELS).with("body_md5", "d41d8cd98f00b204e9800998ecf8427e").signed();
     assert_eq!(server.send(request).await.ok(), json!({ "channels": {} }));
-    server.send(Request::get(CHANNELS).with("body_md5", &md5_hex(b"x")).signed()).await.refused(401);
+    server.send(Request::get(CHANNELS).with("body_md5", &md5_hex(b"x")).signed()).await.rejected(401);
 }
 
 #[tokio::test]
@@ -701,7 +701,7 @@ async fn keys_are_signed_in_lower_case() {
         .with("auth_timestamp", &unix_now().to_string())
         .with("AUTH_VERSION", "1.0")
         .with("INFO", "subscription_count")
-        .sealed(&DEMO);
+        .with_signature(&DEMO);
     assert_eq!(server.send(request).await.ok(), json!({ "occupied": false, "subscription_count": 0 }));
 }
 
@@ -725,10 +725,10 @@ async fn a_path_may_be_encoded_after_it_was_signed() {
     };
     let path = "/apps/1001/users/user%20id/terminate_connections";
     for signed in ["/apps/1001/users/user id/terminate_connections", path] {
-        server.send(unsealed(path).sealed_as(&DEMO, signed)).await.ok();
+        server.send(unsealed(path).with_signature_of_path(&DEMO, signed)).await.ok();
     }
     let other = "/apps/1001/users/other/terminate_connections";
-    server.send(unsealed(path).sealed_as(&DEMO, other)).await.refused(401);
+    server.send(unsealed(path).with_signature_of_path(&DEMO, other)).await.rejected(401);
 }
 
 #[tokio::test]
@@ -753,12 +753,12 @@ async fn a_prefixed_path_may_be_signed_with_the_prefix_or_without() {
     };
     let (bare, prefixed) = ("/apps/1001/events", "/rt/apps/1001/events");
     for (path, signed) in [(bare, bare), (prefixed, prefixed), (prefixed, bare), (bare, prefixed)] {
-        server.send(unsealed(path).sealed_as(&DEMO, signed)).await.ok();
+        server.send(unsealed(path).with_signature_of_path(&DEMO, signed)).await.ok();
         client.expect(event(NEWS, "e")).await;
     }
-    server.send(unsealed(bare).sealed_as(&DEMO, "/xx/apps/1001/events")).await.refused(401);
-    server.send(unsealed("/xx/apps/1001/events").sealed_as(&DEMO, bare)).await.refused(404);
-    server.send(Request::get("/rt/apps/1002/channels").signed_with(&OTHER)).await.refused(404);
+    server.send(unsealed(bare).with_signature_of_path(&DEMO, "/xx/apps/1001/events")).await.rejected(401);
+    server.send(unsealed("/xx/apps/1001/events").with_signature_of_path(&DEMO, bare)).await.rejected(404);
+    server.send(Request::get("/rt/apps/1002/channels").signed_with(&OTHER)).await.rejected(404);
     client.fence().await;
 }
 
@@ -796,7 +796,7 @@ async fn assert_unauthorized(requests: impl IntoIterator<Item = (&'static str, R
     for (what, request) in requests {
         let answer = server.send(request).await;
         assert_eq!(answer.status, 401, "{what}: {}", answer.text());
-        answer.refused(401);
+        answer.rejected(401);
     }
     client.fence().await;
 }
@@ -813,9 +813,9 @@ async fn a_request_without_one_of_the_parameters_is_refused() {
         all.without(missing)
     };
     // Whether it was taken away before signing or after.
-    let before = NAMES.map(|name| (name, unsealed(name).sealed(&DEMO)));
-    let after = NAMES.map(|name| (name, unsealed("").sealed(&DEMO).without(name)));
-    let emptied = NAMES.map(|name| (name, unsealed("").set(name, "").sealed(&DEMO)));
+    let before = NAMES.map(|name| (name, unsealed(name).with_signature(&DEMO)));
+    let after = NAMES.map(|name| (name, unsealed("").with_signature(&DEMO).without(name)));
+    let emptied = NAMES.map(|name| (name, unsealed("").set(name, "").with_signature(&DEMO)));
     assert_unauthorized(before.into_iter().chain(after).chain(emptied)).await;
     assert_unauthorized([
         ("no signature", unsealed("")),
@@ -854,7 +854,8 @@ async fn a_parameter_that_is_not_right_is_refused() {
         ("body_md5", "00000000000000000000000000000000"),
         ("body_md5", "nonsense"),
     ];
-    assert_unauthorized(cases.map(|(name, value)| (value, unsealed(name, value).sealed(&DEMO)))).await;
+    assert_unauthorized(cases.map(|(name, value)| (value, unsealed(name, value).with_signature(&DEMO))))
+        .await;
 }
 
 #[tokio::test]
@@ -879,12 +880,18 @@ async fn a_signature_that_is_not_exactly_right_is_refused() {
         ("no hex", signature(|good| format!("{}zz", &good[..62]))),
         ("a space", signature(|good| format!("{good} "))),
         ("zeroes", signature(|_| "0".repeat(64))),
-        ("another secret", unsealed.clone().sealed(&Key { secret: OTHER.secret, ..DEMO })),
+        ("another secret", unsealed.clone().with_signature(&Key { secret: OTHER.secret, ..DEMO })),
         ("another method", Request::new("GET", EVENTS).body(good()).signed().method("POST")),
-        ("a path signed for another app", unsealed.clone().sealed_as(&DEMO, "/apps/1002/events")),
-        ("a path signed for another route", unsealed.clone().sealed_as(&DEMO, BATCH)),
-        ("a path signed with a slash at the end", unsealed.clone().sealed_as(&DEMO, "/apps/1001/events/")),
-        ("a path signed in capitals", unsealed.sealed_as(&DEMO, "/APPS/1001/EVENTS")),
+        (
+            "a path signed for another app",
+            unsealed.clone().with_signature_of_path(&DEMO, "/apps/1002/events"),
+        ),
+        ("a path signed for another route", unsealed.clone().with_signature_of_path(&DEMO, BATCH)),
+        (
+            "a path signed with a slash at the end",
+            unsealed.clone().with_signature_of_path(&DEMO, "/apps/1001/events/"),
+        ),
+        ("a path signed in capitals", unsealed.with_signature_of_path(&DEMO, "/APPS/1001/EVENTS")),
         ("a parameter added", request().with("info", "subscription_count")),
         ("a parameter without a value added", request().with("x", "")),
         ("another time", request().set("auth_timestamp", &(unix_now() - 1000).to_string())),
@@ -917,10 +924,10 @@ async fn a_body_other_than_the_signed_one_is_refused() {
 #[tokio::test]
 async fn a_key_opens_its_own_app_only() {
     let (server, mut client) = with_listener().await;
-    server.send(Request::post(EVENTS, good()).signed_with(&OTHER)).await.refused(401);
+    server.send(Request::post(EVENTS, good()).signed_with(&OTHER)).await.rejected(401);
     let moved = Request::post("/apps/1002/events", good()).signed_with(&OTHER).path(EVENTS);
-    server.send(moved).await.refused(401);
-    server.send(Request::get("/apps/1002/channels").signed()).await.refused(401);
+    server.send(moved).await.rejected(401);
+    server.send(Request::get("/apps/1002/channels").signed()).await.rejected(401);
     server.send(Request::get("/apps/1002/channels").signed_with(&OTHER)).await.ok();
     client.fence().await;
 }
@@ -948,7 +955,7 @@ async fn a_query_that_is_not_utf_8_is_refused() {
     let mut http = server.http().await;
     let target = Request::get(CHANNELS).signed().target();
     http.write(format!("GET {target}&x=%FF HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes()).await;
-    http.answer().await.refused(400);
+    http.answer().await.rejected(400);
 }
 
 #[tokio::test]
@@ -961,11 +968,11 @@ async fn strangers_learn_nothing_about_channels() {
         "/apps/1001/channels?info=user_count",
         "/apps/1001/channels/presence-room",
     ] {
-        server.send(Request::get(target)).await.refused(401);
-        server.send(Request::get(target).signed_with(&OTHER)).await.refused(401);
+        server.send(Request::get(target)).await.rejected(401);
+        server.send(Request::get(target).signed_with(&OTHER)).await.rejected(401);
     }
     for body in ["not json", "{}", r#"{"name":"pusher:x"}"#] {
-        server.send(Request::post(EVENTS, body).signed_with(&OTHER)).await.refused(401);
+        server.send(Request::post(EVENTS, body).signed_with(&OTHER)).await.rejected(401);
     }
 }
 
@@ -975,7 +982,7 @@ async fn a_refusal_does_not_help_to_forge() {
     let request = Request::post(EVENTS, good()).signed();
     let right = request.value("auth_signature").to_owned();
     let answer = server.send(request.set("auth_signature", &"0".repeat(64))).await;
-    let text = answer.refused(401);
+    let text = answer.rejected(401);
     assert!(!text.contains(&right[..16]) && !text.contains("demo-secret") && !text.contains("auth_version="));
 }
 
@@ -983,13 +990,13 @@ async fn a_refusal_does_not_help_to_forge() {
 async fn an_unknown_app_is_404_and_a_disabled_one_403_whatever_the_signature() {
     let server = Server::with_app(|app: &mut App| app.enabled = false).await;
     for request in [Request::post("/apps/9/events", good()), Request::get("/apps/9/channels")] {
-        server.send(request.clone()).await.refused(404);
-        server.send(request.signed()).await.refused(404);
+        server.send(request.clone()).await.rejected(404);
+        server.send(request.signed()).await.rejected(404);
     }
-    server.send(Request::get("/apps/demo-key/channels").signed()).await.refused(404);
-    server.send(Request::get("/apps//channels").signed()).await.refused(404);
-    server.send(Request::post(EVENTS, good()).signed()).await.refused(403);
-    server.send(Request::get(CHANNELS)).await.refused(403);
+    server.send(Request::get("/apps/demo-key/channels").signed()).await.rejected(404);
+    server.send(Request::get("/apps//channels").signed()).await.rejected(404);
+    server.send(Request::post(EVENTS, good()).signed()).await.rejected(403);
+    server.send(Request::get(CHANNELS)).await.rejected(403);
     server.send(Request::get("/apps/1002/channels").signed_with(&OTHER)).await.ok();
 }
 
@@ -1104,7 +1111,7 @@ async fn who_expects_100_continue_and_is_refused_gets_the_refusal_instead() {
     let request = Request::post(EVENTS, good()).header("Expect", "100-continue").signed_with(&OTHER);
     let mut http = server.http().await;
     http.write(&request.head_with_length(5_000_000)).await;
-    http.answer().await.refused(401);
+    http.answer().await.rejected(401);
 }
 
 /// Sends only the head of a request that announces 5 MB, and waits for the answer.
@@ -1119,18 +1126,18 @@ async fn what_the_head_alone_proves_wrong_is_refused_before_the_body() {
     let server = Server::start().await;
     let post = || Request::post(EVENTS, good());
     let signature = |request: Request| request.set("auth_signature", &"0".repeat(64));
-    answer_to_head(&server, post()).await.refused(401);
-    answer_to_head(&server, signature(post().signed())).await.refused(401);
-    answer_to_head(&server, post().signed_with(&OTHER)).await.refused(401);
-    answer_to_head(&server, post().signed_at(&DEMO, unix_now() - 1000)).await.refused(401);
-    answer_to_head(&server, post().signed().set("auth_version", "2.0")).await.refused(401);
-    answer_to_head(&server, post().signed().path("/apps/9/events")).await.refused(404);
-    answer_to_head(&server, post().signed().path("/nothing")).await.refused(404);
-    answer_to_head(&server, post().signed().method("PUT")).await.refused(405);
+    answer_to_head(&server, post()).await.rejected(401);
+    answer_to_head(&server, signature(post().signed())).await.rejected(401);
+    answer_to_head(&server, post().signed_with(&OTHER)).await.rejected(401);
+    answer_to_head(&server, post().signed_at(&DEMO, unix_now() - 1000)).await.rejected(401);
+    answer_to_head(&server, post().signed().set("auth_version", "2.0")).await.rejected(401);
+    answer_to_head(&server, post().signed().path("/apps/9/events")).await.rejected(404);
+    answer_to_head(&server, post().signed().path("/nothing")).await.rejected(404);
+    answer_to_head(&server, post().signed().method("PUT")).await.rejected(405);
     let disabled = Server::with_app(|app: &mut App| app.enabled = false).await;
-    answer_to_head(&disabled, post().signed()).await.refused(403);
+    answer_to_head(&disabled, post().signed()).await.rejected(403);
     let small = Server::with_app(|app: &mut App| app.limits.request_body_bytes_max = 1000).await;
-    answer_to_head(&small, post().signed()).await.refused(413);
+    answer_to_head(&small, post().signed()).await.rejected(413);
 }
 
 #[tokio::test]
@@ -1146,7 +1153,7 @@ async fn a_body_without_a_length_is_cut_at_the_limit() {
             break;
         }
     }
-    http.answer().await.refused(413);
+    http.answer().await.rejected(413);
 }
 
 #[tokio::test]

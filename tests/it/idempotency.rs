@@ -62,7 +62,7 @@ async fn a_repeat_is_answered_as_the_first_and_publishes_nothing() {
         expect(&mut client, "once").await;
     }
     client.fence().await;
-    assert_eq!(server.metrics.repeats_answered.get(), 2);
+    assert_eq!(server.metrics.idempotent_replays.get(), 2);
 }
 
 #[tokio::test]
@@ -97,8 +97,8 @@ async fn the_publish_of_2012_may_name_a_key_in_its_header() {
         let answer = publish("once", "text").await;
         assert_eq!((answer.status, answer.text(), is_repeat(&answer)), (202, "{}", round > 0));
     }
-    publish("other", "text").await.refused(422);
-    publish("once", "other").await.refused(422);
+    publish("other", "text").await.rejected(422);
+    publish("once", "other").await.rejected(422);
     client.expect(json!({ "event": "once", "channel": NEWS, "data": "text" })).await;
     client.fence().await;
     let body = json!({ "idempotency_key": "a" }).to_string();
@@ -131,12 +131,12 @@ async fn a_key_is_for_one_request_of_one_app() {
     let mut client = subscribed(&server).await;
     server.send(keyed("one", "k")).await.ok();
     let text = server.send(keyed("other", "k")).await;
-    assert!(text.refused(422).contains("idempotency key"), "{}", text.text());
+    assert!(text.rejected(422).contains("idempotency key"), "{}", text.text());
     // Parameters of the query are part of the request; those of the signature are not.
-    server.send(event("one").header("Idempotency-Key", "k").with("x", "1").signed()).await.refused(422);
+    server.send(event("one").header("Idempotency-Key", "k").with("x", "1").signed()).await.rejected(422);
     let batch = json!({ "batch": [{ "name": "one", "channel": NEWS, "data": "" }] }).to_string();
     let batch = Request::post("/apps/1001/batch_events", batch).header("Idempotency-Key", "k").signed();
-    server.send(batch).await.refused(422);
+    server.send(batch).await.rejected(422);
     let elsewhere = Request::post("/apps/1002/events", event("one").payload()).header("Idempotency-Key", "k");
     assert!(!is_repeat(&server.send(elsewhere.signed_with(&OTHER)).await), "each app has keys of its own");
     expect(&mut client, "one").await;
@@ -162,11 +162,11 @@ async fn a_key_that_is_none_is_refused_and_named() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     let answer = server.send(keyed("e", &"x".repeat(256))).await;
-    assert!(answer.refused(400).contains("Idempotency-Key"), "{}", answer.text());
+    assert!(answer.rejected(400).contains("Idempotency-Key"), "{}", answer.text());
     for key in [json!(7), json!("x".repeat(256)), json!("\n"), json!(["a"])] {
         let body = json!({ "name": "e", "channel": NEWS, "data": "", "idempotency_key": key });
         let answer = server.post_json("/apps/1001/events", body).await;
-        assert!(answer.refused(400).contains("idempotency_key"), "{}", answer.text());
+        assert!(answer.rejected(400).contains("idempotency_key"), "{}", answer.text());
     }
     server.send(keyed("longest", &"x".repeat(255))).await.ok();
     expect(&mut client, "longest").await;
@@ -183,7 +183,7 @@ async fn a_first_attempt_that_fails_releases_its_key() {
     let mut client = subscribed(&server).await;
     // Not even an event: the key was never taken.
     let broken = Request::post("/apps/1001/events", "{}").header("Idempotency-Key", "k").signed();
-    server.send(broken).await.refused(400);
+    server.send(broken).await.rejected(400);
     server.send(event("uses up the second").signed()).await.ok();
     expect(&mut client, "uses up the second").await;
     assert_eq!(server.send(keyed("late", "k")).await.status, 429, "the first attempt is one too many");
@@ -230,7 +230,7 @@ async fn the_store_is_bounded_and_forgets_the_oldest() {
     for key in ["a", "b", "c"] {
         server.send(keyed("e", key)).await.ok();
     }
-    server.has_refused(Limit::IdempotencyKeys, 1);
+    server.assert_limit_rejections(Limit::IdempotencyKeys, 1);
     assert!(is_repeat(&server.send(keyed("e", "c")).await));
     assert!(!is_repeat(&server.send(keyed("e", "a")).await), "it was forgotten");
 }
@@ -239,9 +239,9 @@ async fn the_store_is_bounded_and_forgets_the_oldest() {
 async fn a_repeat_is_a_request_as_any_other() {
     let server = Server::with_app(|app| app.limits.requests_per_second = Some(1)).await;
     server.send(keyed("e", "k")).await.ok();
-    server.send(keyed("e", "k")).await.refused(429);
+    server.send(keyed("e", "k")).await.rejected(429);
     let unsigned = event("e").header("Idempotency-Key", "k");
-    server.send(unsigned).await.refused(401);
+    server.send(unsigned).await.rejected(401);
 }
 
 /// While a channel has more before it than it may, a publish waits; so does who repeats it.

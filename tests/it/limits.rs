@@ -37,7 +37,7 @@ async fn a_channel_name_has_200_bytes() {
     server.publish(&longest, "e", "").await;
     client.expect(json!({ "event": "e", "channel": longest, "data": "" })).await;
     let text = server.post("/apps/1001/events", body("e", &too_long, "")).await;
-    assert!(text.refused(400).contains("200"), "{}", text.text());
+    assert!(text.rejected(400).contains("200"), "{}", text.text());
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn an_event_name_has_200_characters() {
     for name in ["x".repeat(200), "é".repeat(200), "😀".repeat(200)] {
         server.publish(NEWS, &name, "").await;
         client.expect(json!({ "event": name, "channel": NEWS, "data": "" })).await;
-        server.post("/apps/1001/events", body(&format!("{name}x"), NEWS, "")).await.refused(400);
+        server.post("/apps/1001/events", body(&format!("{name}x"), NEWS, "")).await.rejected(400);
     }
     client.fence().await;
 
@@ -77,18 +77,18 @@ async fn the_data_of_a_published_event_has_102_400_bytes() {
     ] {
         let body = json!({ "name": "e", "channel": NEWS, "data": too_long });
         let answer = server.post_json("/apps/1001/events", body.clone()).await;
-        let text = answer.refused(413);
+        let text = answer.rejected(413);
         assert!(text.contains("content of this event"), "{text}");
         assert!(text.contains("102400") && text.contains("event_data_bytes"), "{text}");
         let batch = json!({ "batch": [{ "name": "e", "channel": NEWS, "data": "" }, body] });
         let answer = server.post_json("/apps/1001/batch_events", batch).await;
-        assert!(answer.refused(413).contains("content of this event"), "{}", answer.text());
+        assert!(answer.rejected(413).contains("content of this event"), "{}", answer.text());
     }
     let answer = server.post("/apps/1001/events", body("e", NEWS, &"x".repeat(102_401))).await;
-    assert!(answer.refused(413).contains("102401"), "the size is named: {}", answer.text());
+    assert!(answer.rejected(413).contains("102401"), "the size is named: {}", answer.text());
     let legacy =
         Request::post("/apps/1001/channels/news/events", "x".repeat(102_401)).with("name", "e").signed();
-    server.send(legacy).await.refused(413);
+    server.send(legacy).await.rejected(413);
     client.fence().await;
 }
 
@@ -135,7 +135,7 @@ async fn a_body_has_what_the_largest_legal_batch_needs_and_no_more_than_is_set()
     let fitting = body("e", NEWS, &"x".repeat(1000 - body("e", NEWS, "").len()));
     assert_eq!(fitting.len(), 1000);
     server.post("/apps/1001/events", fitting.clone()).await.ok();
-    server.post("/apps/1001/events", format!("{fitting} ")).await.refused(413);
+    server.post("/apps/1001/events", format!("{fitting} ")).await.rejected(413);
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn an_event_goes_to_100_channels() {
     client.subscribe("c99").await;
     let channels: Vec<_> = (0..101).map(|at| format!("c{at}")).collect();
     let publish = |channels: &[String]| json!({ "name": "e", "channels": channels, "data": "" });
-    server.post_json("/apps/1001/events", publish(&channels)).await.refused(400);
+    server.post_json("/apps/1001/events", publish(&channels)).await.rejected(400);
     client.fence().await;
     server.post_json("/apps/1001/events", publish(&channels[..100])).await.ok();
     for channel in ["c0", "c99"] {
@@ -179,7 +179,7 @@ async fn a_batch_has_10_events() {
         json!({ "batch": events })
     };
     let answer = server.post_json("/apps/1001/batch_events", batch(11)).await;
-    let text = answer.refused(400);
+    let text = answer.rejected(400);
     assert!(text.contains("Batch too large") && text.contains("limits.events_per_batch"), "{text}");
     client.fence().await;
     server.post_json("/apps/1001/batch_events", batch(10)).await.ok();
@@ -302,7 +302,7 @@ async fn the_clock_of_a_signed_request_is_off_by_600_seconds_at_most() {
     }
     for off in [-600, -601, -100_000, 602, 100_000] {
         let answer = server.send(get(off)).await;
-        let text = answer.refused(401).to_owned();
+        let text = answer.rejected(401).to_owned();
         let now = unix_now().to_string();
         let sent = (unix_now() + off).to_string();
         assert!(text.contains(&now[..7]) && text.contains(&sent[..7]), "both times are told: {text}");

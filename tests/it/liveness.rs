@@ -1,6 +1,6 @@
-//! Who is alive, and what becomes of the others. Source: protocol.md §2.3, §2.4, §2.7.
+//! Liveness: pings, pongs and timeouts. Source: protocol.md §2.3, §2.4, §2.7.
 //!
-//! The server looks at its connections once a second, so these tests take a few seconds, waiting for frames.
+//! The server checks its connections once a second, so these tests take a few seconds, waiting for frames.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ async fn a_mute_client_is_pinged_and_then_closed_with_4201() {
 }
 
 #[tokio::test]
-async fn a_client_that_answers_pings_of_the_websocket_layer_lives_without_saying_anything() {
+async fn a_client_that_only_answers_websocket_pings_stays_connected() {
     let server = with_short_timers().await;
     let mut raw = server.connect_raw().await;
     for _ in 0..3 {
@@ -89,7 +89,7 @@ async fn any_frame_counts_as_an_answer_to_a_ping() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_not_finished_in_time_is_dropped() {
+async fn an_incomplete_upgrade_is_dropped_at_the_handshake_timeout() {
     let server = Server::with(|setup| setup.options.handshake_timeout = SECOND / 5).await;
     let mut silent = Http::over(server.tcp().await);
     let mut slow = Http::over(server.tcp().await);
@@ -99,7 +99,7 @@ async fn an_upgrade_that_is_not_finished_in_time_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_connection_without_requests_is_dropped_and_one_with_a_request_is_not() {
+async fn an_idle_http_connection_is_dropped_and_a_busy_one_is_not() {
     let server = Server::with(|setup| {
         setup.options.handshake_timeout = SECOND;
         setup.options.keep_alive = SECOND / 2;
@@ -126,14 +126,14 @@ async fn a_connection_without_requests_is_dropped_and_one_with_a_request_is_not(
 }
 
 #[tokio::test]
-async fn a_body_that_makes_no_progress_is_given_up() {
+async fn a_body_that_makes_no_progress_times_out() {
     let server = Server::with(|setup| setup.options.http.read_timeout = SECOND / 5).await;
     let request = Request::post("/apps/1001/events", r#"{"name":"e","channel":"news","data":""}"#).signed();
     let mut http = server.http().await;
     http.write(&request.head_with_length(request.payload().len())).await;
     http.write(&request.payload()[..10]).await;
     if let Some(answer) = http.answer_or_end().await {
-        answer.refused(408);
+        answer.rejected(408);
         http.ends().await;
     }
 }

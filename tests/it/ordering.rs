@@ -1,11 +1,11 @@
-//! What comes before what. Source: protocol.md §2.8 (5), §4.3, §4.6, §4.8.
+//! The order of frames. Source: protocol.md §2.8 (5), §4.3, §4.6, §4.8.
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::harness::{NEWS, Request, Server, eventually};
 
-/// Publishes 0, 1, 2, … to `channel` over one connection, until it is told to stop; how many there were.
+/// Publishes 0, 1, 2, … to `channel` over one connection, until it is stopped; returns how many.
 async fn publish_numbers(server: &Server, channel: &str, mut stop: oneshot::Receiver<()>) -> u64 {
     let mut http = server.http().await;
     for number in 0.. {
@@ -15,7 +15,7 @@ async fn publish_numbers(server: &Server, channel: &str, mut stop: oneshot::Rece
             return number + 1;
         }
     }
-    unreachable!("there are more numbers")
+    unreachable!("the numbers do not end")
 }
 
 /// The number in a frame that [`publish_numbers`] has published.
@@ -34,7 +34,7 @@ async fn the_success_comes_before_every_event_of_the_channel() {
             client.subscribe(NEWS).await;
             let first = number(&client.next().await, NEWS);
             for next in first + 1..first + 4 {
-                assert_eq!(number(&client.next().await, NEWS), next, "nothing is left out or comes twice");
+                assert_eq!(number(&client.next().await, NEWS), next, "no number is missing or repeated");
             }
         }
         stop.send(()).unwrap();
@@ -66,8 +66,8 @@ async fn the_cached_event_comes_before_the_live_one_that_follows_it() {
     tokio::join!(publish_numbers(&server, channel, stopped), subscribing);
 }
 
-/// Leaves `news` again and again while others publish there, and shows each time that nothing comes any more.
-async fn leaving_is_silence(server: &Server) {
+/// Unsubscribes from `news` repeatedly while others publish there, and shows each time that no event follows.
+async fn assert_no_event_after_unsubscribe(server: &Server) {
     let (stop, stopped) = oneshot::channel();
     let leaving = async {
         let mut client = server.connect().await;
@@ -76,7 +76,7 @@ async fn leaving_is_silence(server: &Server) {
             number(&client.next().await, NEWS);
             client.unsubscribe(NEWS).await;
             client.send(json!({ "event": "pusher:ping" })).await;
-            // What was sent before the server read the unsubscribe may still come.
+            // Events that were sent before the server read the unsubscribe may still arrive.
             loop {
                 let frame = client.next().await;
                 if frame["event"] == "pusher:pong" {
@@ -93,12 +93,12 @@ async fn leaving_is_silence(server: &Server) {
 }
 
 #[tokio::test]
-async fn after_an_unsubscribe_there_is_silence() {
-    leaving_is_silence(&Server::start().await).await;
+async fn no_event_follows_an_unsubscribe() {
+    assert_no_event_after_unsubscribe(&Server::start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_an_unsubscribe_from_a_large_channel_there_is_silence() {
+async fn no_event_follows_an_unsubscribe_from_a_large_channel() {
     let server = Server::start().await;
     let mut others = Vec::new();
     for _ in 0..200 {
@@ -106,7 +106,7 @@ async fn after_an_unsubscribe_from_a_large_channel_there_is_silence() {
         other.subscribe(NEWS).await;
         others.push(other);
     }
-    leaving_is_silence(&server).await;
+    assert_no_event_after_unsubscribe(&server).await;
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn four_hundred_pipelined_subscribes_are_all_answered_in_order() {
 }
 
 #[tokio::test]
-async fn messages_of_a_connection_are_obeyed_in_order() {
+async fn messages_of_a_connection_are_handled_in_order() {
     let server = Server::start().await;
     let [mut client, mut other] = server.connect_many().await;
     other.subscribe("private-room").await;
@@ -219,7 +219,7 @@ async fn two_subscribers_see_concurrent_publishes_in_the_same_order() {
 }
 
 #[tokio::test]
-async fn a_disconnect_right_after_a_join_leaves_no_ghost() {
+async fn a_disconnect_right_after_a_join_leaves_no_member() {
     let server = Server::start().await;
     let mut watching = server.connect().await;
     watching.join("presence-room", json!({ "user_id": "watching" })).await;
@@ -228,13 +228,13 @@ async fn a_disconnect_right_after_a_join_leaves_no_ghost() {
         client.ask_as("presence-room", r#"{"user_id":"7"}"#).await;
         client.reset();
     }
-    eventually("the ghosts are gone", async || {
+    eventually("the members are removed", async || {
         let users = server.get_json("/apps/1001/channels/presence-room/users").await;
         let connections = server.get_json("/apps/1001/connections").await;
         users == json!({ "users": [{ "id": "watching" }] }) && connections == json!({ "connections": 1 })
     })
     .await;
-    // Of every addition there was a removal.
+    // Every addition was followed by a removal.
     watching.send(json!({ "event": "pusher:ping" })).await;
     let mut present = false;
     loop {

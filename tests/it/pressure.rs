@@ -1,4 +1,4 @@
-//! What many large bodies, kept events and lists may cost, and that no more is given to them.
+//! The memory that large bodies, cached events and lists may use, and that its limits hold.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, DEMO, Http, NEWS, OTHER, Request, Server};
 
-/// A body of this many bytes comes in several pieces.
+/// The length of a body that arrives in several chunks.
 const BODY: usize = 100_000;
 
-/// As much of it as is sent by those who do not end.
+/// The part of it that an unfinished request sends.
 const PART: usize = 70_000;
 
-/// A signed publish with a body of [`BODY`] bytes, another one for each `number`.
+/// A signed publish with a body of [`BODY`] bytes, which differs for each `number`.
 fn large(key: &crate::harness::Key, number: usize) -> Request {
     let empty = json!({ "name": "e", "channel": NEWS, "data": format!("{number:08}") }).to_string();
     let data = format!("{number:08}{}", "x".repeat(BODY - empty.len()));
@@ -24,7 +24,7 @@ fn large(key: &crate::harness::Key, number: usize) -> Request {
     Request::post(&format!("/apps/{}/events", key.app_id), body).signed_with(key)
 }
 
-/// A connection on which all of a request has been sent but the end of its body.
+/// A connection that has sent a request without the end of its body.
 async fn unfinished(server: &Server, request: &Request) -> Http {
     let mut http = server.http().await;
     http.write(&[&request.head_with_length(BODY), &request.payload()[..PART]].concat()).await;
@@ -32,7 +32,7 @@ async fn unfinished(server: &Server, request: &Request) -> Http {
 }
 
 #[tokio::test]
-async fn unfinished_bodies_of_an_app_cost_so_many_bytes_and_the_next_is_told_429() {
+async fn request_bodies_in_flight_of_an_app_are_limited_with_429() {
     let server = Server::with(|setup| {
         setup.app.limits.requests_in_flight_bytes_max = 2 * BODY;
         setup.app.limits.request_body_bytes_max = BODY;
@@ -42,24 +42,24 @@ async fn unfinished_bodies_of_an_app_cost_so_many_bytes_and_the_next_is_told_429
     let mut bodies =
         join_all((0..5).map(async |number| unfinished(&server, &large(&DEMO, number)).await)).await;
     let answers = join_all(bodies.iter_mut().map(Http::answer)).await;
-    // Two have their place until they are given up.
+    // Two are admitted, and time out.
     let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [408, 408, 429, 429, 429]);
     for refused in answers.iter().filter(|answer| answer.status == 429) {
         assert_eq!(refused.header("retry-after"), Some("1"));
-        let sentence = refused.refused(429);
+        let sentence = refused.rejected(429);
         assert!(sentence.contains("limits.requests_in_flight_bytes"), "{sentence}");
     }
-    server.has_refused(Limit::RequestsInFlightBytes, 3);
-    // All of it has been given back.
+    server.assert_limit_rejections(Limit::RequestsInFlightBytes, 3);
+    // All of it has been released.
     for number in 5..10 {
         server.send(large(&DEMO, number)).await.ok();
     }
 }
 
 #[tokio::test]
-async fn bodies_of_all_apps_cost_so_many_bytes_and_the_next_is_told_503() {
+async fn request_bodies_in_flight_of_all_apps_are_limited_with_503() {
     let server = Server::with(|setup| {
         for app in [&mut setup.app, &mut setup.other] {
             app.limits.request_body_bytes_max = BODY;
@@ -75,60 +75,65 @@ async fn bodies_of_all_apps_cost_so_many_bytes_and_the_next_is_told_503() {
     let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
     assert_eq!(refused.len(), 2);
     assert_eq!(refused[0].header("retry-after"), Some("1"));
-    assert!(refused[0].refused(503).contains("server.requests_in_flight_bytes"));
-    server.has_refused(Limit::NodeRequestsInFlightBytes, 2);
-    // Small ones, which come with their heads, are not counted among them.
+    assert!(refused[0].rejected(503).contains("server.requests_in_flight_bytes"));
+    server.assert_limit_rejections(Limit::NodeRequestsInFlightBytes, 2);
+    // Small bodies, which arrive with their heads, are not counted.
     let _bodies = [unfinished(&server, &large(&DEMO, 7)).await, unfinished(&server, &large(&OTHER, 8)).await];
     server.publish(NEWS, "small", "").await;
 }
 
 #[tokio::test]
-async fn of_those_with_the_same_signature_one_sends_its_body_at_a_time() {
+async fn requests_with_one_signature_upload_one_body_at_a_time() {
     let server = Server::with(|setup| setup.options.http.answer_timeout = Duration::from_millis(200)).await;
     let request = large(&DEMO, 1);
     let (mut one, mut other) = (unfinished(&server, &request).await, unfinished(&server, &request).await);
-    // It may come in capitals as well.
+    // The signature may be in upper case.
     let capitals = request.value("auth_signature").to_ascii_uppercase();
     let mut third = unfinished(&server, &request.clone().set("auth_signature", &capitals)).await;
     let mut refused = 0;
     let mut is_refused = |answer: Answer| {
-        let sentence = answer.refused(409);
+        let sentence = answer.rejected(409);
         assert!(sentence.contains("signature"), "{sentence}");
         assert_eq!(answer.header("retry-after"), Some("1"));
         refused += 1;
         refused == 2
     };
-    // Whichever came first goes on, and the two others are told.
-    let mut told = [false; 3];
+    // The first one goes on, and the two others are rejected.
+    let mut rejected = [false; 3];
     loop {
         let is_last = tokio::select! {
-            answer = one.answer(), if !told[0] => { told[0] = true; is_refused(answer) }
-            answer = other.answer(), if !told[1] => { told[1] = true; is_refused(answer) }
-            answer = third.answer(), if !told[2] => { told[2] = true; is_refused(answer) }
+            answer = one.answer(), if !rejected[0] => { rejected[0] = true; is_refused(answer) }
+            answer = other.answer(), if !rejected[1] => { rejected[1] = true; is_refused(answer) }
+            answer = third.answer(), if !rejected[2] => { rejected[2] = true; is_refused(answer) }
         };
         if is_last {
             break;
         }
     }
-    let first = [&mut one, &mut other, &mut third].into_iter().zip(told).find(|(_, told)| !told).unwrap().0;
+    let first = [&mut one, &mut other, &mut third]
+        .into_iter()
+        .zip(rejected)
+        .find(|(_, rejected)| !rejected)
+        .unwrap()
+        .0;
     first.write(&request.payload()[PART..]).await;
     first.answer().await.ok();
 }
 
 #[tokio::test]
-async fn a_request_that_is_tried_again_is_not_hindered_by_its_signature() {
+async fn a_retried_request_is_accepted_with_the_same_signature() {
     let server = Server::start().await;
     let request = large(&DEMO, 1);
     for _ in 0..3 {
         server.send(request.clone()).await.ok();
     }
-    // A proxy gives up on it and asks again.
+    // A proxy times out and retries.
     drop(unfinished(&server, &request).await);
-    crate::harness::eventually("the first one is given up", async || {
+    crate::harness::eventually("the first one is dropped", async || {
         server.send(request.clone()).await.status == 200
     })
     .await;
-    // Workers that publish the same in the same second.
+    // Workers publish the same event in the same second.
     for answer in join_all((0..8).map(|_| server.send(request.clone()))).await {
         answer.ok();
     }
@@ -139,12 +144,12 @@ async fn a_request_that_is_tried_again_is_not_hindered_by_its_signature() {
 }
 
 #[tokio::test]
-async fn an_app_keeps_events_of_so_many_bytes_and_forgets_the_least_recently_published() {
+async fn cached_events_of_an_app_are_limited_and_the_least_recently_published_evicted() {
     let server = Server::with_app(|app| app.limits.cached_bytes_max = 2500).await;
     for channel in ["cache-1", "cache-2", "cache-1", "cache-3"] {
         server.publish(channel, "e", &"x".repeat(1000)).await;
     }
-    server.has_refused(Limit::CachedBytes, 1);
+    server.assert_limit_rejections(Limit::CachedBytes, 1);
     let keeps = async |channel: &str| {
         !server.get_json(&format!("/apps/1001/channels/{channel}?info=cache")).await["cache"].is_null()
     };
@@ -152,7 +157,7 @@ async fn an_app_keeps_events_of_so_many_bytes_and_forgets_the_least_recently_pub
 }
 
 #[tokio::test]
-async fn a_short_list_has_a_length_and_a_long_one_comes_in_pieces() {
+async fn a_short_list_has_a_length_and_a_long_one_is_chunked() {
     let server = Server::start().await;
     let empty = server.get("/apps/1001/channels").await;
     assert_eq!(empty.ok(), json!({ "channels": {} }));
@@ -172,7 +177,7 @@ async fn a_short_list_has_a_length_and_a_long_one_comes_in_pieces() {
 }
 
 #[tokio::test]
-async fn an_app_lists_its_channels_for_all_who_ask_one_after_the_other() {
+async fn concurrent_channel_lists_of_an_app_are_served_one_by_one() {
     let server = Server::start().await;
     let answers = join_all((0..16).map(|_| server.get("/apps/1001/channels"))).await;
     for answer in answers {

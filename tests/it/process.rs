@@ -443,7 +443,7 @@ async fn control_c_ends_at_once_what_waits_for_nothing() {
 
 #[tokio::test]
 async fn control_c_says_what_it_waits_for_and_a_second_one_ends_it() {
-    let mut dead = HookReceiver::that(|_, _| Reply::Hang).await;
+    let mut dead = HookReceiver::with_replies(|_, _| Reply::Hang).await;
     let host = webhook(&dead.url("/")).url.authority().to_owned();
     let setup = Setup::new("--config pusherd.toml").env("NO_COLOR", "1");
     let config = format!(

@@ -696,7 +696,7 @@ async fn a_server_that_does_not_answer_is_lost() {
     for answer in pending {
         assert_eq!(answer.await, Err(Lost));
     }
-    server.go_on();
+    server.resume();
     node.becomes(Incoming::Found).await;
     node.is_well().await;
     server.run::<()>(&["CLIENT", "PAUSE", "1500", "ALL"]).await;
@@ -828,7 +828,7 @@ async fn what_waits_for_a_server_is_bounded() {
         assert_eq!(answer.await, Err(Lost));
     }
     assert!(log.text().contains("bytes wait on this node"), "{}", log.text());
-    server.go_on();
+    server.resume();
     node.becomes(Incoming::Found).await;
     node.is_well().await;
 }

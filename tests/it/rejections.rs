@@ -1,5 +1,5 @@
-//! What clients, proxies and applications do wrong: answered in words where the protocol at hand has any, counted, and
-//! logged so that the one who can mend it finds it. Limits are in `refusals`.
+//! Mistakes of clients, proxies and applications: answered in their protocol if it has error messages, counted, and logged
+//! with a remedy. Limits are in `runtime_limits`.
 
 use pusherd::apps::OriginPattern;
 use pusherd::rejections::Mistake;
@@ -13,16 +13,16 @@ use crate::harness::{
 
 const EVENTS: &str = "/apps/1001/events";
 
-/// Sends bytes and reads until the server hangs up.
+/// Sends bytes and reads until the server disconnects.
 async fn answer_to(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let mut stream = server.tcp().await;
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    in_time("the server hangs up", stream.read_to_end(&mut answer)).await.unwrap();
+    in_time("the server disconnects", stream.read_to_end(&mut answer)).await.unwrap();
     answer
 }
 
-/// The answer to bytes, which are HTTP at least as far as that goes.
+/// The HTTP response to bytes.
 async fn http_answer_to(server: &Server, bytes: &[u8]) -> Answer {
     let mut http = Http::over(server.tcp().await);
     http.write(bytes).await;
@@ -30,14 +30,14 @@ async fn http_answer_to(server: &Server, bytes: &[u8]) -> Answer {
 }
 
 #[tokio::test]
-async fn tls_on_a_port_without_is_said_once_a_minute_with_what_to_set() {
+async fn tls_on_a_plain_port_is_logged_once_a_minute_with_a_remedy() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     for _ in 0..3 {
         assert_eq!(answer_to(&server, hello).await, [21, 3, 3, 0, 2, 2, 70], "a fatal alert");
     }
-    server.has_rejected(Mistake::TlsOnPlainPort, 3);
+    server.assert_mistakes(Mistake::TlsOnPlainPort, 3);
     let line = log.line(Level::INFO, "a client speaks TLS to a port without TLS");
     for part in ["count=1", "address=127.0.0.1", "forceTLS: false", "PUSHER_SCHEME=http", "server.tls_cert"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -45,11 +45,11 @@ async fn tls_on_a_port_without_is_said_once_a_minute_with_what_to_set() {
     server.signal(pusherd::server::Shutdown::Now).await;
     server.ended().await;
     let lines = log.lines(Level::INFO, "a client speaks TLS to a port without TLS");
-    assert!(lines.len() == 2 && lines[1].contains("count=2"), "what remained is said at the end: {lines:#?}");
+    assert!(lines.len() == 2 && lines[1].contains("count=2"), "the rest is reported at the end: {lines:#?}");
 }
 
 #[tokio::test]
-async fn http_2_is_told_to_speak_http_1_1() {
+async fn http_2_is_answered_with_http_1_1_required() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let answer = answer_to(&server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
@@ -58,11 +58,11 @@ async fn http_2_is_told_to_speak_http_1_1() {
     assert_eq!(goaway[3..17], [7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13], "HTTP_1_1_REQUIRED");
     assert_eq!(goaway.len() - 9, usize::from(goaway[2]));
     log.line(Level::INFO, "speaks HTTP/2 to a port with HTTP/1.1");
-    server.has_rejected(Mistake::Http2, 1);
+    server.assert_mistakes(Mistake::Http2, 1);
 }
 
 #[tokio::test]
-async fn a_header_of_the_proxy_protocol_that_nobody_expects_is_answered_in_words() {
+async fn an_unexpected_proxy_header_is_answered_with_400_and_a_reason() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let request = b"GET /up HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -74,7 +74,7 @@ async fn a_header_of_the_proxy_protocol_that_nobody_expects_is_answered_in_words
     }
     let line = log.line(Level::INFO, "a proxy sends a PROXY header");
     assert!(line.contains("server.trusted_proxies"), "{line}");
-    server.has_rejected(Mistake::ProxyHeader, 2);
+    server.assert_mistakes(Mistake::ProxyHeader, 2);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_head_that_is_too_large_is_answered_with_the_limit() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_answered_and_logged_without_what_it_was() {
+async fn other_protocols_are_answered_with_400_and_logged_without_their_bytes() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let answer = http_answer_to(&server, b"EHLO secret-host\r\n\r\n").await;
@@ -111,14 +111,14 @@ async fn what_is_no_http_is_answered_and_logged_without_what_it_was() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_a_proxy_dropped_is_answered_with_the_line_that_it_needs() {
+async fn an_upgrade_dropped_by_a_proxy_is_answered_with_the_nginx_line_it_needs() {
     const KEY: &str = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     const HTTP: &str = "proxy_http_version 1.1;";
     const UPGRADE: &str = "proxy_set_header Upgrade $http_upgrade;";
     const CONNECTION: &str = "proxy_set_header Connection \"upgrade\";";
     let (log, _logging) = Log::start(Level::DEBUG);
     let server = Server::start().await;
-    // What nginx passes on, by what its configuration has.
+    // What nginx forwards, by the directives that its configuration has.
     for (what, version, headers, lines) in [
         ("nothing", "1.0", "Connection: close\r\n", &[HTTP, UPGRADE, CONNECTION][..]),
         ("proxy_http_version", "1.1", "Connection: close\r\n", &[UPGRADE, CONNECTION]),
@@ -139,13 +139,13 @@ async fn an_upgrade_that_a_proxy_dropped_is_answered_with_the_line_that_it_needs
             assert_eq!(answer.text().contains(line), lines.contains(&line), "{what}: {}", answer.text());
         }
     }
-    server.has_rejected(Mistake::Upgrade, 9);
+    server.assert_mistakes(Mistake::Upgrade, 9);
     let line = log.line(Level::INFO, "the request is no complete upgrade");
     for part in ["count=1", "path=\"/app/demo-key\"", "it is HTTP/1.0", "proxy_http_version 1.1"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     assert_eq!(log.lines(Level::DEBUG, "the request is no complete upgrade").len(), 9, "each, at debug");
-    // A version that is not spoken, or no key, is no proxy's fault.
+    // An unsupported version, or a missing key, is not the fault of a proxy.
     for (headers, status, words) in [
         (
             "Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
@@ -166,7 +166,7 @@ async fn an_upgrade_that_a_proxy_dropped_is_answered_with_the_line_that_it_needs
 }
 
 #[tokio::test]
-async fn lines_of_connection_and_upgrade_are_one_list_of_tokens() {
+async fn repeated_connection_and_upgrade_headers_are_one_list_of_tokens() {
     let server = Server::start().await;
     for headers in [
         "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
@@ -191,7 +191,7 @@ async fn lines_of_connection_and_upgrade_are_one_list_of_tokens() {
 }
 
 #[tokio::test]
-async fn a_request_that_says_upgrade_although_it_is_a_publish_is_served() {
+async fn a_publish_with_an_upgrade_header_is_served() {
     let server = Server::start().await;
     let body = json!({ "name": "e", "channel": "news", "data": "" }).to_string();
     let publish = Request::post(EVENTS, body).header("Upgrade", "websocket").header("Connection", "upgrade");
@@ -199,7 +199,7 @@ async fn a_request_that_says_upgrade_although_it_is_a_publish_is_served() {
 }
 
 #[tokio::test]
-async fn an_answer_405_says_what_is_allowed() {
+async fn a_405_names_the_allowed_methods() {
     let server = Server::start().await;
     for (method, path, allowed) in [
         ("GET", EVENTS, "POST"),
@@ -217,10 +217,10 @@ async fn an_answer_405_says_what_is_allowed() {
 }
 
 #[tokio::test]
-async fn health_routes_answer_options_as_load_balancers_ask() {
+async fn health_routes_answer_options() {
     let server = Server::start().await;
     for path in ["/", "/up", "/health", "/ready", "/accept-traffic", "*"] {
-        // HAProxy's default check, which names no host.
+        // HAProxy's default check, which sends no Host.
         for head in [
             format!("OPTIONS {path} HTTP/1.0\r\n\r\n"),
             format!("OPTIONS {path} HTTP/1.1\r\nHost: t\r\n\r\n"),
@@ -238,25 +238,25 @@ async fn health_routes_answer_options_as_load_balancers_ask() {
 }
 
 #[tokio::test]
-async fn slashes_that_a_proxy_doubled_are_one() {
+async fn doubled_slashes_are_one() {
     let server = Server::with_app(|app| app.path_prefix = "/rt".into()).await;
     for target in ["//app/demo-key", "///app/demo-key?protocol=7", "//rt/app/demo-key"] {
         server.connect_to(target).await.fence().await;
     }
     let post = |path: &str| Request::post(path, r#"{"name":"e","channel":"news","data":""}"#);
-    // Signed as it is sent, or as the application wrote it before the proxy did.
+    // Signed as it is sent, or as the application wrote it before the proxy changed it.
     server.send(post("//apps/1001/events").signed()).await.ok();
     server.send(post(EVENTS).signed().path("//apps/1001/events")).await.ok();
     server.send(post("//rt/apps/1001/events").signed()).await.ok();
     server.send(post("/rt/apps/1001/events").signed().path("//rt/apps/1001/events")).await.ok();
     server.send(Request::get("//apps/1001/channels").signed()).await.ok();
     assert_eq!(server.send(Request::get("//up")).await.status, 200);
-    server.send(post("//apps/1001/events").signed().path("//apps/1002/events")).await.refused(401);
-    server.send(Request::get("/apps//1001/channels").signed()).await.refused(404);
+    server.send(post("//apps/1001/events").signed().path("//apps/1002/events")).await.rejected(401);
+    server.send(Request::get("/apps//1001/channels").signed()).await.rejected(404);
 }
 
 #[tokio::test]
-async fn refused_requests_are_logged_with_whose_they_are_and_what_was_wrong_and_never_with_their_body() {
+async fn rejected_requests_are_logged_with_app_and_reason_and_never_with_their_body() {
     let (log, _logging) = Log::start(Level::DEBUG);
     let server = Server::with_app(|app| app.limits.request_body_bytes_max = 1000).await;
     let body = json!({ "name": "e", "channel": "news", "data": "the payload" }).to_string();
@@ -309,14 +309,14 @@ async fn refused_requests_are_logged_with_whose_they_are_and_what_was_wrong_and_
             &["path=\"/apps/1001/event\""],
         ),
     ] {
-        server.send(request).await.refused(status);
+        server.send(request).await.rejected(status);
         let line = log.line(Level::INFO, what);
         for part in parts.iter().chain(&["count=1"]) {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert_eq!(server.metrics.rejected(mistake).get(), 1, "{mistake:?}");
     }
-    server.send(Request::post(EVENTS, vec![b'x'; 1001]).signed()).await.refused(413);
+    server.send(Request::post(EVENTS, vec![b'x'; 1001]).signed()).await.rejected(413);
     let line = log.line(Level::INFO, "its body is too long");
     assert!(line.contains("limit=\"1000 bytes\" setting=\"limits.request_body_bytes\""), "{line}");
     for secret in ["the payload", "demo-secret", "another-secret", "wrong-key-of"] {
@@ -330,7 +330,7 @@ async fn refused_requests_are_logged_with_whose_they_are_and_what_was_wrong_and_
 }
 
 #[tokio::test]
-async fn publishes_that_are_too_large_or_too_many_are_logged_with_the_limit_and_its_setting() {
+async fn publishes_over_a_limit_are_logged_with_the_limit_and_its_setting() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::with_app(|app| {
         app.limits.event_data_bytes_max = 100;
@@ -345,21 +345,21 @@ async fn publishes_that_are_too_large_or_too_many_are_logged_with_the_limit_and_
         http.send(Request::post(path, body.to_string()).signed()).await
     };
     let refused = send(publish(&"x".repeat(101))).await;
-    assert!(refused.refused(413).contains("the 100 allowed"), "{}", refused.text());
+    assert!(refused.rejected(413).contains("the 100 allowed"), "{}", refused.text());
     let line = log.line(Level::INFO, "a request was rejected count=1");
     for part in ["app=\"1001\"", "address=127.0.0.1", "the 100 allowed", "limits.event_data_bytes"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     let event = publish("the payload");
     send(json!({ "batch": vec![event.clone(); 10] })).await.ok();
-    send(event.clone()).await.refused(429);
-    send(event.clone()).await.refused(429);
+    send(event.clone()).await.rejected(429);
+    send(event.clone()).await.rejected(429);
     let line = log.line(Level::WARN, "limits.events_per_second");
     for part in ["count=1", "app=\"1001\"", "address=127.0.0.1", "limit=\"2 events a second\""] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    send(publish("")).await.refused(429);
-    send(publish("")).await.refused(429);
+    send(publish("")).await.rejected(429);
+    send(publish("")).await.rejected(429);
     let line = log.line(Level::WARN, "limits.requests_per_second");
     for part in ["count=1", "app=\"1001\"", "address=127.0.0.1", "limit=\"5 requests a second\""] {
         assert!(line.contains(part), "{part}: {line}");
@@ -368,7 +368,7 @@ async fn publishes_that_are_too_large_or_too_many_are_logged_with_the_limit_and_
 }
 
 #[tokio::test]
-async fn refused_requests_are_logged_with_the_address_that_a_trusted_proxy_adds_and_the_library() {
+async fn rejected_requests_are_logged_with_the_forwarded_address_and_the_library() {
     for is_trusted in [true, false] {
         let (log, _logging) = Log::start(Level::DEBUG);
         let server = Server::with(|setup| {
@@ -381,7 +381,7 @@ async fn refused_requests_are_logged_with_the_address_that_a_trusted_proxy_adds_
         let keyed = json!({ "name": "e", "channel": "no channel", "data": "", "idempotency_key": "k" });
         let wrong = Key { secret: "another", ..DEMO };
         let requests = [
-            // Before and after its signature was checked, in a task of its own, by the router, and at no route.
+            // Before and after the signature check, in a task of its own, by the router, and at no route.
             Request::post(EVENTS, invalid.clone()).signed_with(&wrong),
             Request::post(EVENTS, invalid).signed(),
             Request::post(EVENTS, keyed.to_string()).signed(),
@@ -408,7 +408,7 @@ async fn refused_requests_are_logged_with_the_address_that_a_trusted_proxy_adds_
 }
 
 #[tokio::test]
-async fn refused_connections_are_logged_with_address_key_path_origin_and_library() {
+async fn rejected_connections_are_logged_with_address_key_path_origin_and_library() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::with_app(|app| {
         app.allowed_origins = vec![OriginPattern::parse("app.example.com").unwrap()];
@@ -437,7 +437,7 @@ async fn refused_connections_are_logged_with_address_key_path_origin_and_library
             &["app=\"1001\""],
         ),
     ] {
-        server.upgrade(&target, headers).await.refused(code).await;
+        server.upgrade(&target, headers).await.rejected(code).await;
         let line = log.line(Level::INFO, what);
         for part in parts.iter().chain(&["count=1", "address=192.0.2.7", "library=\"js 8.4.0\"", "remedy="]) {
             assert!(line.contains(part), "{part}: {line}");
@@ -446,7 +446,7 @@ async fn refused_connections_are_logged_with_address_key_path_origin_and_library
 }
 
 #[tokio::test]
-async fn what_a_client_does_wrong_on_its_connection_is_logged_with_its_channel() {
+async fn mistakes_on_a_connection_are_logged_with_their_channel() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let mut client = server.connect().await;
@@ -481,7 +481,7 @@ async fn what_a_client_does_wrong_on_its_connection_is_logged_with_its_channel()
 }
 
 #[tokio::test]
-async fn at_debug_an_event_says_how_many_got_it_and_who_would_have() {
+async fn at_debug_an_event_is_logged_with_its_subscribers_and_the_channel_meant() {
     for with_payloads in [false, true] {
         let (log, _logging) = Log::start(Level::DEBUG);
         let server = Server::with(|setup| setup.options.debug = with_payloads).await;
@@ -513,13 +513,13 @@ async fn at_debug_an_event_says_how_many_got_it_and_who_would_have() {
 }
 
 #[tokio::test]
-async fn an_app_for_tls_only_believes_the_proxy_protocol_of_a_balancer() {
+async fn a_tls_only_app_accepts_the_tls_flag_of_the_proxy_protocol() {
     let server = Server::with(|setup| {
         setup.app.tls_only = true;
         setup.options.proxy_protocol = true;
     })
     .await;
-    // The address of the client, then `PP2_TYPE_SSL` with the bit that says whether it spoke TLS.
+    // The address of the client, then `PP2_TYPE_SSL` with the bit for TLS.
     let header = |tls: u8| {
         let address = b"\xc0\0\x02\x01\xc6\x33\x64\x01\x12\x67\x17\x71";
         let tlv = [0x20, 0, 5, tls, 0, 0, 0, 0];
@@ -533,5 +533,5 @@ async fn an_app_for_tls_only_believes_the_proxy_protocol_of_a_balancer() {
     plain.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
     plain.read_head().await;
     assert!(plain.next().await.text().contains("4000"));
-    server.has_rejected(Mistake::TlsOnly, 1);
+    server.assert_mistakes(Mistake::TlsOnly, 1);
 }

@@ -1,4 +1,4 @@
-//! How the server goes away. Source: protocol.md §1.4 (8), §2.7, §8.10.
+//! Shutdown: the drain, its deadline, and a second signal. Source: protocol.md §1.4 (8), §2.7, §8.10.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,14 +26,14 @@ async fn slow_to_drain() -> Server {
     .await
 }
 
-/// The signed publish that these tests hold half of back.
+/// A signed publish, of which some tests hold back a part.
 fn publish() -> Request {
     Request::post("/apps/1001/events", json!({ "name": "e", "channel": NEWS, "data": "" }).to_string())
         .signed()
 }
 
 #[tokio::test]
-async fn where_a_node_is_alone_its_clients_come_back_after_a_second() {
+async fn a_single_node_closes_its_clients_with_4100() {
     let server = Server::start().await;
     let mut clients: [_; 5] = server.connect_many().await;
     clients[0].subscribe(NEWS).await;
@@ -46,7 +46,7 @@ async fn where_a_node_is_alone_its_clients_come_back_after_a_second() {
 }
 
 #[tokio::test]
-async fn in_a_cluster_clients_go_to_another_node_at_once() {
+async fn a_node_of_a_cluster_closes_its_clients_with_4200() {
     let [leaving, staying] = nodes().await;
     let mut clients: [_; 2] = leaving.connect_many().await;
     let mut other = staying.connect().await;
@@ -60,7 +60,7 @@ async fn in_a_cluster_clients_go_to_another_node_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_without_connections_ends_at_once() {
+async fn a_server_without_connections_stops_at_once() {
     slow_to_drain().await.stop().await;
 }
 
@@ -70,29 +70,29 @@ async fn the_closes_are_spread_over_the_window() {
     let server = Server::with(|setup| setup.options.drain = window).await;
     let clients: [_; 4] = server.connect_many().await;
     server.signal(Shutdown::Graceful).await;
-    let told = join_all(clients.map(|mut client| async move {
+    let closed_at = join_all(clients.map(|mut client| async move {
         client.expect_error(4100).await;
         Instant::now()
     }))
     .await;
-    let (first, last) = (told.iter().min().unwrap(), told.iter().max().unwrap());
+    let (first, last) = (closed_at.iter().min().unwrap(), closed_at.iter().max().unwrap());
     assert!(*last - *first >= window / 2, "{:?}", *last - *first);
     server.ended().await;
 }
 
 #[tokio::test]
-async fn a_client_that_is_closed_early_in_the_window_is_let_go_at_once() {
+async fn a_client_closed_early_in_the_window_is_disconnected_at_once() {
     let server = slow_to_drain().await;
     let [mut one, mut two] = server.connect_many().await;
     server.signal(Shutdown::Graceful).await;
-    // A browser reports the end, and so reconnects, when TCP has ended.
+    // A browser reports the close, and so reconnects, when TCP has ended.
     tokio::select! {
         _ = one.expect_close(4100) => {}
         _ = two.expect_close(4100) => {}
     }
 }
 
-/// Waits until one of the clients is closed; the others.
+/// Waits until one of the clients is closed, and returns the others.
 async fn left_of<const N: usize, const LEFT: usize>(mut clients: [Client; N]) -> [Client; LEFT] {
     let (frame, closed, _) =
         in_time("one is closed", select_all(clients.iter_mut().map(|client| Box::pin(client.next())))).await;
@@ -102,7 +102,7 @@ async fn left_of<const N: usize, const LEFT: usize>(mut clients: [Client; N]) ->
 }
 
 #[tokio::test]
-async fn while_it_drains_connections_that_are_left_go_on() {
+async fn remaining_connections_are_served_during_a_drain() {
     let server = slow_to_drain().await;
     let clients: [_; 2] = server.connect_many().await;
     server.signal(Shutdown::Graceful).await;
@@ -130,7 +130,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
 }
 
 #[tokio::test]
-async fn a_shutdown_that_is_not_graceful_takes_no_window() {
+async fn an_immediate_shutdown_skips_the_window() {
     let server = slow_to_drain().await;
     let clients: [_; 3] = server.connect_many().await;
     server.signal(Shutdown::Now).await;
@@ -141,27 +141,27 @@ async fn a_shutdown_that_is_not_graceful_takes_no_window() {
 }
 
 #[tokio::test]
-async fn no_websocket_is_let_in_while_it_drains() {
+async fn no_websocket_is_accepted_during_a_drain() {
     let server = slow_to_drain().await;
     let clients: [_; 2] = server.connect_many().await;
     let upgrade = RawSocket::upgrade_request("/app/demo-key");
     let (half, rest) = upgrade.split_at(30);
     let mut early = server.http().await;
     early.write(half.as_bytes()).await;
-    is_ready(&server).await;
+    assert_ready(&server).await;
     server.signal(Shutdown::Graceful).await;
     let [mut left] = left_of(clients).await;
 
-    // Neither one that is new nor one that was half-way in.
+    // Neither a new connection nor one with a partial head.
     let mut late = server.http().await;
     late.write(upgrade.as_bytes()).await;
-    is_turned_away(late).await;
+    assert_rejected_with_4100(late).await;
     early.write(rest.as_bytes()).await;
-    is_turned_away(early).await;
+    assert_rejected_with_4100(early).await;
     left.fence().await;
 }
 
-async fn is_turned_away(mut http: Http) {
+async fn assert_rejected_with_4100(mut http: Http) {
     assert_eq!(http.answer().await.status, 101);
     let mut raw = http.into_websocket();
     let error: Value = serde_json::from_str(raw.next().await.text()).unwrap();
@@ -169,15 +169,20 @@ async fn is_turned_away(mut http: Http) {
     raw.expect_close(4100).await;
 }
 
-/// Shows that the server is ready, and has looked at what came before.
-async fn is_ready(server: &Server) {
+/// Shows that the server is ready, and that it has processed earlier input.
+async fn assert_ready(server: &Server) {
     assert_eq!(server.send(Request::get("/ready")).await.status, 200);
 }
 
-/// Plays what applications and clients do on a node that drains, of which `left` is the last client.
-async fn goes_on(server: &Server, left: &mut Client, mut idle: Http, mut begun: (Http, Vec<u8>)) {
+/// Shows that a draining node serves applications and its last client, `left`.
+async fn assert_serves_during_drain(
+    server: &Server,
+    left: &mut Client,
+    mut idle: Http,
+    mut begun: (Http, Vec<u8>),
+) {
     let event = || json!({ "event": "e", "channel": NEWS, "data": "" });
-    // A connection that was there, one that was in the middle of a request, and a new one, as PHP opens for each event.
+    // A connection that was idle, one within a request, and a new one, as PHP opens for each event.
     idle.send(publish()).await.ok();
     left.expect(event()).await;
     begun.0.write(&begun.1).await;
@@ -187,17 +192,17 @@ async fn goes_on(server: &Server, left: &mut Client, mut idle: Http, mut begun: 
     left.expect(event()).await;
     let channels = server.send(Request::get("/apps/1001/channels").signed()).await.ok();
     assert_eq!(channels, json!({ "channels": { NEWS: {} } }));
-    // The balancer knows, whoever asks.
+    // The load balancer is told on every connection.
     for http in [&mut idle, &mut begun.0, &mut server.http().await] {
         let answer = http.send(Request::get("/ready")).await;
-        answer.refused(503);
+        answer.rejected(503);
         assert!(answer.header("retry-after").is_some(), "{answer:?}");
-        assert_eq!(http.send(Request::get("/up")).await.status, 200, "the process lives");
+        assert_eq!(http.send(Request::get("/up")).await.status, 200, "the process is alive");
     }
 }
 
 #[tokio::test]
-async fn publishes_are_taken_until_the_last_client_is_closed() {
+async fn publishes_are_served_until_the_last_client_is_closed() {
     let server = slow_to_drain().await;
     let mut clients: [_; 2] = server.connect_many().await;
     for client in &mut clients {
@@ -208,20 +213,20 @@ async fn publishes_are_taken_until_the_last_client_is_closed() {
     let mut begun = server.http().await;
     let bytes = publish().to_bytes();
     begun.write(&bytes[..10]).await;
-    is_ready(&server).await;
+    assert_ready(&server).await;
     server.signal(Shutdown::Graceful).await;
     let [mut left] = left_of(clients).await;
-    goes_on(&server, &mut left, idle, (begun, bytes[10..].to_vec())).await;
+    assert_serves_during_drain(&server, &mut left, idle, (begun, bytes[10..].to_vec())).await;
     server.signal(Shutdown::Now).await;
     left.expect_close(4100).await;
     let address = server.address;
     server.ended().await;
     let refused = TcpStream::connect(address).await.unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens any more");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "the listener is closed");
 }
 
 #[tokio::test]
-async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_closed() {
+async fn a_node_of_a_cluster_serves_publishes_until_its_last_client_is_closed() {
     let [leaving, staying] = nodes_with(|setup| {
         setup.options.drain = LONG;
         setup.options.shutdown_deadline = LONG;
@@ -239,7 +244,7 @@ async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_clo
     for client in [&mut left, &mut other] {
         client.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
     }
-    leaving.send(Request::get("/ready")).await.refused(503);
+    leaving.send(Request::get("/ready")).await.rejected(503);
     leaving.signal(Shutdown::Now).await;
     left.expect_close(4200).await;
     leaving.ended().await;
@@ -247,7 +252,7 @@ async fn publishes_are_taken_by_a_node_of_a_cluster_until_its_last_client_is_clo
     staying.ended().await;
 }
 
-/// A member's event reaches the other members that are left, and not itself.
+/// A member's event reaches the remaining members, and not itself.
 async fn whispers(sender: &mut Client, others: &mut [&mut Client]) {
     sender.whisper("private-room", "client-x", json!({ "n": 1 })).await;
     for other in others {
@@ -257,7 +262,7 @@ async fn whispers(sender: &mut Client, others: &mut [&mut Client]) {
 }
 
 #[tokio::test]
-async fn client_events_reach_the_members_that_are_left_until_they_are_closed() {
+async fn client_events_reach_the_remaining_members_during_a_drain() {
     let server = slow_to_drain().await;
     let mut clients: [_; 3] = server.connect_many().await;
     for client in &mut clients {
@@ -275,7 +280,7 @@ async fn client_events_reach_the_members_that_are_left_until_they_are_closed() {
 }
 
 #[tokio::test]
-async fn client_events_reach_members_on_other_nodes_and_come_from_them_while_a_node_drains() {
+async fn client_events_cross_nodes_in_both_directions_during_a_drain() {
     let [leaving, staying] = nodes_with(|setup| {
         setup.options.drain = LONG;
         setup.options.shutdown_deadline = LONG;
@@ -300,10 +305,10 @@ async fn client_events_reach_members_on_other_nodes_and_come_from_them_while_a_n
 }
 
 #[tokio::test]
-async fn a_node_that_is_alone_sends_its_webhooks_before_it_closes_its_clients() {
+async fn a_single_node_sends_its_webhooks_before_it_closes_its_clients() {
     let (answer, mut answered) = (Arc::new(AtomicBool::new(false)), true);
-    let taken = Arc::clone(&answer);
-    let mut receiver = Receiver::that(move |_, _| match taken.load(Ordering::SeqCst) {
+    let accepts = Arc::clone(&answer);
+    let mut receiver = Receiver::with_replies(move |_, _| match accepts.load(Ordering::SeqCst) {
         true => Reply::Status(200),
         false => Reply::Status(500),
     })
@@ -321,20 +326,24 @@ async fn a_node_that_is_alone_sends_its_webhooks_before_it_closes_its_clients() 
         let hook = receiver.hook().await;
         answered &= !matches!(hook.reply, Reply::Status(200));
     }
-    assert!(answered, "the receiver takes nothing yet");
-    // It is served meanwhile.
+    assert!(answered, "the receiver accepts nothing yet");
+    // The client is served meanwhile.
     client.fence().await;
     server.send(publish()).await.ok();
     client.expect(json!({ "event": "e", "channel": NEWS, "data": "" })).await;
     answer.store(true, Ordering::SeqCst);
     assert_eq!(receiver.event().await["name"], json!("channel_occupied"));
     client.expect_close(4100).await;
-    assert_eq!(receiver.event().await["name"], json!("channel_vacated"), "and what follows from that, after");
+    assert_eq!(
+        receiver.event().await["name"],
+        json!("channel_vacated"),
+        "the vacated event follows the close"
+    );
     server.ended().await;
 }
 
 #[tokio::test]
-async fn a_request_that_has_begun_is_finished() {
+async fn a_request_in_flight_is_finished() {
     let server = Server::start().await;
     let request = publish();
     let mut http = server.http().await;
@@ -342,7 +351,7 @@ async fn a_request_that_has_begun_is_finished() {
     http.write(&expecting.head_with_length(request.payload().len())).await;
     assert_eq!(http.answer().await.status, 100, "the server waits for the body");
     server.signal(Shutdown::Graceful).await;
-    eventually("nobody listens any more", async || TcpStream::connect(server.address).await.is_err()).await;
+    eventually("the listener is closed", async || TcpStream::connect(server.address).await.is_err()).await;
     http.write(request.payload()).await;
     http.answer().await.ok();
     http.ends().await;
@@ -350,7 +359,7 @@ async fn a_request_that_has_begun_is_finished() {
 }
 
 #[tokio::test]
-async fn what_has_not_begun_a_request_holds_up_no_shutdown() {
+async fn connections_without_a_request_do_not_delay_a_shutdown() {
     let server = Server::with(|setup| {
         setup.options.handshake_timeout = LONG;
         setup.options.keep_alive = LONG;
@@ -364,13 +373,13 @@ async fn what_has_not_begun_a_request_holds_up_no_shutdown() {
     let known = Request::get("/apps/1001/channels").signed();
     half_a_second_head.send(known).await.ok();
     half_a_second_head.write(b"GET").await;
-    is_ready(&server).await;
+    assert_ready(&server).await;
     server.stop().await;
     drop((silent, half_a_head, half_a_second_head));
 }
 
 #[tokio::test]
-async fn what_does_not_end_is_cut_off_at_the_deadline() {
+async fn unfinished_requests_are_aborted_at_the_deadline() {
     let server = Server::with(|setup| setup.options.shutdown_deadline = Duration::from_millis(300)).await;
     let request = publish().header("Expect", "100-continue");
     let mut never_finished = server.http().await;
@@ -378,11 +387,11 @@ async fn what_does_not_end_is_cut_off_at_the_deadline() {
     assert_eq!(never_finished.answer().await.status, 100);
     let begin = Instant::now();
     server.stop().await;
-    assert!(begin.elapsed() >= Duration::from_millis(300), "it was given the time that it had");
+    assert!(begin.elapsed() >= Duration::from_millis(300), "it was not aborted before the deadline");
 }
 
 #[tokio::test]
-async fn a_client_that_ignores_the_close_does_not_hold_the_server_up() {
+async fn a_client_that_ignores_the_close_does_not_delay_a_shutdown() {
     let server = slow_to_drain().await;
     let mut raw = server.connect_raw().await;
     server.signal(Shutdown::Now).await;

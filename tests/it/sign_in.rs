@@ -450,8 +450,8 @@ async fn the_path_of_the_python_sdk_terminates_too() {
     other.sign_in(json!({ "id": "u-43" })).await;
     let request = Request::post("/users/u-42/terminate_connections", "{}");
     let foreign = request.clone().signed_with(&Key { secret: OTHER.secret, ..DEMO });
-    server.send(foreign).await.refused(401);
-    server.send(request.clone()).await.refused(401);
+    server.send(foreign).await.rejected(401);
+    server.send(request.clone()).await.rejected(401);
     server.send(request.clone().signed_with(&OTHER)).await.ok();
     ours.fence().await;
     assert_eq!(server.send(request.signed()).await.ok(), json!({}));

@@ -1,4 +1,5 @@
-//! A client that does not read costs a bounded amount, and is closed; nobody waits for it. Source: protocol.md §2.4.
+//! A client that does not read costs a bounded amount of memory and is closed; no other client waits for it. Source:
+//! protocol.md §2.4.
 
 use std::time::Duration;
 
@@ -12,14 +13,14 @@ use crate::harness::{
 };
 use crate::presence::ROOM;
 
-/// An established connection whose system takes in no more than so many bytes ahead of it.
+/// An established connection whose kernel buffers at most `ahead_bytes`.
 async fn connect_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
     let raw = server.connect_raw().await;
     SockRef::from(raw.stream()).set_recv_buffer_size(ahead_bytes).unwrap();
     raw
 }
 
-/// The same on `news`.
+/// As [`connect_without_reading`], subscribed to `news`.
 async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSocket {
     let mut raw = connect_without_reading(server, ahead_bytes).await;
     raw.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;
@@ -28,7 +29,7 @@ async fn subscribe_without_reading(server: &Server, ahead_bytes: usize) -> RawSo
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off_and_the_others_get_everything() {
+async fn a_client_that_never_reads_is_disconnected_and_the_others_get_everything() {
     let server = Server::start().await;
     let stuck =
         [subscribe_without_reading(&server, 4096).await, subscribe_without_reading(&server, 4096).await];
@@ -37,7 +38,7 @@ async fn a_client_that_never_reads_is_cut_off_and_the_others_get_everything() {
     server.has_subscriptions(NEWS, 3).await;
     let data = "x".repeat(100_000);
     let mut http = server.http().await;
-    // 10 MB: far more than the outbox and all that the systems take in between.
+    // 10 MB: far more than the outbox and all kernel buffers in between.
     for at in 0..100 {
         let body = json!({ "name": at.to_string(), "channel": NEWS, "data": data }).to_string();
         http.send(Request::post("/apps/1001/events", body).signed()).await.ok();
@@ -46,14 +47,14 @@ async fn a_client_that_never_reads_is_cut_off_and_the_others_get_everything() {
     server.has_subscriptions(NEWS, 1).await;
     server.has_connections(1).await;
     for mut raw in stuck {
-        // What the system had taken in is still there, in whole frames; then comes the end.
+        // The kernel still holds whole frames; then comes the end.
         while raw.next_or_end().await.is_some() {}
     }
     reading.fence().await;
 }
 
 #[tokio::test]
-async fn a_client_that_reads_too_late_is_told_4100() {
+async fn a_client_that_reads_too_late_is_closed_with_4100() {
     let server = Server::with_app(|app| app.limits.outbox_bytes_max = 1024 * 1024).await;
     let mut late = subscribe_without_reading(&server, 64 * 1024).await;
     let data = "x".repeat(100_000);
@@ -68,35 +69,35 @@ async fn a_client_that_reads_too_late_is_told_4100() {
     let error: Value = serde_json::from_str(last.text()).unwrap();
     assert_eq!(error["data"]["code"], json!(4100), "{error}");
     late.expect_close(4100).await;
-    server.has_refused(Limit::OutboxBytes, 1);
+    server.assert_limit_rejections(Limit::OutboxBytes, 1);
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_what_it_asks_for_is_not_read_from_and_cut_off_in_the_end() {
+async fn a_client_that_does_not_read_its_replies_is_paused_and_then_disconnected() {
     let server = Server::with(|setup| {
         setup.app.limits.messages = Rate { per_second: u32::MAX, burst: u32::MAX };
-        // Were it read from, so much would wait for it at once.
+        // The outbox would exceed this at once, if the client were read from.
         setup.app.limits.outbox_bytes_max = 256 * 1024;
         setup.options.pusher.write_timeout = Duration::from_secs(1);
     })
     .await;
     let mut other = server.connect().await;
     let mut floods = Vec::new();
-    // One is told that it is subscribed, the other that it is not.
+    // One gets successes, the other errors.
     for channel in ["news".to_owned(), "!".repeat(150)] {
         let ask = json!({ "event": "pusher:subscribe", "data": { "channel": channel } });
         let asking = text_frame(&ask.to_string()).repeat(500);
         let mut stuck = subscribe_without_reading(&server, 4096).await;
         floods.push(async move { while stuck.try_write(&asking).await.is_ok() {} });
     }
-    in_time("both are cut off", join_all(floods)).await;
+    in_time("both are disconnected", join_all(floods)).await;
     server.has_connections(1).await;
-    server.has_refused(Limit::WriteTime, 2);
+    server.assert_limit_rejections(Limit::WriteTime, 2);
     other.fence().await;
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_in_time_is_closed_with_4100_whatever_it_sends() {
+async fn a_client_that_reads_nothing_within_the_write_timeout_is_closed_whatever_it_sends() {
     let server = Server::with(|setup| setup.options.pusher.write_timeout = Duration::from_secs(1)).await;
     let mut stuck = subscribe_without_reading(&server, 4096).await;
     let mut reading = server.connect().await;
@@ -106,21 +107,22 @@ async fn a_client_that_takes_nothing_in_time_is_closed_with_4100_whatever_it_sen
         server.publish(NEWS, "e", &data).await;
         assert_eq!(reading.next().await["event"], "e");
     }
-    // 1 MB waits of the 8 that may. It is as lively as can be.
+    // 1 MB is queued of the 8 MB that may be. The client sends all the time.
     let pongs = async {
         while stuck.try_write(&frame(0x8a, b"")).await.is_ok() {
-            // The pace of the client, far below what it may send.
+            // The pace of the client, far below its rate limit.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    in_time("it is closed", async { tokio::join!(pongs, server.refuses(Limit::WriteTime, 1)) }).await;
-    server.has_refused(Limit::WriteTime, 1);
+    in_time("it is closed", async { tokio::join!(pongs, server.wait_for_rejections(Limit::WriteTime, 1)) })
+        .await;
+    server.assert_limit_rejections(Limit::WriteTime, 1);
     server.has_connections(1).await;
     reading.fence().await;
 }
 
 #[tokio::test]
-async fn when_too_much_waits_for_all_together_those_with_most_go_first() {
+async fn when_the_queues_exceed_the_budget_the_largest_are_evicted_first() {
     const BUDGET: usize = 4 * 1024 * 1024;
     let server = Server::with(|setup| setup.options.pusher.queued_bytes_max = BUDGET).await;
     let mut reading = server.connect().await;
@@ -134,7 +136,7 @@ async fn when_too_much_waits_for_all_together_those_with_most_go_first() {
         stuck.push(raw);
     }
     let data = "x".repeat(100_000);
-    // The first has 1 MB, which is less than its own limit by far; the others some more each, until it is too much.
+    // The first has 1 MB, far less than its own limit; the others get more each round, until the budget is exceeded.
     for _ in 0..14 {
         server.publish("room-0", "e", &data).await;
     }
@@ -148,12 +150,12 @@ async fn when_too_much_waits_for_all_together_those_with_most_go_first() {
     server.has_subscriptions("room-0", 0).await;
     let evicted = server.metrics.rejected(Limit::QueuedBytes).get();
     assert!((1..8).contains(&evicted), "{evicted} of 8: not one more than is needed");
-    server.has_refused(Limit::QueuedBytes, evicted);
+    server.assert_limit_rejections(Limit::QueuedBytes, evicted);
     reading.fence().await;
 }
 
 #[tokio::test]
-async fn what_many_slow_readers_wait_for_counts_once_for_the_node() {
+async fn a_batch_queued_for_many_slow_readers_counts_once_in_the_budget() {
     let server = Server::with(|setup| setup.options.pusher.queued_bytes_max = 4 * 1024 * 1024).await;
     let mut stuck = Vec::new();
     for _ in 0..20 {
@@ -163,14 +165,14 @@ async fn what_many_slow_readers_wait_for_counts_once_for_the_node() {
     for _ in 0..20 {
         server.publish(NEWS, "e", &data).await;
     }
-    // 1.5 MB wait for each of them, 30 in all, and are in memory once.
+    // 1.5 MB are queued for each of them, 30 MB in all, and are in memory once.
     server.has_subscriptions(NEWS, 20).await;
-    server.has_refused(Limit::QueuedBytes, 0);
+    server.assert_limit_rejections(Limit::QueuedBytes, 0);
 }
 
-/// What a member sends that joins a presence channel, and leaves and rejoins it so many times: each time it is sent the
-/// list of all members, and all members are told of it.
-fn comes_and_goes(socket_id: &str, channel_data: &str, times: usize) -> Vec<u8> {
+/// The messages of a member that joins a presence channel, then leaves and rejoins it `times` times: each time it is sent
+/// the member list, and all members are notified.
+fn rejoins(socket_id: &str, channel_data: &str, times: usize) -> Vec<u8> {
     let auth = channel_auth(socket_id, ROOM, Some(channel_data));
     let join = json!({ "channel": ROOM, "auth": auth, "channel_data": channel_data });
     let join = text_frame(&json!({ "event": "pusher:subscribe", "data": join }).to_string());
@@ -179,11 +181,11 @@ fn comes_and_goes(socket_id: &str, channel_data: &str, times: usize) -> Vec<u8> 
 }
 
 #[tokio::test]
-async fn members_that_come_and_go_and_do_not_read_are_evicted_and_the_others_served() {
+async fn members_that_rejoin_and_never_read_are_evicted_and_the_others_served() {
     const MEMBERS: usize = 40;
     let server = Server::with(|setup| {
         setup.options.pusher.queued_bytes_max = 4 * 1024 * 1024;
-        // Nothing else holds them up.
+        // No other limit throttles them.
         let unlimited = Rate { per_second: u32::MAX, burst: u32::MAX };
         let limits = &mut setup.app.limits;
         (limits.messages, limits.changes, limits.answer_bytes) = (unlimited, unlimited, unlimited);
@@ -198,7 +200,7 @@ async fn members_that_come_and_go_and_do_not_read_are_evicted_and_the_others_ser
         for id in 0..MEMBERS {
             let mut raw = connect_without_reading(&server, 64 * 1024).await;
             let info = json!({ "user_id": id.to_string(), "user_info": "x".repeat(4000) }).to_string();
-            let moves = comes_and_goes(&raw.id, &info, 20);
+            let moves = rejoins(&raw.id, &info, 20);
             raw.write(&moves).await;
             stuck.push(raw);
             server.publish(NEWS, "still", "").await;
@@ -208,21 +210,21 @@ async fn members_that_come_and_go_and_do_not_read_are_evicted_and_the_others_ser
             }
         }
         eventually("some are evicted", async || evicted() > 0).await;
-        // Now they read: those that were evicted are told so, and the others are served.
+        // Now they read: the evicted ones get 4100, and the others are served.
         let ends = join_all(stuck.iter_mut().map(last_of)).await;
         server.publish(ROOM, "after", "").await;
         ends
     };
-    // The one that reads is told of all of them, and of the event that follows.
+    // The member that reads is notified of all of them, and gets the event that follows.
     let reading = async { while member.next().await["event"] != "after" {} };
     let (ends, ()) = tokio::join!(attack, reading);
     let ended_by = |words: &str| ends.iter().filter(|last| last.contains(words)).count();
     assert!(ended_by("4100") > 0 && ended_by("pusher:pong") > 0, "{ends:#?}");
-    server.has_refused(Limit::QueuedBytes, evicted());
+    server.assert_limit_rejections(Limit::QueuedBytes, evicted());
     other.fence().await;
 }
 
-/// What a client that begins to read gets in the end: the answer to a ping, or what it was closed with.
+/// The last frame that a client gets when it begins to read: the reply to a ping, or its close.
 async fn last_of(raw: &mut RawSocket) -> String {
     // It may be closed already.
     let _ = raw.try_write(&text_frame(r#"{"event":"pusher:ping","data":{}}"#)).await;
@@ -239,7 +241,7 @@ async fn last_of(raw: &mut RawSocket) -> String {
 }
 
 #[tokio::test]
-async fn answers_repeat_no_more_than_200_bytes_of_a_name() {
+async fn replies_repeat_at_most_200_bytes_of_a_name() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let long = "é".repeat(5_000);
@@ -251,11 +253,11 @@ async fn answers_repeat_no_more_than_200_bytes_of_a_name() {
     assert!(client.expect_error(Value::Null).await.len() < 260);
     client.fence().await;
     let nowhere = server.send(Request::get(&format!("/{}", "x".repeat(5_000)))).await;
-    assert!(nowhere.refused(404).len() < 260);
+    assert!(nowhere.rejected(404).len() < 260);
 }
 
 #[tokio::test]
-async fn a_client_that_reads_again_in_time_has_lost_nothing() {
+async fn a_client_that_reads_again_in_time_loses_nothing() {
     let server = Server::start().await;
     let mut late = subscribe_without_reading(&server, 64 * 1024).await;
     let data = "x".repeat(10_000);
@@ -270,7 +272,7 @@ async fn a_client_that_reads_again_in_time_has_lost_nothing() {
 }
 
 #[tokio::test]
-async fn a_member_that_is_cut_off_is_removed() {
+async fn a_member_that_is_disconnected_for_slow_reading_is_removed() {
     let server = Server::with_app(|app| app.limits.outbox_bytes_max = 64 * 1024).await;
     let mut watching = server.connect().await;
     watching.join(ROOM, json!({ "user_id": "watching" })).await;
@@ -294,9 +296,9 @@ async fn a_member_that_is_cut_off_is_removed() {
     }
 }
 
-/// More than any of the stuck takes in: whoever waited for one of them would wait for ever.
+/// More than the stuck clients accept: a publisher that waited for one of them would wait forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publishers_do_not_wait_for_those_who_do_not_read() {
+async fn publishers_do_not_wait_for_clients_that_do_not_read() {
     let server = Server::with_app(|app| {
         app.limits.outbox_bytes_max = 64 * 1024 * 1024;
         app.limits.client_events = Rate { per_second: 1000, burst: 1000 };
@@ -327,7 +329,7 @@ async fn publishers_do_not_wait_for_those_who_do_not_read() {
         publisher.fence().await;
     };
     tokio::join!(over_http, as_a_client);
-    // None was given up: they cost what they may, and nobody waited.
+    // None was closed: they are within their limits, and no publisher waited.
     assert_eq!(server.get_json("/apps/1001/connections").await, json!({ "connections": 41 }));
-    server.has_refused(Limit::OutboxBytes, 0);
+    server.assert_limit_rejections(Limit::OutboxBytes, 0);
 }

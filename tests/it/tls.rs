@@ -1,4 +1,4 @@
-//! TLS of the server's own: wss and https behave as ws and http do, whatever the pieces in which they come.
+//! TLS: wss and https behave as ws and http do, whatever the records and segments in which bytes arrive.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -27,7 +27,7 @@ use crate::harness::{
 
 const DEMO_APP: &str = "/app/demo-key?protocol=7&client=js&version=8.6.0&flash=false";
 
-/// Both versions that are spoken.
+/// The supported versions.
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
 /// A certificate for `localhost`, in two files.
@@ -42,7 +42,7 @@ impl Certificate {
         certificate
     }
 
-    /// Puts another one into the files.
+    /// Writes another certificate into the files.
     fn renew(&self) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         fs::write(self.folder.path().join("cert.pem"), made.cert.pem()).unwrap();
@@ -53,7 +53,7 @@ impl Certificate {
         Tls::load(self.folder.path().join("cert.pem"), self.folder.path().join("key.pem")).unwrap()
     }
 
-    /// A client that trusts this certificate alone, as it is now.
+    /// A client that trusts only the current certificate.
     fn client_config(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         let pem = fs::read(self.folder.path().join("cert.pem")).unwrap();
@@ -66,7 +66,7 @@ impl Certificate {
     }
 }
 
-/// A server that listens with TLS as well, and its certificate.
+/// A server that also listens with TLS, and its certificate.
 struct Secure {
     server: Server,
     certificate: Certificate,
@@ -97,7 +97,7 @@ impl Secure {
         Self { server, certificate, tls }
     }
 
-    /// A TCP connection to the port that speaks TLS.
+    /// A TCP connection to the TLS port.
     async fn tcp_for_tls(&self) -> TcpStream {
         let stream = TcpStream::connect(self.tls_address.unwrap());
         let stream = in_time("a TCP connection", stream).await.unwrap();
@@ -135,7 +135,7 @@ impl Secure {
         raw
     }
 
-    /// An established connection on `news` whose system takes in no more than so many bytes ahead of it.
+    /// An established connection on `news` whose kernel buffers at most `ahead_bytes`.
     async fn subscribe_without_reading(&self, ahead_bytes: usize) -> RawSocket<TlsStream<TcpStream>> {
         let mut raw = self.raw_wss().await;
         SockRef::from(raw.stream().get_ref().0).set_recv_buffer_size(ahead_bytes).unwrap();
@@ -149,7 +149,7 @@ fn localhost() -> ServerName<'static> {
     ServerName::try_from("localhost").unwrap()
 }
 
-/// Data that shows where it was cut or mixed up.
+/// Data that shows where it was cut or reordered.
 fn numbered(bytes: usize) -> String {
     (0..)
         .map(|number: u32| format!("{number},"))
@@ -181,7 +181,7 @@ async fn the_http_api_is_served_over_https() {
 }
 
 #[tokio::test]
-async fn a_client_lives_over_wss_as_over_ws() {
+async fn a_client_over_wss_works_as_over_ws() {
     let server = Secure::start().await;
     for version in VERSIONS {
         let stream = server.try_tls(server.certificate.client_config(&[version])).await.unwrap();
@@ -235,7 +235,7 @@ async fn many_clients_over_tls_get_everything_in_order() {
 }
 
 #[tokio::test]
-async fn frames_larger_than_a_record_arrive_whole() {
+async fn frames_larger_than_a_tls_record_arrive_whole() {
     let large = 1024 * 1024;
     let server = Secure::with(|setup| {
         setup.app.limits.event_data_bytes_max = large;
@@ -261,7 +261,7 @@ async fn frames_larger_than_a_record_arrive_whole() {
 }
 
 #[tokio::test]
-async fn a_client_over_tls_that_never_reads_is_cut_off_and_the_others_get_everything() {
+async fn a_client_over_tls_that_never_reads_is_disconnected_and_the_others_get_everything() {
     let server = Secure::start().await;
     let stuck = [server.subscribe_without_reading(4096).await, server.subscribe_without_reading(4096).await];
     let mut reading = server.wss().await;
@@ -280,7 +280,7 @@ async fn a_client_over_tls_that_never_reads_is_cut_off_and_the_others_get_everyt
 }
 
 #[tokio::test]
-async fn a_client_over_tls_that_reads_too_late_is_told_4100() {
+async fn a_client_over_tls_that_reads_too_late_is_closed_with_4100() {
     let server = Secure::with(|setup| setup.app.limits.outbox_bytes_max = 1024 * 1024).await;
     let mut late = server.subscribe_without_reading(64 * 1024).await;
     let data = numbered(100_000);
@@ -298,7 +298,7 @@ async fn a_client_over_tls_that_reads_too_late_is_told_4100() {
 }
 
 #[tokio::test]
-async fn a_client_over_tls_that_reads_again_in_time_has_lost_nothing() {
+async fn a_client_over_tls_that_reads_again_in_time_loses_nothing() {
     let server = Secure::start().await;
     let mut late = server.subscribe_without_reading(64 * 1024).await;
     let data = numbered(20_000);
@@ -312,67 +312,67 @@ async fn a_client_over_tls_that_reads_again_in_time_has_lost_nothing() {
     late.fence().await;
 }
 
-/// A TLS client by hand, to send its bytes in any pieces.
-struct HandMade {
+/// A TLS client by hand, to send its bytes in any chunks.
+struct ManualClient {
     session: ClientConnection,
     stream: TcpStream,
-    piece_bytes: usize,
-    /// What has come and was not looked at.
+    chunk_bytes: usize,
+    /// Received text that no test has checked yet.
     unread: String,
 }
 
-impl HandMade {
-    async fn connect(server: &Secure, config: ClientConfig, piece_bytes: usize) -> Self {
+impl ManualClient {
+    async fn connect(server: &Secure, config: ClientConfig, chunk_bytes: usize) -> Self {
         let session = ClientConnection::new(Arc::new(config), localhost()).unwrap();
         let stream = server.tcp_for_tls().await;
-        let mut client = Self { session, stream, piece_bytes, unread: String::new() };
+        let mut client = Self { session, stream, chunk_bytes, unread: String::new() };
         while client.session.is_handshaking() {
-            client.write_out().await;
+            client.write_records().await;
             if client.session.is_handshaking() {
                 assert!(client.receive().await);
             }
         }
-        client.write_out().await;
+        client.write_records().await;
         client
     }
 
-    async fn write_out(&mut self) {
-        let mut sealed = Vec::new();
+    async fn write_records(&mut self) {
+        let mut encrypted = Vec::new();
         while self.session.wants_write() {
-            self.session.write_tls(&mut sealed).unwrap();
+            self.session.write_tls(&mut encrypted).unwrap();
         }
-        for piece in sealed.chunks(self.piece_bytes) {
-            in_time("the server takes a piece", self.stream.write_all(piece)).await.unwrap();
+        for chunk in encrypted.chunks(self.chunk_bytes) {
+            in_time("the server accepts a chunk", self.stream.write_all(chunk)).await.unwrap();
         }
     }
 
     async fn send(&mut self, bytes: &[u8]) {
         self.session.writer().write_all(bytes).unwrap();
-        self.write_out().await;
+        self.write_records().await;
     }
 
-    /// Whether there was more to read.
+    /// Reads more; `false` at the end.
     async fn receive(&mut self) -> bool {
-        let mut sealed = [0; 4096];
-        let read = in_time("something to read", self.stream.read(&mut sealed)).await.unwrap_or(0);
-        let mut sealed = &sealed[..read];
-        while !sealed.is_empty() && self.session.read_tls(&mut sealed).unwrap() > 0 {
+        let mut encrypted = [0; 4096];
+        let read = in_time("something to read", self.stream.read(&mut encrypted)).await.unwrap_or(0);
+        let mut encrypted = &encrypted[..read];
+        while !encrypted.is_empty() && self.session.read_tls(&mut encrypted).unwrap() > 0 {
             self.session.process_new_packets().unwrap();
         }
         read > 0
     }
 
-    /// Reads until `text` has come.
+    /// Reads until `text` has been received.
     async fn expect(&mut self, text: &str) {
         loop {
             if let Some(at) = self.unread.find(text) {
                 self.unread.drain(..at + text.len());
                 return;
             }
-            let mut opened = [0; 4096];
-            match self.session.reader().read(&mut opened) {
+            let mut decrypted = [0; 4096];
+            match self.session.reader().read(&mut decrypted) {
                 Ok(0) => panic!("the end came before {text}: {}", self.unread),
-                Ok(read) => self.unread.push_str(&String::from_utf8_lossy(&opened[..read])),
+                Ok(read) => self.unread.push_str(&String::from_utf8_lossy(&decrypted[..read])),
                 Err(_) => assert!(self.receive().await, "the end came before {text}: {}", self.unread),
             }
         }
@@ -380,14 +380,14 @@ impl HandMade {
 }
 
 #[tokio::test]
-async fn the_pieces_in_which_a_client_sends_do_not_matter() {
+async fn input_over_tls_is_read_whatever_its_segments_and_records() {
     let server = Secure::start().await;
     let subscribe = text_frame(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#);
     for version in VERSIONS {
-        for (piece_bytes, record_bytes) in [(1, None), (1, Some(32)), (usize::MAX, Some(32)), (7, Some(33))] {
+        for (chunk_bytes, record_bytes) in [(1, None), (1, Some(32)), (usize::MAX, Some(32)), (7, Some(33))] {
             let mut config = server.certificate.client_config(&[version]);
             config.max_fragment_size = record_bytes;
-            let mut client = HandMade::connect(&server, config, piece_bytes).await;
+            let mut client = ManualClient::connect(&server, config, chunk_bytes).await;
             client.send(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
             client.expect("connection_established").await;
             client.send(&subscribe).await;
@@ -397,7 +397,7 @@ async fn the_pieces_in_which_a_client_sends_do_not_matter() {
 }
 
 #[tokio::test]
-async fn what_is_sent_ahead_of_the_answer_to_the_upgrade_is_read() {
+async fn frames_sent_before_the_upgrade_response_are_read() {
     let server = Secure::start().await;
     let upgrade = RawSocket::upgrade_request("/app/demo-key").into_bytes();
     let subscribe = text_frame(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#);
@@ -406,7 +406,7 @@ async fn what_is_sent_ahead_of_the_answer_to_the_upgrade_is_read() {
     for (record_bytes, pings) in [(None, 1), (Some(300), 1), (Some(300), 200), (None, 1000)] {
         let mut config = server.certificate.client_config(&VERSIONS);
         config.max_fragment_size = record_bytes;
-        let mut client = HandMade::connect(&server, config, usize::MAX).await;
+        let mut client = ManualClient::connect(&server, config, usize::MAX).await;
         client.send(&[&upgrade[..], &subscribe, &ping.repeat(pings)].concat()).await;
         client.expect("subscription_succeeded").await;
         for _ in 0..pings {
@@ -416,29 +416,29 @@ async fn what_is_sent_ahead_of_the_answer_to_the_upgrade_is_read() {
 }
 
 #[tokio::test]
-async fn a_client_may_renew_its_keys_and_ask_for_new_ones() {
+async fn a_client_may_update_its_traffic_keys() {
     let server = Secure::start().await;
     let config = server.certificate.client_config(&[&rustls::version::TLS13]);
-    let mut client = HandMade::connect(&server, config, usize::MAX).await;
+    let mut client = ManualClient::connect(&server, config, usize::MAX).await;
     client.send(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
     client.expect("connection_established").await;
     let ping = text_frame(r#"{"event":"pusher:ping","data":{}}"#);
     for _ in 0..5 {
         client.session.refresh_traffic_keys().unwrap();
-        client.write_out().await;
+        client.write_records().await;
         client.send(&ping).await;
         client.expect("pusher:pong").await;
     }
 }
 
 #[tokio::test]
-async fn a_handshake_that_stalls_is_dropped_and_holds_nobody_up() {
+async fn a_stalled_handshake_is_dropped_and_delays_no_other_client() {
     let server = Secure::with(|setup| setup.options.handshake_timeout = Duration::from_millis(500)).await;
     let mut silent = server.tcp_for_tls().await;
-    // The beginning of a hello of 512 bytes.
+    // The beginning of a ClientHello of 512 bytes.
     let mut begun = server.tcp_for_tls().await;
     begun.write_all(&[22, 3, 1, 2, 0, 1, 0, 1]).await.unwrap();
-    // All of TLS, and no request.
+    // A whole handshake, and no request.
     let mut idle = server.tls().await;
     let mut client = server.wss().await;
     client.fence().await;
@@ -452,7 +452,7 @@ async fn a_handshake_that_stalls_is_dropped_and_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_port_of_tls_is_told_so() {
+async fn plain_http_on_the_tls_port_is_answered_with_a_reason() {
     let server = Secure::start().await;
     for request in [Request::get("/up"), Request::post("/apps/1001/events", vec![b'x'; 100_000]).signed()] {
         let mut http = Http::over(server.tcp_for_tls().await);
@@ -462,19 +462,19 @@ async fn plain_http_on_the_port_of_tls_is_told_so() {
         assert!(body.contains("This port speaks TLS"), "{body}");
         http.ends().await;
     }
-    // A client that has a WebSocket is told as it shows it, and as makes pusher-js try TLS.
+    // A WebSocket client gets an error frame, and a code that makes pusher-js try TLS.
     let mut upgrade = RawSocket::over(server.tcp_for_tls().await);
     upgrade.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
     assert!(upgrade.read_head().await.starts_with("HTTP/1.1 101 "));
     assert!(upgrade.next().await.text().contains("This port speaks TLS"));
     assert_eq!(upgrade.next().await.close().0, Some(4000));
-    server.has_rejected(Mistake::PlainOnTlsPort, 3);
+    server.assert_mistakes(Mistake::PlainOnTlsPort, 3);
 }
 
 #[tokio::test]
-async fn a_handshake_that_a_client_breaks_off_is_counted() {
+async fn an_aborted_handshake_is_counted() {
     let server = Secure::start().await;
-    // It trusts another certificate.
+    // The client trusts another certificate.
     let config = Certificate::new().client_config(&VERSIONS);
     assert!(server.try_tls(config).await.is_err());
     eventually("the handshake is counted", async || {
@@ -484,13 +484,13 @@ async fn a_handshake_that_a_client_breaks_off_is_counted() {
 }
 
 #[tokio::test]
-async fn tls_on_the_plain_port_is_answered_with_an_alert_that_clients_show() {
+async fn tls_on_the_plain_port_is_answered_with_a_tls_alert() {
     let server = Secure::start().await;
     let error =
         server.tls_over(server.tcp().await, server.certificate.client_config(&VERSIONS)).await.unwrap_err();
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
-    server.has_rejected(Mistake::TlsOnPlainPort, 1);
-    // All of it at once, as bytes.
+    server.assert_mistakes(Mistake::TlsOnPlainPort, 1);
+    // The same as bytes.
     let mut raw = server.tcp().await;
     raw.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await.unwrap();
     let mut answer = Vec::new();
@@ -499,28 +499,28 @@ async fn tls_on_the_plain_port_is_answered_with_an_alert_that_clients_show() {
 }
 
 #[tokio::test]
-async fn what_is_spoken_inside_of_tls_and_is_no_http_1_is_answered_and_logged_as_without() {
+async fn other_protocols_inside_tls_are_answered_and_logged_as_without_tls() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Secure::start().await;
-    let said = async |bytes: &[u8]| {
+    let reply_to = async |bytes: &[u8]| {
         let mut stream = server.tls().await;
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
-        in_time("the server hangs up", stream.read_to_end(&mut answer)).await.unwrap();
+        in_time("the server disconnects", stream.read_to_end(&mut answer)).await.unwrap();
         answer
     };
-    let answer = said(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let answer = reply_to(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     let (settings, goaway) = answer.split_at(9);
     assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
     assert_eq!(goaway[3..17], [7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13], "HTTP_1_1_REQUIRED");
-    server.has_rejected(Mistake::Http2, 1);
+    server.assert_mistakes(Mistake::Http2, 1);
     let line = log.line(Level::INFO, "speaks HTTP/2 to a port with HTTP/1.1");
     assert!(line.contains("address=127.0.0.1"), "{line}");
-    let answer = said(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 6001\r\nGET /up HTTP/1.1\r\n\r\n").await;
+    let answer = reply_to(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 6001\r\nGET /up HTTP/1.1\r\n\r\n").await;
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("PROXY protocol"), "{answer}");
     assert_eq!(server.metrics.rejected(Mistake::ProxyHeader).get(), 1);
-    // What comes in pieces is read as before.
+    // A request that arrives in two segments is served.
     let mut stream = server.tls().await;
     stream.write_all(b"P").await.unwrap();
     stream.flush().await.unwrap();
@@ -531,7 +531,7 @@ async fn what_is_spoken_inside_of_tls_and_is_no_http_1_is_answered_and_logged_as
 }
 
 #[tokio::test]
-async fn a_client_that_wants_h2_alone_is_told_by_alpn_and_logged() {
+async fn a_client_that_offers_only_h2_is_rejected_by_alpn_and_logged() {
     let (log, _logging) = Log::start(Level::INFO);
     let server = Secure::start().await;
     for version in VERSIONS {
@@ -543,8 +543,8 @@ async fn a_client_that_wants_h2_alone_is_told_by_alpn_and_logged() {
     let counted = || server.metrics.rejected(Mistake::TlsHandshake).get();
     eventually("both are counted", async || counted() == 2).await;
     let line = log.line(Level::INFO, "a TLS handshake failed");
-    assert!(line.contains("none is http/1.1"), "{line}");
-    // One that offers nothing, or more, is served.
+    assert!(line.contains("offers no http/1.1"), "{line}");
+    // A client that offers nothing, or http/1.1 as well, is served.
     for offered in [vec![], vec![b"h2".to_vec(), b"http/1.1".to_vec()]] {
         let mut config = server.certificate.client_config(&VERSIONS);
         config.alpn_protocols = offered;
@@ -554,7 +554,7 @@ async fn a_client_that_wants_h2_alone_is_told_by_alpn_and_logged() {
 }
 
 #[tokio::test]
-async fn garbage_ends_a_connection_and_nothing_else() {
+async fn garbage_closes_its_own_connection_only() {
     let server = Secure::start().await;
     let mut client = server.wss().await;
     client.subscribe(NEWS).await;
@@ -565,9 +565,9 @@ async fn garbage_ends_a_connection_and_nothing_else() {
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut rest = Vec::new();
-        let _ = in_time("the server hangs up", stream.read_to_end(&mut rest)).await;
+        let _ = in_time("the server disconnects", stream.read_to_end(&mut rest)).await;
     }
-    // In the middle of a connection, too.
+    // Within an established connection as well.
     let mut raw = server.raw_wss().await;
     server.has_connections(2).await;
     raw.stream_mut()
@@ -582,19 +582,19 @@ async fn garbage_ends_a_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_tls_has_left() {
+async fn a_client_that_sends_close_notify_is_disconnected() {
     let server = Secure::start().await;
     let mut raw = server.raw_wss().await;
     raw.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;
     server.has_subscriptions(NEWS, 1).await;
     let (stream, session) = raw.stream_mut().get_mut();
     session.send_close_notify();
-    let mut sealed = Vec::new();
-    session.write_tls(&mut sealed).unwrap();
-    // The TCP connection stays open, and more follows that is not read.
-    stream.write_all(&[&sealed[..], &[0; 100]].concat()).await.unwrap();
+    let mut encrypted = Vec::new();
+    session.write_tls(&mut encrypted).unwrap();
+    // The TCP connection stays open, and the bytes that follow are ignored.
+    stream.write_all(&[&encrypted[..], &[0; 100]].concat()).await.unwrap();
     server.has_connections(0).await;
-    // Without a word, too.
+    // Without close_notify as well.
     let mut raw = server.raw_wss().await;
     server.has_connections(1).await;
     raw.stream_mut().get_mut().0.shutdown().await.unwrap();
@@ -602,7 +602,7 @@ async fn a_client_that_ends_tls_has_left() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_connection_is_announced() {
+async fn the_end_of_a_connection_is_announced_with_close_notify() {
     let server = Secure::start().await;
     for version in VERSIONS {
         let stream = server.try_tls(server.certificate.client_config(&[version])).await.unwrap();
@@ -611,20 +611,20 @@ async fn the_end_of_a_connection_is_announced() {
         // A Close without a code.
         raw.write(&[0x88, 0x80, 1, 2, 3, 4]).await;
         assert_eq!(raw.next().await.close().0, None);
-        // An end that is not announced would be an error.
+        // An end without close_notify would be an error.
         let end = in_time("the end", raw.stream_mut().read(&mut [0; 16])).await;
         assert_eq!(end.unwrap(), 0);
     }
 }
 
 #[tokio::test]
-async fn an_app_for_tls_only_takes_connections_of_our_own_tls() {
+async fn a_tls_only_app_accepts_connections_of_the_tls_port() {
     let server = Secure::with(|setup| {
         setup.app.tls_only = true;
         setup.options.addresses.trusted_proxies.clear();
     })
     .await;
-    server.upgrade(DEMO_APP, &[]).await.refused(4000).await;
+    server.upgrade(DEMO_APP, &[]).await.rejected(4000).await;
     let mut client = server.wss().await;
     client.subscribe(NEWS).await;
     server.publish(NEWS, "e", "x").await;
@@ -632,7 +632,7 @@ async fn an_app_for_tls_only_takes_connections_of_our_own_tls() {
 }
 
 #[tokio::test]
-async fn the_header_of_a_proxy_stands_before_the_handshake() {
+async fn a_proxy_header_comes_before_the_tls_handshake() {
     let server = Secure::with(|setup| {
         setup.options.proxy_protocol = true;
         setup.options.addresses.connections_max = Some(1);
@@ -650,16 +650,16 @@ async fn the_header_of_a_proxy_stands_before_the_handshake() {
     let mut second = proxied("192.0.2.1").await;
     second.write(RawSocket::upgrade_request("/app/demo-key").as_bytes()).await;
     second.read_head().await;
-    assert!(second.next().await.text().contains("4100"), "it has the address of the header");
+    assert!(second.next().await.text().contains("4100"), "the address is that of the header");
     proxied("192.0.2.2").await.upgrade("/app/demo-key").await;
     first.fence().await;
-    server.has_refused(Limit::AddressConnections, 1);
+    server.assert_limit_rejections(Limit::AddressConnections, 1);
     assert!(server.try_tls(server.certificate.client_config(&VERSIONS)).await.is_err());
-    server.refuses(Limit::ProxyProtocol, 1).await;
+    server.wait_for_rejections(Limit::ProxyProtocol, 1).await;
 }
 
 #[tokio::test]
-async fn a_shutdown_closes_clients_over_tls_as_others() {
+async fn a_shutdown_closes_clients_over_tls_like_others() {
     let server = Secure::start().await;
     let mut clients = [server.wss().await, server.wss().await];
     let mut idle = Http::over(server.tls().await);
@@ -674,7 +674,7 @@ async fn a_shutdown_closes_clients_over_tls_as_others() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
+async fn a_renewed_certificate_is_used_from_the_next_connection_on() {
     let server = Secure::start().await;
     let old = server.certificate.client_config(&VERSIONS);
     let mut client = server.wss().await;
@@ -687,7 +687,7 @@ async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
     assert!(refused.to_string().contains("invalid peer certificate"), "{refused}");
     client.fence().await;
 
-    // What is no certificate changes nothing, and neither does one that its key does not belong to.
+    // An invalid certificate changes nothing, and neither does a key that does not match.
     let path = server.certificate.folder.path();
     let key = fs::read(path.join("key.pem")).unwrap();
     for broken in ["", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"] {
@@ -702,14 +702,14 @@ async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
     fs::remove_file(path.join("key.pem")).unwrap();
     server.tls.reload();
 
-    // When both are good again, they are used.
+    // When both files are valid again, they are used.
     server.certificate.renew();
     server.tls.reload();
     server.wss().await.fence().await;
 }
 
 #[tokio::test]
-async fn clients_come_back_with_a_short_handshake() {
+async fn clients_resume_tls_sessions() {
     let server = Secure::start().await;
     for version in VERSIONS {
         let config = Arc::new(server.certificate.client_config(&[version]));
@@ -717,7 +717,7 @@ async fn clients_come_back_with_a_short_handshake() {
             let stream = server.tcp_for_tls().await;
             let stream = TlsConnector::from(Arc::clone(&config)).connect(localhost(), stream).await.unwrap();
             let resumed = stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-            // Tickets are read with the first answer.
+            // The tickets are read with the first response.
             assert_eq!(Http::over(stream).send(Request::get("/up")).await.status, 200);
             resumed
         })

@@ -138,7 +138,7 @@ fn occupied(channel: &str) -> Value {
 async fn failing(reply: Reply) -> (Receiver, Arc<AtomicBool>) {
     let is_open = Arc::new(AtomicBool::new(false));
     let opened = Arc::clone(&is_open);
-    let receiver = Receiver::that(move |_, _| match opened.load(Ordering::SeqCst) {
+    let receiver = Receiver::with_replies(move |_, _| match opened.load(Ordering::SeqCst) {
         true => Reply::Status(200),
         false => reply.clone(),
     });
@@ -271,7 +271,7 @@ async fn both_halves_of_a_flap_are_acked_and_not_sent() {
 
 #[tokio::test]
 async fn a_cancelled_pair_is_acked_when_the_other_receivers_have_it() {
-    let (mut slow, mut quick) = (Receiver::that(|_, _| Reply::Hang).await, Receiver::start().await);
+    let (mut slow, mut quick) = (Receiver::with_replies(|_, _| Reply::Hang).await, Receiver::start().await);
     let mut node = Node::start([slow.webhook(), quick.webhook()], |app, options| {
         (app.webhook_batching, app.webhook_batching_ms) = (true, 1);
         options.timing.debounce = Duration::ZERO;
@@ -312,7 +312,7 @@ async fn a_held_record_is_sent_with_its_own_time() {
 async fn an_expired_record_is_acked_when_its_dead_letter_is_written() {
     let directory = tempfile::tempdir().unwrap();
     for file in [Some(directory.path().join("dead.jsonl")), None] {
-        let receiver = Receiver::that(|_, _| Reply::Status(500)).await;
+        let receiver = Receiver::with_replies(|_, _| Reply::Status(500)).await;
         let mut node = Node::start([receiver.webhook()], |_, options| {
             options.timing.delivery_timeout = Duration::from_millis(50);
             options.dead_letter_file = file.clone();
@@ -388,7 +388,7 @@ async fn a_shutdown_nacks_unsent_records_and_writes_other_events_as_dead_letters
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("dead.jsonl");
         let case = format!("{reply:?}, {batching}");
-        let mut receiver = Receiver::that(move |_, _| reply.clone()).await;
+        let mut receiver = Receiver::with_replies(move |_, _| reply.clone()).await;
         let mut node = Node::start([receiver.webhook()], |app, options| {
             (app.webhook_batching, app.webhook_batching_ms) = (batching, 1);
             options.dead_letter_file = Some(file.clone());
@@ -421,7 +421,7 @@ async fn a_shutdown_nacks_unsent_records_and_writes_other_events_as_dead_letters
 fn records_that_end_with_the_process_are_nacked() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut node = runtime.block_on(async {
-        let mut receiver = Receiver::that(|_, _| Reply::Hang).await;
+        let mut receiver = Receiver::with_replies(|_, _| Reply::Hang).await;
         let mut node = Node::start([receiver.webhook()], |_, _| ());
         // In flight, behind it, and held.
         ["+a", "+a", "-b"].into_iter().for_each(|what| node.read(what));
@@ -462,7 +462,8 @@ async fn cancelled_records_are_not_sent() {
 
 #[tokio::test]
 async fn event_ids_are_unique_across_processes() {
-    let mut receiver = Receiver::that(|at, _| Reply::Status(if at % 2 == 0 { 500 } else { 200 })).await;
+    let mut receiver =
+        Receiver::with_replies(|at, _| Reply::Status(if at % 2 == 0 { 500 } else { 200 })).await;
     let node = Node::start([receiver.webhook()], |_, _| ());
     let other = Node::start([receiver.webhook()], |_, _| ());
     let mut ids: Vec<EventId> = Vec::new();

@@ -169,9 +169,10 @@ async fn a_fresh_time_replaces_the_time_and_signs_again() {
 
 #[tokio::test]
 async fn undelivered_dead_letters_stay_in_the_file() {
-    let mut receiver =
-        Receiver::that(|_, hook| Reply::Status(if hook.events()[0]["channel"] == "bad" { 422 } else { 200 }))
-            .await;
+    let mut receiver = Receiver::with_replies(|_, hook| {
+        Reply::Status(if hook.events()[0]["channel"] == "bad" { 422 } else { 200 })
+    })
+    .await;
     let (workspace, url) = (Workspace::with_webhook(&receiver.url("/hooks")), receiver.url("/hooks"));
     let (good, bad) = (dead_letter_line("1001", &url, "good"), dead_letter_line("1001", &url, "bad"));
     let (no_app, no_webhook) =
@@ -204,7 +205,7 @@ async fn undelivered_dead_letters_stay_in_the_file() {
 #[tokio::test]
 async fn a_replay_skips_later_dead_letters_of_a_receiver_that_fails() {
     for reply in [Reply::HangUp, Reply::Status(500), Reply::Status(503), Reply::Status(429)] {
-        let mut receiver = Receiver::that(move |_, _| reply.clone()).await;
+        let mut receiver = Receiver::with_replies(move |_, _| reply.clone()).await;
         let (workspace, url) = (Workspace::with_webhook(&receiver.url("/")), receiver.url("/"));
         let lines = [dead_letter_line("1001", &url, "a"), dead_letter_line("1001", &url, "b")].concat();
         fs::write(workspace.path("dead.jsonl"), &lines).unwrap();
@@ -219,7 +220,8 @@ async fn a_replay_skips_later_dead_letters_of_a_receiver_that_fails() {
 
 #[tokio::test]
 async fn an_interrupted_replay_keeps_unsent_lines_and_excludes_other_replays() {
-    let mut receiver = Receiver::that(|at, _| if at == 0 { Reply::Status(200) } else { Reply::Hang }).await;
+    let mut receiver =
+        Receiver::with_replies(|at, _| if at == 0 { Reply::Status(200) } else { Reply::Hang }).await;
     let (workspace, url) = (Workspace::with_webhook(&receiver.url("/")), receiver.url("/"));
     let lines: Vec<_> = ["a", "b", "c"].map(|channel| dead_letter_line("1001", &url, channel)).into();
     fs::write(workspace.path("dead.jsonl"), lines.concat()).unwrap();
@@ -313,8 +315,10 @@ async fn a_failing_receiver_and_its_recovery_are_logged_once_each() {
     let is_open = Arc::new(AtomicBool::new(false));
     let mut receiver = {
         let is_open = Arc::clone(&is_open);
-        Receiver::that(move |_, _| Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 }))
-            .await
+        Receiver::with_replies(move |_, _| {
+            Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 })
+        })
+        .await
     };
     let workspace = Workspace::new(
         &format!(
@@ -343,7 +347,7 @@ async fn a_failing_receiver_and_its_recovery_are_logged_once_each() {
 
 #[tokio::test]
 async fn lost_dead_letters_are_logged_once() {
-    let mut receiver = Receiver::that(|_, _| Reply::Status(500)).await;
+    let mut receiver = Receiver::with_replies(|_, _| Reply::Status(500)).await;
     let workspace = Workspace::new(
         &format!("webhooks = [{{ url = '{}' }}]", receiver.url("/")),
         "dead_letter_file = '../dead.jsonl'",

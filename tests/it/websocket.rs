@@ -1,5 +1,5 @@
-//! WebSocket framing beyond the cases of `websocket_matrix.rs`: any mask, any arrival, what a Close and a hang-up leave
-//! behind. Source: RFC 6455 §5 to §8; protocol.md §1.3.
+//! WebSocket framing beyond the cases of `websocket_matrix.rs`: any mask, any segments, and the ends of a connection.
+//! Source: RFC 6455 §5 to §8; protocol.md §1.3.
 
 use crate::harness::{RawSocket, Server, frame, frame_head, text_frame};
 
@@ -12,7 +12,7 @@ const CLOSE: u8 = 0x8;
 const WS_PING: u8 = 0x9;
 const WS_PONG: u8 = 0xa;
 
-/// Sends these bytes and expects one pong of the protocol.
+/// Sends bytes and expects one `pusher:pong`.
 async fn expect_pong(raw: &mut RawSocket, bytes: &[u8]) {
     raw.write(bytes).await;
     assert_eq!(raw.next().await.text(), PONG);
@@ -48,22 +48,22 @@ async fn any_mask_is_understood() {
 }
 
 #[tokio::test]
-async fn what_follows_a_close_is_not_obeyed() {
+async fn frames_after_a_close_are_ignored() {
     let server = Server::start().await;
     let mut listener = server.connect().await;
     listener.subscribe("private-room").await;
     let mut sender = server.connect().await;
     sender.subscribe("private-room").await;
     let mut raw = server.connect_raw().await;
-    let farewell = frame(FIN | CLOSE, &1000u16.to_be_bytes());
-    raw.write(&[farewell, text_frame(PING), frame(FIN | WS_PING, b"x")].concat()).await;
+    let close = frame(FIN | CLOSE, &1000u16.to_be_bytes());
+    raw.write(&[close, text_frame(PING), frame(FIN | WS_PING, b"x")].concat()).await;
     raw.expect_close(1000).await;
     listener.fence().await;
     sender.fence().await;
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_without_a_close_is_gone() {
+async fn a_client_that_disconnects_without_a_close_is_removed() {
     let server = Server::start().await;
     let mut listener = server.connect().await;
     listener.join("presence-room", serde_json::json!({ "user_id": "1" })).await;

@@ -1,11 +1,11 @@
 //! RFC 6455, case by case, in the sections of the Autobahn test suite: 1 framing, 2 pings and pongs, 3 reserved bits,
-//! 4 opcodes, 5 fragmentation, 6 UTF-8, 7 closing, 9 limits. (8 does not exist; 10, 12 and 13 are of compression, which
-//! `compression.rs` shows.)
+//! 4 opcodes, 5 fragmentation, 6 UTF-8, 7 closing, 9 limits. (8 does not exist; 10, 12 and 13 test compression: see
+//! `compression.rs`.)
 //!
-//! Autobahn's server echoes; pusherd answers what it understands. So where Autobahn sends a text of some length, here a
-//! `pusher:ping` is sent that has been padded to that length, and its answer is `pusher:pong`; where the text matters,
-//! it is in a field that is passed over. A text that is no message is answered with `pusher:error`, and binary messages
-//! are outside of the protocol: they end the connection with 1003, whatever else is right with them.
+//! Autobahn's server echoes; pusherd replies to messages that it understands. Where Autobahn sends a text of some length,
+//! these tests send a `pusher:ping` padded to that length, and expect `pusher:pong`. Where the text matters, it is in a
+//! field that the server ignores. A text that is no message gets `pusher:error`. Binary messages are not part of the
+//! protocol: they close the connection with 1003.
 //!
 //! Source: RFC 6455 §5 to §8; protocol.md §1.3, §2.8.
 
@@ -31,39 +31,39 @@ const PONG: u8 = 0xa;
 /// The longest message of a client, in bytes.
 const LIMIT: usize = 32 * 1024;
 
-/// What a text means to the server.
+/// The texts that the server understands.
 const PUSHER_PING: &str = r#"{"event":"pusher:ping"}"#;
 const PUSHER_PONG: &str = r#"{"event":"pusher:pong","data":"{}"}"#;
 
-/// One case: in which section, what is sent, and what comes back.
+/// One case: its section, what is sent, and the expected frames.
 struct Case {
     section: &'static str,
     what: String,
-    /// Pieces, each of which is written by itself.
+    /// Chunks, each written by itself.
     sends: Vec<Vec<u8>>,
     answers: Vec<Answer>,
     end: End,
 }
 
-/// What comes back before the end.
+/// A frame before the end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Answer {
     /// `pusher:pong`.
     Pusher,
-    /// `pusher:error` without a number: a text that is no message.
+    /// `pusher:error` without a code: the text is no message.
     Error,
     /// A Pong with this payload.
     Pong(Vec<u8>),
 }
 
-/// How it ends.
+/// The end of a case.
 #[derive(Clone, Copy, Debug)]
 enum End {
-    /// Not at all: the connection goes on.
+    /// None: the connection stays open.
     Open,
-    /// With a Close of this code.
+    /// A Close with this code.
     Close(u16),
-    /// With a Close without a code.
+    /// A Close without a code.
     CloseWithoutCode,
 }
 
@@ -77,36 +77,36 @@ fn case(
     Case { section, what: what.into(), sends: vec![bytes], answers: answers.to_vec(), end }
 }
 
-/// A case that breaks a rule.
+/// A case that violates a rule.
 fn broken(section: &'static str, what: impl Into<String>, bytes: Vec<u8>, code: u16) -> Case {
     case(section, what, bytes, &[], End::Close(code))
 }
 
-/// A case after which everything goes on.
-fn fine(section: &'static str, what: impl Into<String>, bytes: Vec<u8>, answers: &[Answer]) -> Case {
+/// A case after which the connection stays open.
+fn ok(section: &'static str, what: impl Into<String>, bytes: Vec<u8>, answers: &[Answer]) -> Case {
     case(section, what, bytes, answers, End::Open)
 }
 
 impl Case {
-    /// The same bytes, in pieces of so many.
-    fn in_pieces_of(mut self, bytes: usize) -> Self {
+    /// The same bytes, in chunks of this size.
+    fn in_chunks_of(mut self, bytes: usize) -> Self {
         self.sends = self.sends.concat().chunks(bytes).map(<[u8]>::to_vec).collect();
-        self.what = format!("{}, in pieces of {bytes}", self.what);
+        self.what = format!("{}, in chunks of {bytes}", self.what);
         self
     }
 
     async fn run(self, server: &Server) {
-        let about = format!("{}: {}", self.section, self.what);
+        let case = format!("{}: {}", self.section, self.what);
         let mut raw = server.connect_raw().await;
-        for piece in &self.sends {
-            // The server may have ended it before all is sent.
-            let _ = raw.try_write(piece).await;
+        for chunk in &self.sends {
+            // The server may close before everything is sent.
+            let _ = raw.try_write(chunk).await;
             if self.sends.len() > 1 {
                 tokio::task::yield_now().await;
             }
         }
         for answer in &self.answers {
-            assert_eq!(read(&raw.next().await), *answer, "{about}");
+            assert_eq!(read(&raw.next().await), *answer, "{case}");
         }
         let code = match self.end {
             End::Open => return raw.fence().await,
@@ -114,8 +114,8 @@ impl Case {
             End::CloseWithoutCode => None,
         };
         let frame = raw.next().await;
-        assert_eq!(frame.first, FIN | CLOSE, "{about}: {}", String::from_utf8_lossy(&frame.payload));
-        assert_eq!(frame.close().0, code, "{about}");
+        assert_eq!(frame.first, FIN | CLOSE, "{case}: {}", String::from_utf8_lossy(&frame.payload));
+        assert_eq!(frame.close().0, code, "{case}");
         raw.ends().await;
     }
 }
@@ -137,7 +137,7 @@ async fn run(cases: impl IntoIterator<Item = Case>) {
     let server = Server::start().await;
     let mut cases = cases.into_iter().peekable();
     assert!(cases.peek().is_some());
-    // Side by side: whoever does not answer a Close waits for its end.
+    // Concurrently: a client that does not reply to a Close waits for its end.
     while cases.peek().is_some() {
         join_all(cases.by_ref().take(100).map(|case| case.run(&server))).await;
     }
@@ -145,17 +145,17 @@ async fn run(cases: impl IntoIterator<Item = Case>) {
     server.stop().await;
 }
 
-/// A message of so many bytes that is answered with `pusher:pong`.
+/// A message of this length that is answered with `pusher:pong`.
 fn padded(bytes: usize) -> String {
     format!("{PUSHER_PING}{}", " ".repeat(bytes - PUSHER_PING.len()))
 }
 
-/// A message whose text is `text`, as bytes, in a field that means nothing.
-fn saying(text: &[u8]) -> Vec<u8> {
+/// A message with `text`, as bytes, in a field that the server ignores.
+fn with_text(text: &[u8]) -> Vec<u8> {
     [br#"{"event":"pusher:ping","x":""#, text, br#""}"#].concat()
 }
 
-/// A message in fragments of these sizes, the last of what is left.
+/// A message in fragments of these sizes; the last one has the rest.
 fn fragments(opcode: u8, message: &[u8], sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
     let (mut bytes, mut rest, mut first) = (Vec::new(), message, opcode);
     for size in sizes {
@@ -167,7 +167,7 @@ fn fragments(opcode: u8, message: &[u8], sizes: impl IntoIterator<Item = usize>)
     bytes
 }
 
-/// The beginning of a text: so many fragments of this size, and no last one.
+/// The beginning of a text: `count` fragments of this size, without the last one.
 fn begun(count: usize, size: usize) -> Vec<u8> {
     let first = |at| if at == 0 { TEXT } else { CONTINUATION };
     (0..count).flat_map(|at| frame(first(at), &vec![b' '; size])).collect()
@@ -182,12 +182,12 @@ async fn section_1_framing() {
     let text = |bytes: usize| frame(FIN | TEXT, padded(bytes).as_bytes());
     let lengths = [PUSHER_PING.len(), 125, 126, 127, 128, 1000, LIMIT - 1, LIMIT];
     let mut cases =
-        vec![fine("1.1.1", "an empty text is no message", frame(FIN | TEXT, b""), &[Answer::Error])];
+        vec![ok("1.1.1", "an empty text is no message", frame(FIN | TEXT, b""), &[Answer::Error])];
     cases.extend(
-        lengths.map(|bytes| fine("1.1", format!("a text of {bytes} bytes"), text(bytes), &[Answer::Pusher])),
+        lengths.map(|bytes| ok("1.1", format!("a text of {bytes} bytes"), text(bytes), &[Answer::Pusher])),
     );
-    for pieces in [997, 1] {
-        cases.push(fine("1.1.8", "a text of 5000 bytes", text(5000), &[Answer::Pusher]).in_pieces_of(pieces));
+    for bytes in [997, 1] {
+        cases.push(ok("1.1.8", "a text of 5000 bytes", text(5000), &[Answer::Pusher]).in_chunks_of(bytes));
     }
     for bytes in [65_535, 65_536] {
         cases.push(broken("1.1", format!("a text of {bytes} bytes"), text(bytes), 1009));
@@ -217,20 +217,20 @@ async fn section_2_pings_and_pongs() {
     let pong = |payload: &[u8]| Answer::Pong(payload.to_vec());
     let text = frame(FIN | TEXT, PUSHER_PING.as_bytes());
     run([
-        fine("2.1", "a ping without payload", ping(b""), &[pong(b"")]),
-        fine("2.2", "a ping with a text", ping(b"Hello, world!"), &[pong(b"Hello, world!")]),
-        fine(
+        ok("2.1", "a ping without payload", ping(b""), &[pong(b"")]),
+        ok("2.2", "a ping with a text", ping(b"Hello, world!"), &[pong(b"Hello, world!")]),
+        ok(
             "2.3",
             "a ping that is not UTF-8",
             ping(b"\x00\xff\xfe\xfd\xfc\xfb"),
             &[pong(b"\x00\xff\xfe\xfd\xfc\xfb")],
         ),
-        fine("2.4", "a ping of 125 bytes", ping(&[0xfe; 125]), &[pong(&[0xfe; 125])]),
+        ok("2.4", "a ping of 125 bytes", ping(&[0xfe; 125]), &[pong(&[0xfe; 125])]),
         broken("2.5", "a ping of 126 bytes", ping(&[0xfe; 126]), 1002),
-        fine("2.6", "a ping of 125 bytes", ping(&[0xfe; 125]), &[pong(&[0xfe; 125])]).in_pieces_of(1),
-        fine("2.7", "a pong that nobody asked for", frame(FIN | PONG, b""), &[]),
-        fine("2.8", "such a pong with a payload", frame(FIN | PONG, b"unasked"), &[]),
-        fine(
+        ok("2.6", "a ping of 125 bytes", ping(&[0xfe; 125]), &[pong(&[0xfe; 125])]).in_chunks_of(1),
+        ok("2.7", "a pong that nobody asked for", frame(FIN | PONG, b""), &[]),
+        ok("2.8", "such a pong with a payload", frame(FIN | PONG, b"unasked"), &[]),
+        ok(
             "2.9",
             "such a pong, then a ping",
             [frame(FIN | PONG, b"unasked"), ping(b"asked")].concat(),
@@ -243,7 +243,7 @@ async fn section_2_pings_and_pongs() {
             [&[FIN | PING, 0x80 | 126, 0, 5][..], b"maskhello"].concat(),
             1002,
         ),
-        fine("2", "a ping behind a text", [text, ping(b"x")].concat(), &[Answer::Pusher, pong(b"x")]),
+        ok("2", "a ping behind a text", [text, ping(b"x")].concat(), &[Answer::Pusher, pong(b"x")]),
     ])
     .await;
 }
@@ -261,8 +261,8 @@ async fn section_2_10_and_2_11_ten_pings() {
             "one after the other, each is answered"
         );
     }
-    // At once, or in pieces: an endpoint may answer only the last it has seen (RFC 6455 §5.5.3), so some are passed
-    // over, none comes twice or before an earlier one, and the last is there.
+    // At once, or in chunks: an endpoint may answer only the last ping it has seen (RFC 6455 §5.5.3). So some pongs are
+    // missing, none comes twice or before an earlier one, and the last is there.
     let all: Vec<u8> = (0..10).flat_map(|at| frame(FIN | PING, &payload(at))).collect();
     for piece in [all.len(), 1] {
         let mut raw = server.connect_raw().await;
@@ -311,8 +311,8 @@ async fn section_3_reserved_bits() {
             End::Close(1002),
         ));
     }
-    let in_pieces = broken("3.3", "bits 011 on a text", frame(FIN | 0x30 | TEXT, ping), 1002).in_pieces_of(1);
-    run(cases.into_iter().chain([in_pieces])).await;
+    let in_chunks = broken("3.3", "bits 011 on a text", frame(FIN | 0x30 | TEXT, ping), 1002).in_chunks_of(1);
+    run(cases.into_iter().chain([in_chunks])).await;
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ async fn section_4_opcodes() {
 
 #[tokio::test]
 async fn section_5_fragmentation() {
-    let message = saying("wörld 😀".as_bytes());
+    let message = with_text("wörld 😀".as_bytes());
     let (one, rest) = message.split_at(7);
     let (two, three) = rest.split_at(20);
     let first = || frame(TEXT, one);
@@ -368,24 +368,24 @@ async fn section_5_fragmentation() {
             [frame(CLOSE, b"\x03"), frame(FIN | CONTINUATION, b"\xe8")].concat(),
             1002,
         ),
-        fine("5.3", "two fragments", fragments(TEXT, &message, [7]), &[Answer::Pusher]),
-        fine("5.5", "two fragments", fragments(TEXT, &message, [7]), &[Answer::Pusher]).in_pieces_of(1),
-        fine(
+        ok("5.3", "two fragments", fragments(TEXT, &message, [7]), &[Answer::Pusher]),
+        ok("5.5", "two fragments", fragments(TEXT, &message, [7]), &[Answer::Pusher]).in_chunks_of(1),
+        ok(
             "5.6",
             "a ping in between",
             [first(), ping(), frame(FIN, rest)].concat(),
             &[pong.clone(), Answer::Pusher],
         ),
-        fine(
+        ok(
             "5.8",
             "a ping in between",
             [first(), ping(), frame(FIN, rest)].concat(),
             &[pong.clone(), Answer::Pusher],
         )
-        .in_pieces_of(1),
+        .in_chunks_of(1),
         broken("5.9", "a continuation of nothing", [frame(FIN, &message), whole()].concat(), 1002),
         broken("5.10", "a continuation of nothing", [frame(FIN, &message), whole()].concat(), 1002)
-            .in_pieces_of(1),
+            .in_chunks_of(1),
         broken(
             "5.12",
             "a first fragment that continues nothing",
@@ -408,15 +408,15 @@ async fn section_5_fragmentation() {
         broken("5.18", "a text amid a text", [first(), whole()].concat(), 1002),
         broken("5.18", "a fragment of another text amid a text", [first(), first(), last()].concat(), 1002),
         broken("5.18", "a binary message amid a text", [first(), frame(FIN | BINARY, b"x")].concat(), 1002),
-        fine(
+        ok(
             "5.19",
             "fragments with pings in between",
             [first(), ping(), middle(), frame(FIN | PONG, b""), last()].concat(),
             &[pong, Answer::Pusher],
         ),
-        fine("5", "empty fragments", fragments(TEXT, &message, [0, 0, 7, 0, 20, 0]), &[Answer::Pusher]),
-        fine("5", "a fragment a byte", fragments(TEXT, &message, vec![1; message.len()]), &[Answer::Pusher]),
-        fine("5", "nothing but empty fragments", fragments(TEXT, b"", [0, 0]), &[Answer::Error]),
+        ok("5", "empty fragments", fragments(TEXT, &message, [0, 0, 7, 0, 20, 0]), &[Answer::Pusher]),
+        ok("5", "a fragment a byte", fragments(TEXT, &message, vec![1; message.len()]), &[Answer::Pusher]),
+        ok("5", "nothing but empty fragments", fragments(TEXT, b"", [0, 0]), &[Answer::Error]),
         broken("5", "a binary message in fragments", fragments(BINARY, b"xy", [1]), 1003),
         broken("5", "a Close amid a text", [first(), close(1000, b""), last()].concat(), 1000),
     ];
@@ -424,7 +424,7 @@ async fn section_5_fragmentation() {
 }
 
 #[tokio::test]
-async fn section_5_a_ping_amid_a_text_is_answered_at_once() {
+async fn section_5_a_ping_within_a_fragmented_text_is_answered_at_once() {
     let server = Server::start().await;
     let mut raw = server.connect_raw().await;
     let (one, rest) = PUSHER_PING.as_bytes().split_at(9);
@@ -434,11 +434,11 @@ async fn section_5_a_ping_amid_a_text_is_answered_at_once() {
     assert_eq!(read(&raw.next().await), Answer::Pusher);
 }
 
-/// Texts that are UTF-8. Source: Autobahn 6.2, 6.5 to 6.7, 6.9, 6.11, 6.22, 6.23; Markus Kuhn's stress test.
+/// Valid UTF-8. Source: Autobahn 6.2, 6.5 to 6.7, 6.9, 6.11, 6.22, 6.23; Markus Kuhn's stress test.
 const UTF_8: [&[u8]; 26] = [
     "Hello-µ@ßöäüàá-UTF-8!!".as_bytes(),
     "κόσμε".as_bytes(),
-    // The first and the last of each length, and the edges of what UTF-16 sets aside.
+    // The first and the last code point of each length, and around the surrogates.
     b"\x7f",
     b"\xc2\x80",
     b"\xdf\xbf",
@@ -449,7 +449,7 @@ const UTF_8: [&[u8]; 26] = [
     b"\xef\xbf\xbf",
     b"\xf0\x90\x80\x80",
     b"\xf4\x8f\xbf\xbf",
-    // Noncharacters are characters to UTF-8.
+    // Noncharacters are valid in UTF-8.
     b"\xef\xbf\xbe",
     b"\xf0\x9f\xbf\xbe",
     b"\xf0\x9f\xbf\xbf",
@@ -466,7 +466,7 @@ const UTF_8: [&[u8]; 26] = [
     "😀🏳️‍🌈".as_bytes(),
 ];
 
-/// Texts that are not. Source: Autobahn 6.3, 6.8, 6.10, 6.12 to 6.21; Markus Kuhn's stress test.
+/// Invalid UTF-8. Source: Autobahn 6.3, 6.8, 6.10, 6.12 to 6.21; Markus Kuhn's stress test.
 const NOT_UTF_8: [&[u8]; 47] = [
     b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80\x65\x64\x69\x74\x65\x64",
     // Five and six bytes.
@@ -475,15 +475,15 @@ const NOT_UTF_8: [&[u8]; 47] = [
     b"\xf7\xbf\xbf\xbf",
     b"\xfb\xbf\xbf\xbf\xbf",
     b"\xfd\xbf\xbf\xbf\xbf\xbf",
-    // Beyond the last character.
+    // Beyond the last code point.
     b"\xf4\x90\x80\x80",
     b"\xf5\x80\x80\x80",
-    // Continuations of nothing.
+    // Continuation bytes without a first byte.
     b"\x80",
     b"\xbf",
     b"\x80\xbf",
     b"\x80\xbf\x80\xbf\x80",
-    // Beginnings of nothing.
+    // First bytes without continuation bytes.
     b"\xc0 \xc1 \xc2 \xdf ",
     b"\xe0 \xe7 \xef ",
     b"\xf0 \xf4 \xf7 ",
@@ -500,11 +500,11 @@ const NOT_UTF_8: [&[u8]; 47] = [
     b"\xdf",
     b"\xef\xbf",
     b"\xc3\xe2\x82\xf0\x9f\x98",
-    // Bytes that never are.
+    // Bytes that are never valid.
     b"\xfe",
     b"\xff",
     b"\xfe\xfe\xff\xff",
-    // Longer than need be.
+    // Overlong encodings.
     b"\xc0\xaf",
     b"\xe0\x80\xaf",
     b"\xf0\x80\x80\xaf",
@@ -527,13 +527,14 @@ const NOT_UTF_8: [&[u8]; 47] = [
 
 #[tokio::test]
 async fn section_6_utf_8() {
-    let whole = UTF_8
-        .map(|text| fine("6.2", format!("{text:02x?}"), frame(FIN | TEXT, &saying(text)), &[Answer::Pusher]));
+    let whole = UTF_8.map(|text| {
+        ok("6.2", format!("{text:02x?}"), frame(FIN | TEXT, &with_text(text)), &[Answer::Pusher])
+    });
     let split = UTF_8.iter().flat_map(|text| {
-        let message = saying(text);
-        let start = saying(b"").len() - 2;
+        let message = with_text(text);
+        let start = with_text(b"").len() - 2;
         (0..=text.len()).map(move |at| {
-            fine(
+            ok(
                 "6.2.3",
                 format!("{text:02x?} cut at {at}"),
                 fragments(TEXT, &message, [start + at]),
@@ -542,8 +543,8 @@ async fn section_6_utf_8() {
         })
     });
     let by_byte = UTF_8.map(|text| {
-        let message = saying(text);
-        fine(
+        let message = with_text(text);
+        ok(
             "6.2.4",
             format!("{text:02x?}, a fragment a byte"),
             fragments(TEXT, &message, vec![1; message.len()]),
@@ -555,8 +556,8 @@ async fn section_6_utf_8() {
 
 #[tokio::test]
 async fn section_6_not_utf_8() {
-    let whole =
-        NOT_UTF_8.map(|text| broken("6.3", format!("{text:02x?}"), frame(FIN | TEXT, &saying(text)), 1007));
+    let whole = NOT_UTF_8
+        .map(|text| broken("6.3", format!("{text:02x?}"), frame(FIN | TEXT, &with_text(text)), 1007));
     let alone =
         NOT_UTF_8.map(|text| broken("6.3", format!("{text:02x?} alone"), frame(FIN | TEXT, text), 1007));
     let split = NOT_UTF_8.iter().flat_map(|text| {
@@ -623,7 +624,7 @@ async fn section_9_limits() {
         let message = padded(bytes);
         for size in [64, 256, 1024, 4096, bytes] {
             let sent = fragments(TEXT, message.as_bytes(), vec![size; (bytes / size).saturating_sub(1)]);
-            cases.push(fine(
+            cases.push(ok(
                 "9.1, 9.3",
                 format!("{bytes} bytes in fragments of {size}"),
                 sent,
@@ -633,9 +634,9 @@ async fn section_9_limits() {
     }
     for size in [64, 512, 1024, 2048] {
         let sent = frame(FIN | TEXT, padded(LIMIT).as_bytes());
-        cases.push(fine("9.5", format!("{LIMIT} bytes"), sent, &[Answer::Pusher]).in_pieces_of(size));
+        cases.push(ok("9.5", format!("{LIMIT} bytes"), sent, &[Answer::Pusher]).in_chunks_of(size));
     }
-    // One more than the limit is refused when it is announced.
+    // One byte more than the limit is rejected when it is announced.
     let announced = [LIMIT as u64 + 1, 1 << 16, 1 << 32, u64::MAX >> 1, u64::MAX];
     cases.extend(
         announced.map(|bytes| {
@@ -657,7 +658,7 @@ async fn section_9_limits() {
 }
 
 #[tokio::test]
-async fn a_frame_of_a_client_without_a_mask_is_closed_with_1002() {
+async fn an_unmasked_frame_is_closed_with_1002() {
     run([
         broken("§5.1", "a text", unmasked_frame(FIN | TEXT, PUSHER_PING.as_bytes()), 1002),
         broken("§5.1", "a ping", unmasked_frame(FIN | PING, b""), 1002),
@@ -667,12 +668,11 @@ async fn a_frame_of_a_client_without_a_mask_is_closed_with_1002() {
     .await;
 }
 
-/// Another library as the client, over all sizes and fragmentations: it sends what it has been made for, and reads all
-/// that the server says.
+/// Another library as the client, over all sizes and fragmentations.
 #[tokio::test]
-async fn a_client_library_is_understood_whatever_sizes_and_fragments_it_sends() {
-    let much = Rate { per_second: 1_000_000, burst: 1_000_000 };
-    let server = Server::with_app(|app: &mut App| app.limits.messages = much).await;
+async fn messages_of_a_client_library_are_understood_in_all_sizes_and_fragments() {
+    let unlimited = Rate { per_second: 1_000_000, burst: 1_000_000 };
+    let server = Server::with_app(|app: &mut App| app.limits.messages = unlimited).await;
     let mut client = server.connect().await;
     let sizes = [23, 24, 60, 125, 126, 127, 200, 255, 256, 1000, 4095, 4096, 16_384, LIMIT - 1, LIMIT];
     for bytes in sizes {
@@ -703,7 +703,7 @@ async fn expect_pong(client: &mut Client) {
     client.expect(serde_json::json!({ "event": "pusher:pong", "data": "{}" })).await;
 }
 
-/// What a stream of frames leads to, as the decoder says it.
+/// The result of a stream of frames, as the decoder reads it.
 fn decoded(stream: &[u8]) -> (Vec<Answer>, Option<u16>) {
     use pusherd::protocol::wire::websocket::{Decoder, Incoming};
     let (mut answers, mut code) = (Vec::new(), None);
@@ -746,9 +746,9 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// The server over a socket does what the decoder says, which the fuzz target `websocket` holds against tungstenite.
+    /// The server over a socket does what the decoder says. The fuzz target `websocket` compares the decoder with tungstenite.
     #[test]
-    fn any_stream_of_frames_is_answered_as_it_is_decoded(
+    fn any_stream_of_frames_is_answered_as_the_decoder_reads_it(
         frames in proptest::collection::vec(any_frame(), 1..12), piece in 1..200usize,
     ) {
         let stream = frames.concat();
@@ -773,7 +773,7 @@ proptest! {
                     Some(frame) => got.push(read(&frame)),
                     None => break None,
                 }
-                // An open message swallows the ping at the end: then only a text amid a text ends it.
+                // An incomplete message swallows the ping at the end: then only a text amid a text ends it.
                 if code.is_none() && got.last() == Some(&Answer::Pusher) && pushers(&got) > pushers(&answers) {
                     break None;
                 }
@@ -788,7 +788,7 @@ fn pushers(answers: &[Answer]) -> usize {
 }
 
 fn check(answers: &[Answer], code: Option<u16>, got: &[Answer], end: Option<u16>) {
-    // Of several pings at once only the last is answered.
+    // Of several pings at once only the last may be answered.
     let texts = |answers: &[Answer]| -> Vec<Answer> {
         answers.iter().filter(|answer| !matches!(answer, Answer::Pong(_))).cloned().collect()
     };

@@ -101,7 +101,7 @@ pub(super) async fn once(
                 break ReservationGuard { api, app, reservation: Some(reservation) };
             }
             Lookup::Answered(response) => {
-                api.0.hub.metrics().repeats_answered.count();
+                api.0.hub.metrics().idempotent_replays.count();
                 let mut response = json_response(response, signed.headers);
                 response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
                 return Ok(response);

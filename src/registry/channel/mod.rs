@@ -149,13 +149,13 @@ impl Channel {
         let caches = self.name().is_cached();
         let cache_miss = caches && state.cached(now).is_none();
         if let Some(cached) = state.cached(now) {
-            outbox.answer(cached.frame.bytes());
+            outbox.reply_frames(cached.frame.bytes());
         } else if caches {
-            outbox.say(&ServerMessage::CacheMiss { channel: self.name() });
+            outbox.reply(&ServerMessage::CacheMiss { channel: self.name() });
         }
         let count = if join.counts { self.count_changed(&mut state, registry, now) } else { None };
         let changes = u16::from(occupied) + u16::from(join.member.is_some());
-        outbox.provoked(self.charge_bytes(&state, bytes_before, join.member.as_ref()), changes);
+        outbox.charge(self.charge_bytes(&state, bytes_before, join.member.as_ref()), changes);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
         Some(Ok(Joined {
@@ -171,13 +171,13 @@ impl Channel {
 
     fn acknowledge(&self, state: &mut State, outbox: &Outbox, acknowledgement: Option<&Frame>) {
         if let Some(acknowledgement) = acknowledgement {
-            return outbox.answer(acknowledgement.bytes());
+            return outbox.reply_frames(acknowledgement.bytes());
         }
         let subscribed =
             |members| pusher::encode(&ServerMessage::Subscribed { channel: self.name(), members });
         match &mut state.presence {
-            Some(presence) => outbox.answer(presence.roster(subscribed).bytes()),
-            None => outbox.answer(subscribed(None).bytes()),
+            Some(presence) => outbox.reply_frames(presence.roster(subscribed).bytes()),
+            None => outbox.reply_frames(subscribed(None).bytes()),
         }
     }
 
@@ -218,7 +218,7 @@ impl Channel {
         }
         let count = if counts { self.count_changed(&mut state, registry, now) } else { None };
         let changes = u16::from(vacated) + u16::from(left.member.is_some());
-        left.outbox.provoked(self.charge_bytes(&state, bytes_before, None), changes);
+        left.outbox.charge(self.charge_bytes(&state, bytes_before, None), changes);
         let backlog = self.backlog(&state);
         let drive = self.start(registry, &mut state);
         Some(Left { vacated, member: left.member.clone(), member_removed, count, drive, backlog })

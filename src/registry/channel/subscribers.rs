@@ -32,7 +32,7 @@ impl Subscriber {
 
     /// After this, no pass writes to the connection for the channel.
     pub(super) fn mark_gone(&self) {
-        self.outbox.between_sends(|| self.gone.store(true, Ordering::Relaxed));
+        self.outbox.with_sends_blocked(|| self.gone.store(true, Ordering::Relaxed));
     }
 
     pub(super) fn is_subscribed(&self) -> bool {

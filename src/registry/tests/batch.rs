@@ -4,7 +4,7 @@ use crate::protocol::wire::websocket::{Decoder, Incoming};
 
 fn compressing(id: u32, bytes_min: u32) -> Arc<Outbox> {
     let outbox = Outbox::detached(SocketId::new(id, 0), usize::MAX);
-    Arc::new(outbox.compressing(Compression::Deflate { bytes_min }))
+    Arc::new(outbox.with_compression(Compression::Deflate { bytes_min }))
 }
 
 /// The messages that a connection with compression received, and whether each was compressed.

@@ -47,27 +47,27 @@ fn a_join_or_leave_charges_the_connection_for_the_messages_to_all_subscribers() 
     let as_user = |id: u32| Join { member: Some(member(&id.to_string())), ..plain() };
     for (id, each) in (1..).zip(&members) {
         join(&registry, "presence-x", each, &as_user(id));
-        let (_, changes) = each.take_provoked();
+        let (_, changes) = each.take_charges();
         assert_eq!(changes, if id == 1 { 2 } else { 1 }, "a member, and for the first one the channel");
     }
     let tenth = &members[9];
     members.iter().for_each(|each| drop(each.take_queued()));
     leave(&registry, "presence-x", tenth);
     let removed: usize = members[0].take_queued().iter().map(|frame| frame.len()).sum();
-    assert_eq!(tenth.take_provoked(), ((9 * removed) as u32, 1));
+    assert_eq!(tenth.take_charges(), ((9 * removed) as u32, 1));
 
     join(&registry, "presence-x", tenth, &as_user(10));
     let added: usize = members[0].take_queued().iter().map(|frame| frame.len()).sum();
     let roster: usize = tenth.take_queued().iter().map(|frame| frame.len()).sum();
-    assert_eq!(tenth.take_provoked(), ((roster + 10 * added) as u32, 1));
+    assert_eq!(tenth.take_charges(), ((roster + 10 * added) as u32, 1));
 
     join(&registry, "presence-x", tenth, &as_user(10));
-    assert_eq!(tenth.take_provoked(), (roster as u32, 0), "acknowledged again, nothing changed");
-    assert_eq!(members[0].take_provoked(), (0, 0), "others are charged nothing");
+    assert_eq!(tenth.take_charges(), (roster as u32, 0), "acknowledged again, nothing changed");
+    assert_eq!(members[0].take_charges(), (0, 0), "others are charged nothing");
 
     join(&registry, "y", tenth, &plain());
     leave(&registry, "y", tenth);
-    assert_eq!(tenth.take_provoked().1, 2, "the channel became occupied and vacated");
+    assert_eq!(tenth.take_charges().1, 2, "the channel became occupied and vacated");
 }
 
 #[test]

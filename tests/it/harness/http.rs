@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client: it writes exactly what a test says, where a library would know better.
+//! A small HTTP/1.1 client that writes exactly what a test says, where a library would correct it.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::raw::RawSocket;
 use super::signing::{DEMO, Key, md5_hex, unix_now};
 use super::{Stream, in_time};
 
-/// What a query value may hold as it is.
+/// The characters that a query value may contain unescaped.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A request, signed or not.
@@ -76,17 +76,17 @@ impl Request {
         self.with("auth_key", key.key)
             .with("auth_timestamp", &timestamp.to_string())
             .with("auth_version", "1.0")
-            .sealed(key)
+            .with_signature(key)
     }
 
-    /// Adds the signature of everything there is now.
-    pub fn sealed(self, key: &Key) -> Self {
+    /// Adds the signature of the current method, path and query.
+    pub fn with_signature(self, key: &Key) -> Self {
         let path = self.path.clone();
-        self.sealed_as(key, &path)
+        self.with_signature_of_path(key, &path)
     }
 
-    /// As [`Request::sealed`], for a client that signed another path than it sends.
-    pub fn sealed_as(self, key: &Key, path: &str) -> Self {
+    /// As [`Request::with_signature`], for a client that signed a path other than the one it sends.
+    pub fn with_signature_of_path(self, key: &Key, path: &str) -> Self {
         let mut query: Vec<_> =
             self.query.iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
         query.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -95,7 +95,7 @@ impl Request {
         self.with("auth_signature", &signature)
     }
 
-    /// Adds a parameter. After signing, it is one that the signature does not cover.
+    /// Adds a parameter. After signing, the signature does not cover it.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.query.push((name.to_owned(), value.to_owned()));
         self
@@ -109,7 +109,7 @@ impl Request {
         self
     }
 
-    /// Takes a parameter away.
+    /// Removes a parameter.
     pub fn without(mut self, name: &str) -> Self {
         self.query.retain(|(given, _)| given != name);
         self
@@ -120,19 +120,19 @@ impl Request {
         &self.query.iter().find(|(given, _)| given == name).unwrap().1
     }
 
-    /// Changes the path. After signing, it is one that the signature does not cover.
+    /// Changes the path. After signing, the signature does not cover it.
     pub fn path(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
         self
     }
 
-    /// Changes the method. After signing, it is one that the signature does not cover.
+    /// Changes the method. After signing, the signature does not cover it.
     pub fn method(mut self, method: &str) -> Self {
         method.clone_into(&mut self.method);
         self
     }
 
-    /// The path with the whole query, as it goes over the wire.
+    /// The path with the whole query, as it is sent.
     pub fn target(&self) -> String {
         if self.query.is_empty() {
             return self.path.clone();
@@ -143,7 +143,7 @@ impl Request {
         format!("{}?{}", self.path, query.join("&"))
     }
 
-    /// The head with `framing`, which says how the body comes.
+    /// The head with `framing`: the header that frames the body.
     pub fn head(&self, framing: &str) -> Vec<u8> {
         let headers: String =
             self.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -151,12 +151,12 @@ impl Request {
         format!("{} {target} HTTP/1.1\r\nHost: test\r\n{headers}{framing}\r\n", self.method).into_bytes()
     }
 
-    /// The head of a request whose length is known.
+    /// The head of a request with a known length.
     pub fn head_with_length(&self, length: usize) -> Vec<u8> {
         self.head(&format!("Content-Length: {length}\r\n"))
     }
 
-    /// All of the request.
+    /// The whole request.
     pub fn to_bytes(&self) -> Vec<u8> {
         let head = match self.body.len() {
             0 if self.method == "GET" => self.head(""),
@@ -171,7 +171,7 @@ impl Request {
     }
 }
 
-/// What a request was answered with.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -200,8 +200,8 @@ impl Answer {
         body
     }
 
-    /// Checks that this is an error as clients expect it, and answers its sentence.
-    pub fn refused(&self, status: u16) -> &str {
+    /// Checks that this is an error as clients expect it, and returns its sentence.
+    pub fn rejected(&self, status: u16) -> &str {
         assert_eq!(self.status, status, "{}", self.text());
         assert_eq!(self.header("content-type"), Some("text/plain; charset=utf-8"));
         let text = self.text();
@@ -210,7 +210,7 @@ impl Answer {
     }
 }
 
-/// A connection that requests go over, one after the other.
+/// A connection for several requests.
 pub struct Http<S = TcpStream> {
     stream: S,
     buffer: Vec<u8>,
@@ -221,7 +221,7 @@ impl<S: Stream> Http<S> {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends a request and waits for the answer.
+    /// Sends a request and waits for the response.
     pub async fn send(&mut self, request: Request) -> Answer {
         self.write(&request.to_bytes()).await;
         self.answer().await
@@ -232,24 +232,24 @@ impl<S: Stream> Http<S> {
         in_time("the server takes a request", self.stream.write_all(bytes)).await.unwrap();
     }
 
-    /// Writes bytes to a server that may have hung up.
+    /// Writes bytes to a server that may have disconnected.
     pub async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         in_time("the server takes a request", self.stream.write_all(bytes)).await
     }
 
-    /// Waits for the next answer, whatever its status.
+    /// Waits for the next response, whatever its status.
     pub async fn answer(&mut self) -> Answer {
         in_time("an HTTP answer", self.read_answer()).await.expect("the server hung up without an answer")
     }
 
-    /// The next answer, or `None` when the server hangs up instead.
+    /// The next response, or `None` when the server disconnects instead.
     pub async fn answer_or_end(&mut self) -> Option<Answer> {
         in_time("an HTTP answer or the end of the connection", self.read_answer()).await
     }
 
-    /// Waits until the server hangs up, and checks that it says nothing more.
+    /// Waits until the server disconnects, and checks that it sends nothing more.
     pub async fn ends(&mut self) {
-        in_time("the server hangs up", async { while self.read_more().await {} }).await;
+        in_time("the server disconnects", async { while self.read_more().await {} }).await;
         assert_eq!(String::from_utf8_lossy(&self.buffer), "");
     }
 
@@ -290,7 +290,7 @@ impl<S: Stream> Http<S> {
         Some(answer)
     }
 
-    /// The body of an answer that comes in pieces.
+    /// The body of a chunked response.
     async fn read_chunks(&mut self) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
@@ -313,14 +313,14 @@ impl<S: Stream> Http<S> {
         }
     }
 
-    /// Whether there was more to read.
+    /// Reads more; `false` at the end.
     async fn read_more(&mut self) -> bool {
         self.buffer.reserve(16 * 1024);
         self.stream.read_buf(&mut self.buffer).await.unwrap_or(0) > 0
     }
 }
 
-/// Where `part` begins in `all`.
+/// The position of `part` in `all`.
 pub(super) fn find(all: &[u8], part: &[u8]) -> Option<usize> {
     all.windows(part.len()).position(|window| window == part)
 }

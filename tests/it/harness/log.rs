@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tracing::Level;
 use tracing::subscriber::DefaultGuard;
 
-/// What is logged on the thread of a test, on which its server runs as well, as an operator sees it.
+/// The log of the test's thread, on which its server runs as well, as an operator sees it.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -20,19 +20,19 @@ impl Log {
         (log, tracing::subscriber::set_default(logs))
     }
 
-    /// Everything so far.
+    /// The whole log so far.
     pub fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// The lines at `level` that have `text` in them.
+    /// The lines at `level` that contain `text`.
     pub fn lines(&self, level: Level, text: &str) -> Vec<String> {
         let level = format!(" {level} ");
         let is_wanted = |line: &&str| line.contains(&level) && line.contains(text);
         self.text().lines().filter(is_wanted).map(str::to_owned).collect()
     }
 
-    /// The one line at `level` that has `text` in it.
+    /// The only line at `level` that contains `text`.
     pub fn line(&self, level: Level, text: &str) -> String {
         let mut lines = self.lines(level, text);
         assert_eq!(lines.len(), 1, "one line at {level} with {text:?}: {}", self.text());

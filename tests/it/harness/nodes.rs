@@ -1,4 +1,4 @@
-//! Several servers that are one cluster, over a broker in this process.
+//! Several servers of one cluster, over a broker in this process.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub struct Node {
     server: Server,
     /// The broker of all nodes.
     pub broker: Memory,
-    /// This one's way to it, which can be cut and mended.
+    /// The node's link to the broker, which can be cut and restored.
     pub link: MemoryDriver,
 }
 
@@ -25,13 +25,13 @@ impl Deref for Node {
     }
 }
 
-/// A cluster of so many nodes with the defaults.
+/// A cluster of `N` nodes with the defaults.
 pub async fn nodes<const N: usize>() -> [Node; N] {
     nodes_with(|_| {}).await
 }
 
-/// A cluster of nodes that `change` has adjusted. They look after each other often, and a lease is so long that none
-/// runs out, unless a test says so.
+/// A cluster of nodes that `change` has adjusted. Heartbeats are frequent, and leases so long that none expires unless a
+/// test says so.
 pub async fn nodes_with<const N: usize>(change: impl Fn(&mut Setup)) -> [Node; N] {
     let broker = Memory::default();
     let mut nodes = Vec::with_capacity(N);
@@ -43,7 +43,7 @@ pub async fn nodes_with<const N: usize>(change: impl Fn(&mut Setup)) -> [Node; N
             change(setup);
         })
         .await;
-        // Its driver is there before the next one's.
+        // Its driver is registered before that of the next node.
         let ready = async || server.send(Request::get("/ready")).await.status == 200;
         eventually("a node is ready", ready).await;
         nodes.push(Node { server, broker: broker.clone(), link: broker.driver_of(nth) });
@@ -52,7 +52,7 @@ pub async fn nodes_with<const N: usize>(change: impl Fn(&mut Setup)) -> [Node; N
 }
 
 impl Node {
-    /// Waits until the node is ready, or is not any more.
+    /// Waits until `/ready` says that the node is ready, or that it is not.
     pub async fn is_ready(&self, ready: bool) {
         let status = if ready { 200 } else { 503 };
         eventually(format_args!("/ready answers {status}"), async || {
@@ -61,25 +61,25 @@ impl Node {
         .await;
     }
 
-    /// Ends the node without a word: the others find out when its lease has run out.
-    pub fn dies(self) {
+    /// Ends the node without a shutdown: the other nodes notice when its lease expires.
+    pub fn crash(self) {
         self.link.cut();
         self.server.abort();
     }
 
-    /// As [`Node::dies`], and the lease runs out at once.
-    pub fn dies_long_ago(self) {
+    /// As [`Node::crash`], and the lease expires at once.
+    pub fn crash_with_expired_lease(self) {
         self.link.cut();
         self.link.expire();
         self.server.abort();
     }
 
-    /// Waits until the node has ended, and checks that it ended well.
+    /// Waits until the node has stopped, and checks that it returned no error.
     pub async fn ended(self) {
         self.server.ended().await;
     }
 
-    /// Stops the node in good order.
+    /// Stops the node gracefully.
     pub async fn stop(self) {
         self.server.stop().await;
     }

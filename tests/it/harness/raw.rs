@@ -1,4 +1,4 @@
-//! WebSocket frames by hand, for what no client library would send.
+//! WebSocket frames by hand, for bytes that no client library would send.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -7,7 +7,7 @@ use super::http::find;
 use super::websocket::data_of;
 use super::{Stream, in_time};
 
-/// Any mask, as long as it is not zero.
+/// Any mask other than zero.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 /// A masked frame; `first` is FIN, the reserved bits and the opcode.
@@ -75,7 +75,7 @@ impl Frame {
 pub struct RawSocket<S = TcpStream> {
     stream: S,
     buffer: Vec<u8>,
-    /// Its socket id, once it is established.
+    /// The socket id, once it is established.
     pub id: String,
 }
 
@@ -93,12 +93,12 @@ impl RawSocket<TcpStream> {
         )
     }
 
-    /// Ends the connection as a crashed client's kernel does.
+    /// Resets the connection, as the kernel of a crashed client does.
     pub fn reset(self) {
         self.stream.set_zero_linger().unwrap();
     }
 
-    /// Forgets what has come so far, without waiting for more.
+    /// Discards everything received so far, without waiting for more.
     #[allow(dead_code, reason = "tests/hostile.rs needs it")]
     pub fn skip(&mut self) {
         self.buffer.clear();
@@ -112,23 +112,23 @@ impl<S: Stream> RawSocket<S> {
         Self::after(stream, Vec::new())
     }
 
-    /// A stream of which `buffer` has been read.
+    /// A stream whose first bytes, `buffer`, were read before.
     pub(super) fn after(stream: S, buffer: Vec<u8>) -> Self {
         Self { stream, buffer, id: String::new() }
     }
 
-    /// Upgrades and reads the first frame, which must be the established one.
+    /// Upgrades and reads the first frame, which must be `pusher:connection_established`.
     pub async fn upgrade(&mut self, target: &str) {
         self.upgrade_with(target, &[]).await;
     }
 
-    /// As [`RawSocket::upgrade`], with more headers; the head of the answer.
+    /// As [`RawSocket::upgrade`], with more headers; returns the head of the response.
     pub async fn upgrade_with(&mut self, target: &str, headers: &[(&str, &str)]) -> String {
         self.write(RawSocket::upgrade_request_with(target, headers).as_bytes()).await;
         self.upgraded().await
     }
 
-    /// Reads the answer to an upgrade, whose head it returns, and the first frame.
+    /// Reads the response to an upgrade and the first frame; returns the head of the response.
     pub async fn upgraded(&mut self) -> String {
         let head = self.read_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -139,7 +139,7 @@ impl<S: Stream> RawSocket<S> {
         head
     }
 
-    /// The head of an HTTP answer.
+    /// The head of an HTTP response.
     pub async fn read_head(&mut self) -> String {
         in_time("the head of an HTTP answer", async {
             loop {
@@ -158,7 +158,7 @@ impl<S: Stream> RawSocket<S> {
         self.try_write(bytes).await.unwrap();
     }
 
-    /// Writes bytes to a server that may have hung up.
+    /// Writes bytes to a server that may have disconnected.
     pub async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         in_time("the server takes a frame", self.stream.write_all(bytes)).await
     }
@@ -188,31 +188,31 @@ impl<S: Stream> RawSocket<S> {
         .await
     }
 
-    /// Shows that the connection works and that nothing came before.
+    /// Shows that the connection works and that no other frame came before.
     pub async fn fence(&mut self) {
         self.send(r#"{"event":"pusher:ping","data":{}}"#).await;
         assert_eq!(self.next().await.text(), r#"{"event":"pusher:pong","data":"{}"}"#);
     }
 
-    /// The next frame must be a Close with this code, and the end must follow.
+    /// The next frame must be a Close with this code, and the end of the connection must follow.
     pub async fn expect_close(&mut self, code: u16) {
         let frame = self.next().await;
         assert_eq!(frame.close().0, Some(code));
         self.ends().await;
     }
 
-    /// Waits for the end of the connection, at which nothing may be left to read.
+    /// Waits for the end of the connection. No byte may be left.
     pub async fn ends(&mut self) {
         assert_eq!(self.next_or_end().await, None);
         assert_eq!(self.buffer, b"");
     }
 
-    /// The stream below.
+    /// The underlying stream.
     pub const fn stream(&self) -> &S {
         &self.stream
     }
 
-    /// The stream below.
+    /// The underlying stream.
     #[allow(dead_code, reason = "of the binaries with this harness, some need it")]
     pub const fn stream_mut(&mut self) -> &mut S {
         &mut self.stream
@@ -234,7 +234,7 @@ impl<S: Stream> RawSocket<S> {
         Some(Frame { first, payload })
     }
 
-    /// Whether there was more to read.
+    /// Reads more; `false` at the end.
     async fn read_more(&mut self) -> bool {
         self.buffer.reserve(16 * 1024);
         self.stream.read_buf(&mut self.buffer).await.unwrap_or(0) > 0

@@ -1,4 +1,4 @@
-//! A receiver of webhooks that answers, fails, hangs or lies as a test says, and shows what it got.
+//! A receiver of webhooks that replies, fails or hangs as a test says, and records the requests.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,34 +15,34 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use super::http::find;
 use super::{Stream, in_time};
 
-/// What a receiver does with a request.
+/// The reply to a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// Answers with this status and no body.
+    /// This status and no body.
     Status(u16),
-    /// Answers with these bytes, then hangs up.
+    /// These bytes, then the end of the connection.
     Raw(&'static str),
-    /// Answers with these bytes, then says nothing more.
+    /// These bytes, then nothing more.
     Unended(&'static str),
-    /// Sends the other side elsewhere.
+    /// A redirect to this URL.
     Redirect(String),
-    /// Answers with 200, once there is a permit for it.
+    /// 200, once there is a permit for it.
     InTurn(Arc<Semaphore>),
-    /// Says nothing.
+    /// No reply.
     Hang,
-    /// Hangs up without an answer.
+    /// The end of the connection.
     HangUp,
 }
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub struct Hook {
     pub request_line: String,
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// What was done with it.
+    /// The reply to it.
     pub reply: Reply,
-    /// Which connection it came over, by number.
+    /// The number of its connection.
     pub connection: usize,
 }
 
@@ -64,26 +64,26 @@ impl Hook {
 
 type Decide = dyn Fn(usize, &Hook) -> Reply + Send + Sync;
 
-/// See the module's documentation.
+/// A receiver of webhooks.
 pub struct Receiver {
     pub address: SocketAddr,
     hooks: mpsc::UnboundedReceiver<Hook>,
-    /// Of hooks that were taken, what was not asked for yet.
+    /// Received events that the test has not read yet.
     events: VecDeque<Value>,
 }
 
 impl Receiver {
-    /// A receiver that takes everything.
+    /// A receiver that replies 200 to everything.
     pub async fn start() -> Self {
-        Self::that(|_, _| Reply::Status(200)).await
+        Self::with_replies(|_, _| Reply::Status(200)).await
     }
 
-    /// A receiver that does with a request what `decide` says of its number, from 0, and of itself.
-    pub async fn that(decide: impl Fn(usize, &Hook) -> Reply + Send + Sync + 'static) -> Self {
+    /// A receiver that replies what `decide` returns for a request and its number, from 0.
+    pub async fn with_replies(decide: impl Fn(usize, &Hook) -> Reply + Send + Sync + 'static) -> Self {
         Self::behind(None, decide).await
     }
 
-    /// A receiver that takes everything over TLS, as `localhost`, and its certificate in PEM, which it has signed itself.
+    /// A receiver that replies 200 to everything over TLS, as `localhost`, and its self-signed certificate in PEM.
     pub async fn with_tls() -> (Self, String) {
         let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key =
@@ -125,12 +125,12 @@ impl Receiver {
         Self { address, hooks, events: VecDeque::new() }
     }
 
-    /// Where it is reached.
+    /// A URL of this receiver.
     pub fn url(&self, target: &str) -> String {
         format!("http://{}{target}", self.address)
     }
 
-    /// A webhook that goes there.
+    /// A webhook to this receiver.
     pub fn webhook(&self) -> Webhook {
         webhook(&self.url("/hooks"))
     }
@@ -140,7 +140,7 @@ impl Receiver {
         in_time("a webhook", self.hooks.recv()).await.unwrap()
     }
 
-    /// The next event, whichever request it came with; those that were not answered with 200 are passed over.
+    /// The next event, whichever request it came in. Requests with another reply than 200 are skipped.
     pub async fn event(&mut self) -> Value {
         while self.events.is_empty() {
             let hook = self.hook().await;
@@ -156,7 +156,7 @@ impl Receiver {
         assert_eq!(self.event().await, expected);
     }
 
-    /// Whether nothing has come that was not asked for.
+    /// Whether the test has read everything.
     pub fn is_idle(&mut self) -> bool {
         self.events.is_empty() && self.hooks.try_recv().is_err()
     }
@@ -169,7 +169,7 @@ pub fn unix_ms() -> u64 {
     since_1970.as_millis().try_into().unwrap()
 }
 
-/// A webhook that goes to `url`.
+/// A webhook to `url`.
 pub fn webhook(url: &str) -> Webhook {
     Webhook::new(WebhookUrl::parse(url).unwrap())
 }
@@ -215,7 +215,7 @@ async fn serve(
         hook.body = buffer.drain(..length).collect();
         hook.reply = decide(requests.fetch_add(1, Ordering::SeqCst), &hook);
         let reply = hook.reply.clone();
-        // A test that has seen enough takes no more.
+        // A test that has seen enough drops the receiving end.
         let _ = put.send(hook);
         let answer = match &reply {
             Reply::Status(status) => format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"),

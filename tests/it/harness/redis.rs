@@ -1,4 +1,4 @@
-//! Servers of Redis that tests start and end by themselves.
+//! Redis servers that tests start and stop themselves.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,31 +16,31 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, eventually, in_time};
 
-/// Sentinels are servers too.
+/// Sentinels run the same program.
 const PROGRAM: &str = "redis-server";
 
 /// A running server on a free port of the loopback interface; killed when it is dropped.
 pub struct RedisServer {
-    /// Where it listens.
+    /// The port that it listens on.
     pub port: u16,
     folder: TempDir,
     args: Vec<String>,
     process: Child,
 }
 
-/// A server that answers.
+/// A server that accepts connections.
 pub async fn redis_server() -> RedisServer {
     redis_server_with(&[]).await
 }
 
-/// The same with arguments of its own: `--name`, `value` …
+/// As [`redis_server`], with arguments of its own: `--name`, `value` …
 pub async fn redis_server_with(args: &[&str]) -> RedisServer {
     let own = ["--save", "", "--appendonly", "no"];
     let args = own.iter().chain(args).map(|arg| (*arg).to_owned());
     RedisServer::start(tempfile::tempdir().unwrap(), args.collect()).await
 }
 
-/// A sentinel that watches a server as `main`; it gives the server up after half a second.
+/// A sentinel that monitors a server as `main`, and declares it down after half a second.
 pub async fn redis_sentinel(master: &RedisServer) -> RedisServer {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sentinel.conf");
@@ -82,7 +82,7 @@ pub async fn redis_cluster(args: &[&str]) -> Vec<RedisServer> {
 }
 
 impl RedisServer {
-    /// On the first free port that nobody else takes meanwhile.
+    /// Starts on the first free port.
     async fn start(folder: TempDir, args: Vec<String>) -> Self {
         let port = free_port();
         let process = spawn(folder.path(), &args, port);
@@ -94,12 +94,12 @@ impl RedisServer {
         server
     }
 
-    /// Waits until it does; `false`: its port is taken.
+    /// Waits until it accepts connections; `false`: its port is in use.
     async fn answers(&mut self) -> bool {
         let log = self.folder.path().join("log");
         in_time("Redis starts", async {
             loop {
-                // What it says last; of a sentinel, it is something else.
+                // The last line of the start; a sentinel has another one.
                 let text = fs::read_to_string(&log).unwrap_or_default();
                 if text.contains("Ready to accept connections") || text.contains("+monitor") {
                     return true;
@@ -114,7 +114,7 @@ impl RedisServer {
         .await
     }
 
-    /// How to reach it.
+    /// The options to connect to it.
     pub fn options(&self) -> Options {
         Options {
             servers: Servers::Single(self.address()),
@@ -127,22 +127,22 @@ impl RedisServer {
         }
     }
 
-    /// Where it is.
+    /// Its address.
     pub fn address(&self) -> Server {
         Server { host: "127.0.0.1".to_owned(), port: self.port }
     }
 
-    /// A file in its own folder.
+    /// A file in its directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A connection that knows nothing of ours.
+    /// A connection of an independent client.
     pub async fn client(&self) -> MultiplexedConnection {
         self.client_of("").await
     }
 
-    /// The same, with `user:password@` before the address.
+    /// As [`RedisServer::client`], with `user:password@` before the address.
     pub async fn client_of(&self, user: &str) -> MultiplexedConnection {
         let url = format!("redis://{user}127.0.0.1:{}", self.port);
         let client = redis::Client::open(url.as_str().into_connection_info().unwrap()).unwrap();
@@ -151,7 +151,7 @@ impl RedisServer {
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
-    /// What it answers to a command.
+    /// The reply to a command.
     pub async fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         words[1..].iter().for_each(|word| {
@@ -160,26 +160,26 @@ impl RedisServer {
         command.query_async(&mut self.client().await).await.unwrap()
     }
 
-    /// Ends it at once; what it knew is gone.
+    /// Kills it; its data is lost.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         self.process.wait().unwrap();
     }
 
-    /// Starts it anew on the same port.
+    /// Restarts it on the same port.
     pub async fn restart(&mut self) {
         self.kill();
         self.process = spawn(self.folder.path(), &self.args, self.port);
         assert!(self.answers().await, "{} is taken", self.port);
     }
 
-    /// It neither answers nor ends.
+    /// Suspends it: it neither replies nor stops.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// It goes on.
-    pub fn go_on(&self) {
+    /// Resumes it.
+    pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
@@ -213,8 +213,8 @@ fn spawn(folder: &Path, args: &[String], port: u16) -> Child {
     }
 }
 
-/// A port below those that the system gives to others, so that it stays free while a server is started anew. The bus of a
-/// Redis Cluster is 10,000 above it.
+/// A port below those that the system assigns, so that it stays free during a restart. The bus of a Redis Cluster is
+/// 10,000 above it.
 fn free_port() -> u16 {
     loop {
         let chance = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();

@@ -1,5 +1,4 @@
-//! The other side of every signature: what an application's server computes. Written from the specification, apart
-//! from the library's own.
+//! Signatures as an application's server computes them. Written from the specification, independently of the library.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,7 +17,7 @@ pub struct Key {
 /// The app that tests use.
 pub const DEMO: Key = Key { app_id: "1001", key: "demo-key", secret: "demo-secret" };
 
-/// The app beside it.
+/// The other app.
 pub const OTHER: Key = Key { app_id: "1002", key: "other-key", secret: "other-secret" };
 
 impl Key {

@@ -12,7 +12,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use super::signing::{channel_auth, user_auth};
 use super::{Stream, in_time};
 
-/// A connection that has become a WebSocket, and of which nothing else is known.
+/// A connection that was upgraded to a WebSocket, and that may be established or rejected.
 pub struct Upgrade<S = TcpStream> {
     socket: WebSocketStream<S>,
     response: Response,
@@ -34,7 +34,7 @@ impl<S: Stream> Upgrade<S> {
         Self { socket, response }
     }
 
-    /// A header of the answer to the upgrade.
+    /// A header of the upgrade response.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.response.headers().get(name).map(|value| value.to_str().unwrap())
     }
@@ -53,8 +53,8 @@ impl<S: Stream> Upgrade<S> {
         Client { socket: self.socket, id: String::new() }
     }
 
-    /// Checks that the connection is refused with a frame and a close code, and answers the message.
-    pub async fn refused(self, code: u16) -> String {
+    /// Checks that the connection is rejected with an error frame and a close code, and returns the message.
+    pub async fn rejected(self, code: u16) -> String {
         self.client().expect_close(code).await
     }
 }
@@ -66,14 +66,14 @@ pub struct Client<S = TcpStream> {
     pub id: String,
 }
 
-/// What the data string of a frame says.
+/// The parsed data string of a frame.
 pub fn data_of(frame: &Value) -> Value {
     let data = frame["data"].as_str().unwrap_or_else(|| panic!("data is a string: {frame}"));
     serde_json::from_str(data).unwrap_or_else(|error| panic!("data is JSON: {frame}: {error}"))
 }
 
 impl Client<TcpStream> {
-    /// Ends the connection as a crashed client's kernel does.
+    /// Resets the connection, as the kernel of a crashed client does.
     pub fn reset(self) {
         self.socket.get_ref().set_zero_linger().unwrap();
     }
@@ -85,7 +85,7 @@ impl<S: Stream> Client<S> {
         self.send_text(&message.to_string()).await;
     }
 
-    /// Sends a text as it is.
+    /// Sends a text unchanged.
     pub async fn send_text(&mut self, text: &str) {
         in_time("the server takes a message", self.socket.send(Message::text(text))).await.unwrap();
     }
@@ -109,7 +109,7 @@ impl<S: Stream> Client<S> {
         in_time("the server takes a ping", self.socket.send(Message::Ping("".into()))).await.unwrap();
     }
 
-    /// The next text frame as it came.
+    /// The next text frame, unparsed.
     pub async fn next_text(&mut self) -> String {
         match self.next_message().await {
             Some(Message::Text(text)) => text.as_str().to_owned(),
@@ -117,7 +117,7 @@ impl<S: Stream> Client<S> {
         }
     }
 
-    /// The next text frame, which must have what every frame has.
+    /// The next text frame, parsed.
     pub async fn next(&mut self) -> Value {
         let text = self.next_text().await;
         let frame: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -130,15 +130,14 @@ impl<S: Stream> Client<S> {
         assert_eq!(self.next().await, expected);
     }
 
-    /// The next frame must be `event` of `channel`, with nothing else in it but data that says something; what it
-    /// says.
+    /// The next frame must be `event` of `channel`, with a JSON string as its data; returns the parsed data.
     pub async fn expect_event(&mut self, event: &str, channel: &str) -> Value {
         let frame = self.next().await;
         assert_eq!(frame, json!({ "event": event, "channel": channel, "data": frame["data"] }));
         data_of(&frame)
     }
 
-    /// The next frame must be an error with this code and a message; the message.
+    /// The next frame must be an error with this code and a message; returns the message.
     pub async fn expect_error(&mut self, code: impl Into<Value>) -> String {
         let frame = self.next().await;
         let message = frame["data"]["message"].as_str().unwrap_or_default().to_owned();
@@ -148,7 +147,7 @@ impl<S: Stream> Client<S> {
         message
     }
 
-    /// The next two frames must refuse a subscription, on the channel and on the connection; the messages.
+    /// The next two frames must refuse a subscription, on the channel and on the connection; returns the messages.
     pub async fn expect_refusal(
         &mut self,
         channel: &str,
@@ -159,61 +158,61 @@ impl<S: Stream> Client<S> {
         let data = self.expect_event("pusher:subscription_error", channel).await;
         let error = data["error"].as_str().unwrap_or_default().to_owned();
         assert_eq!(data, json!({ "type": kind, "error": error, "status": status }));
-        assert!(!error.is_empty(), "a refusal says why");
+        assert!(!error.is_empty(), "a refusal has a reason");
         [error, self.expect_error(code).await]
     }
 
-    /// The subscription must be refused for want of a good signature; the messages.
+    /// The subscription must be refused for its signature; returns the messages.
     pub async fn expect_unauthorized(&mut self, channel: &str) -> [String; 2] {
         self.expect_refusal(channel, "AuthError", 401, 4009).await
     }
 
-    /// The server must close with `code`: one of its own with an error frame before it. The reason.
+    /// The server must close with `code`, one of its own codes after an error frame; returns the reason.
     pub async fn expect_close(&mut self, code: u16) -> String {
-        let told = if code >= 4000 { Some(self.expect_error(code).await) } else { None };
+        let message = if code >= 4000 { Some(self.expect_error(code).await) } else { None };
         let (given, reason) = match self.next_message().await {
             Some(Message::Close(Some(frame))) => (u16::from(frame.code), frame.reason.as_str().to_owned()),
             other => panic!("a close with {code} should have come, not {other:?}"),
         };
         assert_eq!(given, code, "{reason}");
-        if let Some(told) = told {
-            assert!(told.starts_with(&*reason), "the reason is the message: {told:?}, {reason:?}");
+        if let Some(message) = message {
+            assert!(message.starts_with(&*reason), "the reason is the message: {message:?}, {reason:?}");
         }
         assert!(reason.len() <= 123, "a reason has 123 bytes at most: {reason}");
         self.ends().await;
         reason
     }
 
-    /// Waits for the end of the connection, before which nothing may come.
+    /// Waits for the end of the connection. No frame may come before it.
     pub async fn ends(&mut self) {
         let next = self.next_message().await;
         assert!(next.is_none(), "nothing follows a Close: {next:?}");
     }
 
-    /// Shows that the connection works and that nothing came before: the answer to a ping must be the next frame.
+    /// Shows that the connection works and that no other frame came before: the next one must be the pong.
     pub async fn fence(&mut self) {
         self.send(json!({ "event": "pusher:ping", "data": {} })).await;
         self.expect(json!({ "event": "pusher:pong", "data": "{}" })).await;
     }
 
-    /// Asks for a subscription to a public channel.
+    /// Sends a subscription to a public channel.
     pub async fn ask(&mut self, channel: &str) {
         self.send(json!({ "event": "pusher:subscribe", "data": { "channel": channel } })).await;
     }
 
-    /// Asks for a subscription with an `auth`.
+    /// Sends a subscription with this `auth`.
     pub async fn ask_with(&mut self, channel: &str, auth: impl Into<Value>) {
         let data = json!({ "channel": channel, "auth": auth.into() });
         self.send(json!({ "event": "pusher:subscribe", "data": data })).await;
     }
 
-    /// Asks for a subscription with `channel_data` and a good signature of both.
+    /// Sends a subscription with `channel_data` and a valid signature of both.
     pub async fn ask_as(&mut self, channel: &str, channel_data: &str) {
         let message = self.signed_subscribe(channel, Some(channel_data));
         self.send(message).await;
     }
 
-    /// A message that asks for a subscription with a good signature.
+    /// A subscription with a valid signature.
     pub fn signed_subscribe(&self, channel: &str, channel_data: Option<&str>) -> Value {
         let auth = channel_auth(&self.id, channel, channel_data);
         let mut data = json!({ "channel": channel, "auth": auth });
@@ -223,7 +222,7 @@ impl<S: Stream> Client<S> {
         json!({ "event": "pusher:subscribe", "data": data })
     }
 
-    /// Subscribes to a channel of any kind but presence, with a signature where it needs one.
+    /// Subscribes to a channel of any kind but presence, with a signature if it needs one.
     pub async fn subscribe(&mut self, channel: &str) {
         if channel.starts_with("private-") {
             self.send(self.signed_subscribe(channel, None)).await;
@@ -233,18 +232,18 @@ impl<S: Stream> Client<S> {
         self.expect_subscribed(channel).await;
     }
 
-    /// Subscribes to a presence channel as what `channel_data` says; who is there.
+    /// Subscribes to a presence channel with `channel_data`; returns the members.
     pub async fn join(&mut self, channel: &str, channel_data: Value) -> Value {
         self.join_text(channel, &channel_data.to_string()).await
     }
 
-    /// As [`Client::join`], with `channel_data` as it is.
+    /// As [`Client::join`], with `channel_data` unchanged.
     pub async fn join_text(&mut self, channel: &str, channel_data: &str) -> Value {
         self.ask_as(channel, channel_data).await;
         self.expect_event("pusher_internal:subscription_succeeded", channel).await["presence"].take()
     }
 
-    /// The next frame must say that the subscription to a channel without presence succeeded.
+    /// The next frame must be the success of a subscription to a channel without presence.
     pub async fn expect_subscribed(&mut self, channel: &str) {
         let event = "pusher_internal:subscription_succeeded";
         self.expect(json!({ "event": event, "channel": channel, "data": "{}" })).await;
@@ -260,30 +259,30 @@ impl<S: Stream> Client<S> {
         self.send(json!({ "event": name, "channel": channel, "data": data })).await;
     }
 
-    /// A sign-in with a good signature.
+    /// A sign-in with a valid signature.
     pub fn signed_sign_in(&self, user_data: &str) -> Value {
         let data = json!({ "auth": user_auth(&self.id, user_data), "user_data": user_data });
         json!({ "event": "pusher:signin", "data": data })
     }
 
-    /// Signs in as what `user_data` says.
+    /// Signs in with `user_data`.
     pub async fn sign_in(&mut self, user_data: Value) {
         let user_data = user_data.to_string();
         self.send(self.signed_sign_in(&user_data)).await;
         self.expect_signed_in(&user_data).await;
     }
 
-    /// The next frame must say that the sign-in succeeded.
+    /// The next frame must be the success of the sign-in.
     pub async fn expect_signed_in(&mut self, user_data: &str) {
         let frame = self.next().await;
         assert_eq!(frame, json!({ "event": "pusher:signin_success", "data": frame["data"] }));
         assert_eq!(data_of(&frame), json!({ "user_data": user_data }));
     }
 
-    /// Leaves in good order.
+    /// Closes the connection with a Close frame.
     pub async fn close(mut self) {
-        let farewell = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        in_time("the server takes a Close", self.socket.close(Some(farewell))).await.unwrap();
+        let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        in_time("the server takes a Close", self.socket.close(Some(close))).await.unwrap();
         while self.next_message().await.is_some() {}
     }
 

@@ -18,7 +18,7 @@ fn channels_of(dead_letters: &[DeadLetter]) -> Vec<String> {
 async fn an_event_that_is_not_delivered_in_time_is_a_dead_letter() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("dead.jsonl");
-    let mut receiver = Receiver::that(|_, _| Reply::Status(500)).await;
+    let mut receiver = Receiver::with_replies(|_, _| Reply::Status(500)).await;
     let mut with_token = webhook(&receiver.url("/hooks?token=hunter2"));
     let (name, value) = webhook_header("Authorization", "Bearer hunter2").unwrap();
     with_token.headers.insert(name, value);
@@ -49,7 +49,7 @@ async fn a_full_queue_evicts_the_oldest_events() {
     let is_open = Arc::new(AtomicBool::new(false));
     let mut receiver = {
         let is_open = Arc::clone(&is_open);
-        Receiver::that(move |_, _| match is_open.load(Ordering::SeqCst) {
+        Receiver::with_replies(move |_, _| match is_open.load(Ordering::SeqCst) {
             true => Reply::Status(200),
             false => Reply::HangUp,
         })
@@ -83,8 +83,10 @@ async fn a_full_disk_costs_dead_letters_and_nothing_else() {
     let is_open = Arc::new(AtomicBool::new(false));
     let receiver = {
         let is_open = Arc::clone(&is_open);
-        Receiver::that(move |_, _| Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 }))
-            .await
+        Receiver::with_replies(move |_, _| {
+            Reply::Status(if is_open.load(Ordering::SeqCst) { 200 } else { 500 })
+        })
+        .await
     };
     for file in ["/dev/full", "/proc/nowhere/dead.jsonl", "/"] {
         is_open.store(false, Ordering::SeqCst);
@@ -104,7 +106,7 @@ async fn a_full_disk_costs_dead_letters_and_nothing_else() {
 
 #[tokio::test]
 async fn without_a_file_lost_dead_letters_are_counted() {
-    let receiver = Receiver::that(|_, _| Reply::Status(500)).await;
+    let receiver = Receiver::with_replies(|_, _| Reply::Status(500)).await;
     let standalone = Standalone::start(receiver.webhook(), |options| {
         options.timing.delivery_timeout = Duration::from_millis(30)
     });
@@ -136,7 +138,7 @@ async fn a_shutdown_writes_unsent_events_as_dead_letters() {
     for reply in [Reply::Hang, Reply::Status(500)] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("dead.jsonl");
-        let mut receiver = Receiver::that(move |_, _| reply.clone()).await;
+        let mut receiver = Receiver::with_replies(move |_, _| reply.clone()).await;
         let server = Server::with(|setup| {
             setup.app.webhooks = vec![receiver.webhook()];
             setup.options.webhooks.dead_letter_file = Some(file.clone());
@@ -186,7 +188,7 @@ async fn dead_letters_that_a_hanging_disk_does_not_accept_are_counted_as_lost() 
     // As another process does that locks the file and hangs.
     let file = std::fs::File::create(&path).unwrap();
     file.lock().unwrap();
-    let receiver = Receiver::that(|_, _| Reply::Hang).await;
+    let receiver = Receiver::with_replies(|_, _| Reply::Hang).await;
     let standalone =
         Standalone::start(receiver.webhook(), |options| options.dead_letter_file = Some(path.clone()));
     (0..1000).for_each(|at| standalone.occupy(&format!("channel-{at}")));
@@ -200,7 +202,7 @@ async fn dead_letters_for_a_fifo_without_a_reader_are_lost_without_blocking() {
     let directory = tempfile::tempdir().unwrap();
     let pipe = directory.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let receiver = Receiver::that(|_, _| Reply::Hang).await;
+    let receiver = Receiver::with_replies(|_, _| Reply::Hang).await;
     let standalone =
         Standalone::start(receiver.webhook(), |options| options.dead_letter_file = Some(pipe.clone()));
     (0..1000).for_each(|at| standalone.occupy(&format!("channel-{at}")));

@@ -32,7 +32,7 @@ async fn anything_but_2xx_is_retried_with_the_same_bytes() {
     ];
     let count = replies.len();
     let mut receiver =
-        Receiver::that(move |at, _| replies.get(at).cloned().unwrap_or(Reply::Status(204))).await;
+        Receiver::with_replies(move |at, _| replies.get(at).cloned().unwrap_or(Reply::Status(204))).await;
     let server = Server::with(|setup| {
         configure(setup, [receiver.webhook()], LONG);
         setup.options.webhooks.timing.request_timeout = Duration::from_millis(200);
@@ -54,7 +54,7 @@ async fn anything_but_2xx_is_retried_with_the_same_bytes() {
 
 #[tokio::test]
 async fn a_2xx_is_final_whatever_follows_it() {
-    let mut receiver = Receiver::that(|at, _| match at {
+    let mut receiver = Receiver::with_replies(|at, _| match at {
         0 => Reply::Raw("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nless than that"),
         _ => Reply::Status(200),
     })
@@ -69,7 +69,7 @@ async fn a_2xx_is_final_whatever_follows_it() {
 
 #[tokio::test]
 async fn a_response_that_does_not_end_is_not_waited_for() {
-    let mut receiver = Receiver::that(|at, _| match at {
+    let mut receiver = Receiver::with_replies(|at, _| match at {
         0 => Reply::Unended("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nless than that"),
         _ => Reply::Status(200),
     })
@@ -101,12 +101,13 @@ async fn connections_are_reused() {
 #[tokio::test]
 async fn a_failing_request_is_not_overtaken_on_its_channel() {
     let attempts = Arc::new(AtomicUsize::new(0));
-    let mut receiver = Receiver::that(move |_, _| match attempts.fetch_add(1, Ordering::SeqCst) % 3 {
-        0 => Reply::Status(200),
-        1 => Reply::Status(503),
-        _ => Reply::HangUp,
-    })
-    .await;
+    let mut receiver =
+        Receiver::with_replies(move |_, _| match attempts.fetch_add(1, Ordering::SeqCst) % 3 {
+            0 => Reply::Status(200),
+            1 => Reply::Status(503),
+            _ => Reply::HangUp,
+        })
+        .await;
     let server = Server::with(|setup| {
         configure(setup, [receiver.webhook()], LONG);
         setup.app.webhook_batching = false;
@@ -137,7 +138,7 @@ async fn a_rejected_event_delays_only_its_own_channel() {
     for batching in [false, true] {
         let is_bad = |hook: &Hook| hook.events().iter().any(|event| event["data"] == "bad");
         let mut receiver =
-            Receiver::that(move |_, hook| Reply::Status(if is_bad(hook) { 500 } else { 200 })).await;
+            Receiver::with_replies(move |_, hook| Reply::Status(if is_bad(hook) { 500 } else { 200 })).await;
         let server = Server::with(|setup| {
             configure(setup, [receiver.webhook()], LONG);
             setup.app.webhook_batching = batching;
@@ -181,7 +182,7 @@ async fn clients_that_create_channels_do_not_starve_members_of_another_channel()
     let turns = Arc::new(Semaphore::new(0));
     let mut receiver = {
         let turns = Arc::clone(&turns);
-        Receiver::that(move |_, _| Reply::InTurn(Arc::clone(&turns))).await
+        Receiver::with_replies(move |_, _| Reply::InTurn(Arc::clone(&turns))).await
     };
     let server = Server::with(|setup| {
         configure(setup, [receiver.webhook()], SHORT);
@@ -227,7 +228,7 @@ async fn after_an_outage_queued_events_are_sent_in_order_and_at_once() {
         let is_open = Arc::new(AtomicBool::new(false));
         let mut receiver = {
             let is_open = Arc::clone(&is_open);
-            Receiver::that(move |_, _| match is_open.load(Ordering::SeqCst) {
+            Receiver::with_replies(move |_, _| match is_open.load(Ordering::SeqCst) {
                 true => Reply::Status(200),
                 false => reply.clone(),
             })
@@ -259,7 +260,7 @@ async fn any_number_of_rejected_channels_does_not_delay_the_others() {
             hook.events().iter().any(|event| event["channel"].as_str().unwrap().starts_with("bad"))
         };
         let mut receiver =
-            Receiver::that(move |_, hook| Reply::Status(if is_bad(hook) { 500 } else { 200 })).await;
+            Receiver::with_replies(move |_, hook| Reply::Status(if is_bad(hook) { 500 } else { 200 })).await;
         let server = Server::with(|setup| {
             configure(setup, [receiver.webhook()], LONG);
             setup.app.webhook_batching = batching;
@@ -283,7 +284,7 @@ async fn any_number_of_rejected_channels_does_not_delay_the_others() {
 async fn a_dead_and_a_hanging_receiver_do_not_affect_others() {
     // A port without a listener.
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let hanging = Receiver::that(|_, _| Reply::Hang).await;
+    let hanging = Receiver::with_replies(|_, _| Reply::Hang).await;
     let mut live = Receiver::start().await;
     let webhooks = [webhook(&format!("http://{dead}/")), hanging.webhook(), live.webhook()];
     let server = Server::with(|setup| configure(setup, webhooks, LONG)).await;
@@ -301,7 +302,7 @@ async fn attempts_back_off() {
     let attempts = Arc::new(AtomicUsize::new(0));
     let receiver = {
         let attempts = Arc::clone(&attempts);
-        Receiver::that(move |_, _| {
+        Receiver::with_replies(move |_, _| {
             attempts.fetch_add(1, Ordering::SeqCst);
             Reply::Status(500)
         })

@@ -1,5 +1,5 @@
-//! What a connection begins with when it is not what its port speaks, inside of TLS too: known by the first bytes, and told
-//! so in words of its own protocol, where that has any.
+//! Detects a protocol that the port does not support by the first bytes of a connection, inside TLS too, and replies in
+//! that protocol if it has an error message.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -7,18 +7,18 @@ use tokio::time::timeout;
 use super::stream::{LINGER, Stream};
 use crate::rejections::Mistake;
 
-/// How much of a beginning is looked at.
-pub(super) const BYTES: usize = 16;
+/// How many of the first bytes are examined.
+pub(super) const PEEK_BYTES: usize = 16;
 
-/// The first byte of a TLS connection: a record of the handshake.
+/// The first byte of a TLS connection: a handshake record.
 const HANDSHAKE: u8 = 22;
 
-/// A fatal alert in plain text: of all versions of TLS, this port speaks none (`protocol_version`). Clients show it as
-/// an alert of the server's, and not as bytes that make no sense. Source: RFC 8446 §6.2.
+/// A fatal alert in plain text: this port supports no version of TLS (`protocol_version`). Clients show it as an alert of
+/// the server, not as a malformed record. Source: RFC 8446 §6.2.
 const TLS_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 70];
 
-/// What a server says first in HTTP/2, nothing, and that it wants HTTP/1.1 (`HTTP_1_1_REQUIRED`). Source: RFC 9113
-/// §3.4, §6.8, §7.
+/// The first frames of an HTTP/2 server: empty settings, and the error `HTTP_1_1_REQUIRED`. Source: RFC 9113 §3.4, §6.8,
+/// §7.
 const HTTP_1_1_REQUIRED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
     \0\0\x28\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0dthis port speaks HTTP/1.1 only\r\n";
 
@@ -30,7 +30,7 @@ const PROXY_HEADER_FIRST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: clos
     Content-Type: text/plain; charset=utf-8\r\nContent-Length: 115\r\n\r\n\
     This server expects a header of the PROXY protocol first: switch it on at the proxy, or server.proxy_protocol off\r\n";
 
-/// A protocol that a connection may begin with, other than HTTP/1.
+/// A protocol other than HTTP/1 that a connection may begin with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Protocol {
     Tls,
@@ -39,7 +39,7 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
-    /// The protocol that begins with `first`. `None`: HTTP/1, or what cannot be told.
+    /// The protocol that begins with `first`. `None`: HTTP/1, or unknown.
     pub(super) fn of(first: &[u8]) -> Option<Self> {
         match first {
             [HANDSHAKE, ..] => Some(Self::Tls),
@@ -51,7 +51,7 @@ impl Protocol {
         }
     }
 
-    /// What is wrong with it where HTTP/1 is expected.
+    /// The mistake of a client that speaks it where HTTP/1 is expected.
     pub(super) const fn mistake(self) -> Mistake {
         match self {
             Self::Tls => Mistake::TlsOnPlainPort,
@@ -60,8 +60,8 @@ impl Protocol {
         }
     }
 
-    /// What tells a client that it is not spoken here.
-    const fn refusal(self) -> &'static [u8] {
+    /// The error message of the protocol.
+    const fn reply_bytes(self) -> &'static [u8] {
         match self {
             Self::Tls => TLS_ALERT,
             Self::Http2 => HTTP_1_1_REQUIRED,
@@ -69,37 +69,37 @@ impl Protocol {
         }
     }
 
-    /// What tells the client of `stream` that this is not spoken here.
-    pub(super) const fn refuse(self, stream: Stream) -> Farewell {
-        Farewell { stream, words: self.refusal() }
+    /// The reply that rejects the client of `stream`.
+    pub(super) const fn reject(self, stream: Stream) -> ProtocolReply {
+        ProtocolReply { stream, bytes: self.reply_bytes() }
     }
 }
 
-/// The last words to a client whose connection is not served.
+/// The reply to a client whose connection is closed after it.
 #[derive(Debug)]
-pub(super) struct Farewell {
+pub(super) struct ProtocolReply {
     stream: Stream,
-    words: &'static [u8],
+    bytes: &'static [u8],
 }
 
-impl Farewell {
-    /// To a client that should have begun with a header of the PROXY protocol.
+impl ProtocolReply {
+    /// To a client that should have begun with a PROXY header.
     pub(super) const fn without_proxy_header(stream: Stream) -> Self {
-        Self { stream, words: PROXY_HEADER_FIRST }
+        Self { stream, bytes: PROXY_HEADER_FIRST }
     }
 
-    /// Says them, and takes what the client still sends for a moment: a connection that is closed with unread bytes is
-    /// reset, and its answer lost.
-    pub(super) async fn say(mut self) {
-        let farewell = async {
-            self.stream.write_all(self.words).await?;
+    /// Sends the reply, then discards further input for a short time: closing a connection with unread bytes resets it,
+    /// and the reply would be lost.
+    pub(super) async fn send(mut self) {
+        let reply = async {
+            self.stream.write_all(self.bytes).await?;
             self.stream.shutdown().await?;
             let mut rest = [0; 512];
             while self.stream.read(&mut rest).await? > 0 {}
             std::io::Result::Ok(())
         };
-        // Whatever becomes of it, the connection ends.
-        let _ = timeout(LINGER, farewell).await;
+        // The connection closes, whatever the result.
+        let _ = timeout(LINGER, reply).await;
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_http_1_is_known_by_its_first_bytes() {
+    fn other_protocols_are_detected_by_their_first_bytes() {
         for (first, protocol) in [
             (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], Some(Protocol::Tls)),
             (b"\x16", Some(Protocol::Tls)),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_as_long_as_they_say() {
+    fn replies_have_the_length_that_they_announce() {
         for answer in [NO_PROXY_HEADER, PROXY_HEADER_FIRST] {
             let (head, body) = std::str::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap();
             assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}: {}", body.len());

@@ -1,5 +1,5 @@
-//! Connections of which nothing is known yet, and where they come from: how many there may be, how long they may
-//! stay, and that those who have the secret are never taken for them.
+//! Unauthenticated connections and the limits of addresses: how many there may be, how long they may stay, and that
+//! connections with signed requests are not limited by them.
 
 use std::time::Duration;
 
@@ -17,67 +17,67 @@ fn signed() -> Request {
     Request::get("/apps/1001/connections").signed()
 }
 
-/// Nobody's word is taken, so the tests themselves come from a stranger's address.
+/// No proxy is trusted, so the limits of addresses apply to the tests themselves.
 fn without_proxies(setup: &mut Setup) {
     setup.options.addresses.trusted_proxies.clear();
 }
 
-/// Waits until the server hangs up without a word.
-async fn hangs_up(mut stream: TcpStream) {
+/// Waits until the server disconnects without sending anything.
+async fn assert_disconnected(mut stream: TcpStream) {
     let mut said = Vec::new();
     // A reset is an end as well.
-    let _ = in_time("the server hangs up", stream.read_to_end(&mut said)).await;
+    let _ = in_time("the server disconnects", stream.read_to_end(&mut said)).await;
     assert_eq!(String::from_utf8_lossy(&said), "");
 }
 
 #[tokio::test]
-async fn a_flood_of_silent_connections_keeps_nobody_out() {
+async fn a_flood_of_silent_connections_keeps_no_client_out() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 3).await;
     let mut silent = Vec::new();
     for _ in 0..3 {
         silent.push(server.tcp().await);
     }
     server.connect().await.fence().await;
-    server.has_refused(Limit::Unauthenticated, 1);
-    // Whoever has waited longest has gone.
-    hangs_up(silent.remove(0)).await;
+    server.assert_limit_rejections(Limit::Unauthenticated, 1);
+    // The oldest was evicted.
+    assert_disconnected(silent.remove(0)).await;
     let mut others = Http::over(silent.remove(0));
     others.send(signed()).await.ok();
 }
 
 #[tokio::test]
-async fn of_a_silent_connection_and_half_a_head_the_silent_one_is_evicted() {
+async fn a_silent_connection_is_evicted_before_one_with_a_partial_head() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 2).await;
     let mut half = server.http().await;
     half.write(b"GET /up HTTP/1.1\r\n").await;
     let silent = server.tcp().await;
     server.connect().await.fence().await;
-    server.has_refused(Limit::Unauthenticated, 1);
-    hangs_up(silent).await;
+    server.assert_limit_rejections(Limit::Unauthenticated, 1);
+    assert_disconnected(silent).await;
     half.write(b"Host: test\r\n\r\n").await;
     half.answer().await.ok();
 }
 
 #[tokio::test]
-async fn a_publish_gets_through_a_flood_of_silent_connections_in_a_moment() {
+async fn a_flood_of_silent_connections_delays_a_publish_by_less_than_a_second() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 20).await;
     let event = r#"{"name":"e","channel":"news","data":""}"#;
     let mut silent = Vec::new();
-    // As many as there are places between any two publishes, and more.
+    // More connections between two publishes than there are permits.
     for _ in 0..5 {
         for _ in 0..25 {
             silent.push(server.tcp().await);
         }
         let begin = tokio::time::Instant::now();
         server.send(Request::post("/apps/1001/events", event).signed()).await.ok();
-        // It was a second for each round of places, before.
+        // The delay must not grow with each round of permits.
         assert!(begin.elapsed() < Duration::from_millis(800), "{:?}", begin.elapsed());
     }
     assert!(server.metrics.rejected(Limit::Unauthenticated).get() >= 5 * 25 - 20);
 }
 
 #[tokio::test]
-async fn websockets_and_those_who_sign_are_no_strangers() {
+async fn websockets_and_signed_connections_are_not_unauthenticated() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 1).await;
     let (mut clients, mut workers) = (Vec::new(), Vec::new());
     for _ in 0..4 {
@@ -96,23 +96,23 @@ async fn websockets_and_those_who_sign_are_no_strangers() {
     for client in &mut clients {
         client.fence().await;
     }
-    server.has_refused(Limit::Unauthenticated, 0);
+    server.assert_limit_rejections(Limit::Unauthenticated, 0);
 }
 
 #[tokio::test]
-async fn a_refused_websocket_is_a_stranger_until_it_is_gone() {
+async fn a_rejected_websocket_is_unauthenticated_until_it_disconnects() {
     let server = Server::with(|setup| setup.options.unauthenticated_max = 1).await;
     let mut refused = RawSocket::over(server.tcp().await);
     refused.write(RawSocket::upgrade_request("/app/nope").as_bytes()).await;
     refused.read_head().await;
     assert!(refused.next().await.text().contains("4001"));
-    // It does not answer the Close, so it is there for two seconds, or until another one needs its place.
+    // It does not reply to the Close, so its permit is held for two seconds, or until another connection needs it.
     server.connect().await.fence().await;
-    server.has_refused(Limit::Unauthenticated, 1);
+    server.assert_limit_rejections(Limit::Unauthenticated, 1);
 }
 
 #[tokio::test]
-async fn who_signs_nothing_in_time_is_ended_in_good_order_and_who_signs_is_kept() {
+async fn an_unsigned_connection_is_shut_down_after_the_handshake_timeout_and_a_signed_one_kept() {
     let server = Server::with(|setup| setup.options.handshake_timeout = SHORT).await;
     let (mut unsigned, mut known) = (server.http().await, server.http().await);
     known.send(signed()).await.ok();
@@ -120,46 +120,46 @@ async fn who_signs_nothing_in_time_is_ended_in_good_order_and_who_signs_is_kept(
     unsigned.send(Request::get("/ready")).await;
     unsigned.ends().await;
     known.send(signed()).await.ok();
-    server.has_refused(Limit::Handshake, 0);
+    server.assert_limit_rejections(Limit::Handshake, 0);
 }
 
 #[tokio::test]
-async fn who_says_nothing_or_half_a_head_in_time_is_dropped_and_counted() {
+async fn a_silent_connection_or_a_partial_head_is_dropped_at_the_handshake_timeout() {
     let server = Server::with(|setup| setup.options.handshake_timeout = SHORT).await;
     let mut half = server.http().await;
     half.write(b"GET /up HTTP/1.1\r\nHost: te").await;
-    hangs_up(server.tcp().await).await;
+    assert_disconnected(server.tcp().await).await;
     half.ends().await;
-    server.refuses(Limit::Handshake, 2).await;
+    server.wait_for_rejections(Limit::Handshake, 2).await;
 }
 
 #[tokio::test]
-async fn a_bad_signature_ends_the_connection_of_a_stranger_only() {
+async fn a_bad_signature_closes_unauthenticated_connections_only() {
     let server = Server::start().await;
     let bad = || signed().set("auth_signature", &"0".repeat(64));
-    let mut stranger = server.http().await;
-    let answer = stranger.send(bad()).await;
-    answer.refused(401);
+    let mut unknown = server.http().await;
+    let answer = unknown.send(bad()).await;
+    answer.rejected(401);
     assert_eq!(answer.header("connection"), Some("close"));
-    stranger.ends().await;
+    unknown.ends().await;
     let mut known = server.http().await;
     known.send(signed()).await.ok();
     for _ in 0..2 {
-        known.send(bad()).await.refused(401);
+        known.send(bad()).await.rejected(401);
     }
     known.send(signed()).await.ok();
-    server.has_rejected(Mistake::RequestSignature, 3);
+    server.assert_mistakes(Mistake::RequestSignature, 3);
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_websockets_however_they_race() {
+async fn the_websockets_of_an_address_are_limited_even_in_a_race() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.addresses.connections_max = Some(4);
     })
     .await;
     for round in 1..=2 {
-        // Not all at once: strangers are held to the same number.
+        // In groups, because unauthenticated connections have the same limit.
         let (mut established, mut refused) = (Vec::new(), 0);
         for _ in 0..4 {
             let upgrades = (0..3).map(|_| server.upgrade("/app/demo-key", &[]));
@@ -169,14 +169,14 @@ async fn an_address_has_so_many_websockets_however_they_race() {
                 match first["event"].as_str() {
                     Some("pusher:connection_established") => established.push(client),
                     _ => {
-                        assert_eq!(first["data"]["code"], 4100, "come back later: {first}");
+                        assert_eq!(first["data"]["code"], 4100, "reconnect later: {first}");
                         refused += 1;
                     }
                 }
             }
         }
         assert_eq!((established.len(), refused), (4, 8));
-        server.has_refused(Limit::AddressConnections, 8 * round);
+        server.assert_limit_rejections(Limit::AddressConnections, 8 * round);
         for client in established {
             client.close().await;
         }
@@ -185,7 +185,7 @@ async fn an_address_has_so_many_websockets_however_they_race() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_strangers_and_keeps_as_many_signed_connections_as_it_likes() {
+async fn unauthenticated_connections_of_an_address_are_limited_and_signed_ones_are_not() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.addresses.connections_max = Some(2);
@@ -198,15 +198,15 @@ async fn an_address_has_so_many_strangers_and_keeps_as_many_signed_connections_a
         workers.push(worker);
     }
     let _silent = [server.tcp().await, server.tcp().await];
-    hangs_up(server.tcp().await).await;
-    server.has_refused(Limit::AddressConnections, 1);
+    assert_disconnected(server.tcp().await).await;
+    server.assert_limit_rejections(Limit::AddressConnections, 1);
     for worker in &mut workers {
         worker.send(signed()).await.ok();
     }
 }
 
 #[tokio::test]
-async fn an_address_opens_so_many_connections_a_second() {
+async fn new_connections_of_an_address_have_a_rate_limit() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.addresses.new_per_second = Some(1);
@@ -215,12 +215,12 @@ async fn an_address_opens_so_many_connections_a_second() {
     for _ in 0..10 {
         server.send(signed()).await.ok();
     }
-    hangs_up(server.tcp().await).await;
-    server.has_refused(Limit::AddressRate, 1);
+    assert_disconnected(server.tcp().await).await;
+    server.assert_limit_rejections(Limit::AddressRate, 1);
 }
 
 #[tokio::test]
-async fn addresses_without_limits_are_the_operators_to_name() {
+async fn addresses_in_the_unlimited_list_have_no_limits() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.addresses.new_per_second = Some(1);
@@ -233,15 +233,15 @@ async fn addresses_without_limits_are_the_operators_to_name() {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_the_address_is_the_one_that_it_adds() {
+async fn behind_a_trusted_proxy_the_address_is_the_one_it_appends() {
     let server = Server::with(|setup| setup.options.addresses.connections_max = Some(1)).await;
     let from =
         async |forwarded: &str| server.upgrade("/app/demo-key", &[("x-forwarded-for", forwarded)]).await;
     let first = from("192.0.2.1").await.established().await;
-    from("192.0.2.1").await.refused(4100).await;
-    from("203.0.113.5, 192.0.2.1").await.refused(4100).await;
-    from("192.0.2.1, 127.0.0.2").await.refused(4100).await;
-    server.has_refused(Limit::AddressConnections, 3);
+    from("192.0.2.1").await.rejected(4100).await;
+    from("203.0.113.5, 192.0.2.1").await.rejected(4100).await;
+    from("192.0.2.1, 127.0.0.2").await.rejected(4100).await;
+    server.assert_limit_rejections(Limit::AddressConnections, 3);
     from("192.0.2.2").await.established().await;
     from("192.0.2.1, 198.51.100.9").await.established().await;
     // The proxy itself has no limit.
@@ -255,19 +255,19 @@ async fn behind_a_trusted_proxy_the_address_is_the_one_that_it_adds() {
 }
 
 #[tokio::test]
-async fn whoever_is_no_trusted_proxy_cannot_name_another_address() {
+async fn an_untrusted_peer_cannot_name_another_address() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.addresses.connections_max = Some(1);
     })
     .await;
     let _first = server.connect().await;
-    server.upgrade("/app/demo-key", &[("x-forwarded-for", "192.0.2.7")]).await.refused(4100).await;
-    server.upgrade("/app/demo-key", &[("forwarded", "for=192.0.2.7")]).await.refused(4100).await;
+    server.upgrade("/app/demo-key", &[("x-forwarded-for", "192.0.2.7")]).await.rejected(4100).await;
+    server.upgrade("/app/demo-key", &[("forwarded", "for=192.0.2.7")]).await.rejected(4100).await;
 }
 
 #[tokio::test]
-async fn behind_a_proxy_too_many_new_connections_of_an_address_are_closed_with_4100() {
+async fn behind_a_proxy_new_connections_over_the_rate_are_closed_with_4100() {
     let server = Server::with(|setup| setup.options.addresses.new_per_second = Some(1)).await;
     let mut refused = 0;
     for _ in 0..12 {
@@ -275,7 +275,7 @@ async fn behind_a_proxy_too_many_new_connections_of_an_address_are_closed_with_4
         refused += u64::from(upgrade.client().next().await["data"]["code"] == 4100);
     }
     assert!((1..=2).contains(&refused), "a token may have come back meanwhile: {refused}");
-    server.has_refused(Limit::AddressRate, refused);
+    server.assert_limit_rejections(Limit::AddressRate, refused);
 }
 
 async fn with_proxy_protocol(connections_max: u32) -> Server {
@@ -304,31 +304,31 @@ async fn with_the_proxy_protocol_the_address_is_that_of_the_header() {
     second.read_head().await;
     assert!(second.next().await.text().contains("4100"));
     proxied(&server, "192.0.2.2").await.upgrade("/app/demo-key").await;
-    server.has_refused(Limit::AddressConnections, 1);
+    server.assert_limit_rejections(Limit::AddressConnections, 1);
 }
 
 #[tokio::test]
-async fn with_the_proxy_protocol_a_connection_without_its_header_is_not_served() {
+async fn with_the_proxy_protocol_a_connection_without_a_header_is_rejected() {
     let server = with_proxy_protocol(100).await;
     let mut http = server.http().await;
     http.write(&signed().to_bytes()).await;
     let answer = http.answer().await;
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("expects a header of the PROXY protocol first"), "{}", answer.text());
-    server.refuses(Limit::ProxyProtocol, 1).await;
+    server.wait_for_rejections(Limit::ProxyProtocol, 1).await;
     let mut half = Http::over(server.tcp().await);
     half.write(b"PROXY TCP4 192.0.2.1 ").await;
-    assert!(half.answer_or_end().await.is_none(), "a header that does not end has a deadline");
-    server.refuses(Limit::Handshake, 1).await;
+    assert!(half.answer_or_end().await.is_none(), "an incomplete header has a deadline");
+    server.wait_for_rejections(Limit::Handshake, 1).await;
 }
 
 #[tokio::test]
-async fn the_proxy_protocol_is_taken_from_trusted_proxies_only() {
+async fn the_proxy_protocol_is_accepted_from_trusted_proxies_only() {
     let server = Server::with(|setup| {
         without_proxies(setup);
         setup.options.proxy_protocol = true;
     })
     .await;
-    hangs_up(server.tcp().await).await;
-    server.has_refused(Limit::ProxyProtocol, 1);
+    assert_disconnected(server.tcp().await).await;
+    server.assert_limit_rejections(Limit::ProxyProtocol, 1);
 }

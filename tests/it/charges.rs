@@ -1,5 +1,5 @@
-//! What a client causes beyond what it sends: answers, and what others are told because of it. It is charged for that, and
-//! waits where it has used up what it may. Source: protocol.md §12.1.
+//! Charges: a client is charged for its replies, and for what others are sent because of it. It is throttled when its
+//! bucket is empty. Source: protocol.md §12.1.
 
 use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
@@ -8,8 +8,8 @@ use crate::harness::{Client, NEWS, Server, eventually};
 
 const ROOM: &str = "presence-room";
 
-/// A room of twenty members that say much of themselves: the list of them has 50 KB.
-async fn room(server: &Server) -> Vec<Client> {
+/// A channel of twenty members with much user info: their list has 50 KB.
+async fn members_of_room(server: &Server) -> Vec<Client> {
     let mut members = Vec::new();
     for id in 0..20 {
         let mut member = server.connect().await;
@@ -19,9 +19,10 @@ async fn room(server: &Server) -> Vec<Client> {
     members
 }
 
-/// How many lists of members come before the event that is published when the client has had to wait.
+/// How many member lists come before the event that is published when the client is throttled.
 async fn lists_before(server: &Server, client: &mut Client) -> usize {
-    eventually("the client waits", async || server.metrics.rejected(Limit::AnswerBytes).get() > 0).await;
+    eventually("the client is throttled", async || server.metrics.rejected(Limit::AnswerBytes).get() > 0)
+        .await;
     server.publish(NEWS, "after", "").await;
     let mut lists = 0;
     loop {
@@ -34,10 +35,10 @@ async fn lists_before(server: &Server, client: &mut Client) -> usize {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_for_the_same_again_and_again_waits_for_the_answers() {
+async fn a_client_that_repeats_a_subscription_is_throttled_by_the_bytes_of_the_replies() {
     let server =
         Server::with_app(|app| app.limits.answer_bytes = Rate { per_second: 1024, burst: 300_000 }).await;
-    let mut others = room(&server).await;
+    let mut others = members_of_room(&server).await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
     let ask = client.signed_subscribe(ROOM, Some(r#"{"user_id":"0"}"#));
@@ -46,18 +47,18 @@ async fn a_client_that_asks_for_the_same_again_and_again_waits_for_the_answers()
     }
     let lists = lists_before(&server, &mut client).await;
     assert!((5..10).contains(&lists), "{lists} of 100, which would be 5 MB");
-    // Nobody else is held up, and it hears what is said meanwhile.
-    let witness = others.last_mut().unwrap();
-    witness.fence().await;
+    // Other clients are not throttled, and this one still gets events.
+    let bystander = others.last_mut().unwrap();
+    bystander.fence().await;
     server.publish(NEWS, "still", "").await;
     client.expect(json!({ "event": "still", "channel": NEWS, "data": "" })).await;
 }
 
 #[tokio::test]
-async fn what_others_are_told_of_a_member_is_charged_to_it() {
+async fn member_events_to_others_are_charged_to_the_member() {
     let server =
         Server::with_app(|app| app.limits.answer_bytes = Rate { per_second: 1024, burst: 300_000 }).await;
-    let _others = room(&server).await;
+    let _others = members_of_room(&server).await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
     let join = client.signed_subscribe(ROOM, Some(r#"{"user_id":"new","user_info":"hello"}"#));
@@ -71,23 +72,23 @@ async fn what_others_are_told_of_a_member_is_charged_to_it() {
 }
 
 #[tokio::test]
-async fn changes_that_others_are_told_of_have_a_rate() {
+async fn changes_that_others_are_notified_of_have_a_rate_limit() {
     let server = Server::with_app(|app| app.limits.changes = Rate { per_second: 1, burst: 10 }).await;
     let mut client = server.connect().await;
     client.subscribe(NEWS).await;
     for at in 0..100 {
         client.ask(&format!("fresh-{at}")).await;
     }
-    server.refuses(Limit::Changes, 1).await;
+    server.wait_for_rejections(Limit::Changes, 1).await;
     server.publish(NEWS, "after", "").await;
     let mut subscribed = 0;
     while client.next().await["event"] != "after" {
         subscribed += 1;
     }
-    assert_eq!(subscribed, 10, "with the channel of the beginning, one more than may be at once");
-    // It goes on, slowly, and nothing is lost.
+    assert_eq!(subscribed, 10, "with the first channel, one more than the burst");
+    // It goes on, slowly, and no message is lost.
     client.expect_subscribed("fresh-10").await;
-    // Who is one of several in its channels causes nothing.
+    // A client that is one of several in its channels causes no changes.
     let mut other = server.connect().await;
     for _ in 0..20 {
         other.subscribe(NEWS).await;
@@ -97,7 +98,7 @@ async fn changes_that_others_are_told_of_have_a_rate() {
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_with_a_thousand_channels_waits_for_nothing() {
+async fn a_client_that_reconnects_with_a_thousand_channels_is_not_throttled() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for at in 0..1000 {
@@ -107,7 +108,7 @@ async fn a_client_that_comes_back_with_a_thousand_channels_waits_for_nothing() {
         client.expect_subscribed(&format!("channel-{at}")).await;
     }
     client.fence().await;
-    server.has_refused(Limit::Changes, 0);
+    server.assert_limit_rejections(Limit::Changes, 0);
 }
 
 #[tokio::test]
@@ -116,7 +117,7 @@ async fn a_client_of_a_thousand_channels_leaves_all_of_them_however_it_ends() {
     let mut watching = server.connect().await;
     watching.join("presence-last", json!({ "user_id": "1" })).await;
     let closed = async |client: Client| client.close().await;
-    let gone = async |client: Client| drop(client);
+    let dropped = async |client: Client| drop(client);
     let terminated = async |mut client: Client| {
         server.post_json("/apps/1001/users/7/terminate_connections", json!({})).await.ok();
         client.expect_close(4009).await;
@@ -135,7 +136,7 @@ async fn a_client_of_a_thousand_channels_leaves_all_of_them_however_it_ends() {
         watching.next().await;
         match *end {
             0 => closed(client).await,
-            1 => gone(client).await,
+            1 => dropped(client).await,
             _ => terminated(client).await,
         }
         server.has_connections(1).await;
@@ -143,7 +144,7 @@ async fn a_client_of_a_thousand_channels_leaves_all_of_them_however_it_ends() {
         assert_eq!(
             server.get_json("/apps/1001/channels").await,
             only,
-            "when it counts no more, it has left all"
+            "when it is not counted any more, it has left all channels"
         );
         assert_eq!(watching.next().await["event"], "pusher_internal:member_removed");
     }
@@ -151,7 +152,7 @@ async fn a_client_of_a_thousand_channels_leaves_all_of_them_however_it_ends() {
 }
 
 #[tokio::test]
-async fn signing_in_as_before_changes_nothing_and_otherwise_the_difference_is_told() {
+async fn a_repeated_sign_in_changes_nothing_and_another_watchlist_sends_the_difference() {
     let server = Server::with_app(|app| app.limits.changes = Rate { per_second: 1, burst: 10 }).await;
     let mut client = server.connect().await;
     let user = |watchlist: &[&str]| json!({ "id": "7", "watchlist": watchlist });
@@ -162,11 +163,11 @@ async fn signing_in_as_before_changes_nothing_and_otherwise_the_difference_is_to
     }
     client.fence().await;
     client.sign_in(user(&["9", "10"])).await;
-    assert_eq!(client.expect_watched().await, json!([["offline", ["10"]]]), "9 has been told of");
-    server.has_refused(Limit::Changes, 0);
-    // Ten are two more than it may yet change at once.
+    assert_eq!(client.expect_watched().await, json!([["offline", ["10"]]]), "9 was sent before");
+    server.assert_limit_rejections(Limit::Changes, 0);
+    // Ten changes are two more than the bucket has left.
     client.sign_in(user(&["a", "b", "c", "d", "e", "f"])).await;
     client.expect_watched().await;
-    server.refuses(Limit::Changes, 1).await;
+    server.wait_for_rejections(Limit::Changes, 1).await;
     assert_eq!(server.get_json("/apps/1001/channels").await["channels"], Value::Object(Default::default()));
 }

@@ -1,0 +1,312 @@
+//! One small lock in front of a transport: it writes at once, queues (bounded) what the socket does not accept, and
+//! holds the order to close.
+//!
+//! An [`Outbox`] is all that the registry needs to know of a connection. [`Outbox::send`] writes straight to the
+//! socket when the queue is empty: no wake-up, no allocation. Bytes that the socket does not accept are queued as a
+//! share of the common batch, and the connection's task is woken to flush them. The task drives
+//! [`Outbox::poll_flush`] and [`Outbox::poll_read`]. A TLS connection is written to in the same way, through its
+//! session ([`Tls`]). An outbox knows nothing of channels or sessions.
+//!
+//! Pitfalls of the hot path that are answered here: closing a slow reader does not wait for the bytes it does not read
+//! ([`Outbox::reset`]), a short read costs no second system call ([`Outbox::poll_read`]), and no connection has a timer
+//! of its own ([`Liveness`]).
+//!
+//! The queues are bounded for each connection, and for the node ([`Budget`]).
+//!
+//! Start at [`Outbox`]. Its methods to close are in `closing`, its charges in `charges`.
+
+mod budget;
+mod charges;
+mod closing;
+mod liveness;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod transport;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::Interest;
+
+use crate::limits::Limit;
+use crate::protocol::SocketId;
+use crate::protocol::wire::deflate::Compression;
+pub use budget::{Budget, Reservation, SharedFrames};
+pub use closing::Closing;
+use liveness::WriteProgress;
+pub use liveness::{Liveness, Unfinished};
+use state::{Accounting, OverBudget, State};
+pub use transport::Transport;
+use transport::{poll_recv, send};
+
+/// The queue to one client, and the transport behind it.
+#[derive(Debug)]
+pub struct Outbox {
+    socket: SocketId,
+    /// When the client was last heard. Written by the connection's task, read by the sweep.
+    pub liveness: Liveness,
+    /// Whether the client reads what is queued. Written under the lock, read by the sweep.
+    write_progress: WriteProgress,
+    /// Changes that the client has caused and that other clients, or the cluster, are notified of. Taken by its task.
+    charge_changes: AtomicU16,
+    /// Bytes that the client has caused to be sent, to itself and to others. Taken by its task.
+    charge_bytes: AtomicU32,
+    /// More queued bytes than this close the connection as too slow.
+    bytes_max: u32,
+    /// The negotiated compression: publishers choose the frames for this client by it.
+    compression: Compression,
+    transport: Transport,
+    state: Mutex<State>,
+}
+
+/// Every client has one, so each byte counts. With the two counters of its `Arc` it fills the block that glibc
+/// allocates for it.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Outbox>() <= 152);
+
+impl Outbox {
+    /// An outbox in front of a transport. More than `bytes_max` queued bytes close the connection.
+    #[must_use]
+    pub fn new(
+        socket: SocketId,
+        transport: impl Into<Transport>,
+        bytes_max: usize,
+        liveness: Liveness,
+    ) -> Self {
+        Self {
+            socket,
+            liveness,
+            write_progress: WriteProgress::default(),
+            charge_changes: AtomicU16::new(0),
+            charge_bytes: AtomicU32::new(0),
+            bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
+            compression: Compression::Off,
+            transport: transport.into(),
+            state: Mutex::new(State::new(Arc::default())),
+        }
+    }
+
+    /// Takes the memory of the queue from the node's budget.
+    #[must_use]
+    pub fn with_budget(mut self, budget: &Arc<Budget>) -> Self {
+        self.state = Mutex::new(State::new(Arc::clone(budget)));
+        self
+    }
+
+    /// An outbox without a socket: frames stay queued until [`Outbox::take_queued`]. For benchmarks and tests.
+    #[must_use]
+    pub fn detached(socket: SocketId, bytes_max: usize) -> Self {
+        Self::new(socket, Transport::Detached, bytes_max, Liveness::default())
+    }
+
+    /// Sets the compression that the connection has negotiated.
+    #[must_use]
+    pub const fn with_compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// The negotiated compression. Frames for many clients may be compressed; [`Outbox::reply`] compresses none.
+    #[must_use]
+    pub const fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The socket id of the client.
+    #[must_use]
+    pub const fn socket(&self) -> SocketId {
+        self.socket
+    }
+
+    /// Sends whole frames: writes them, or queues the part that the socket does not accept. A client with too many
+    /// queued bytes is closed (4100). A closing connection sends nothing.
+    pub fn send(&self, frames: &Bytes) {
+        self.send_if(frames, || true);
+    }
+
+    /// As [`Outbox::send`], if `wanted` returns `true` under the lock.
+    pub fn send_if(&self, frames: &Bytes, wanted: impl FnOnce() -> bool) {
+        self.send_accounted(frames, Accounting::Own, wanted);
+    }
+
+    /// As [`Outbox::send_if`], for frames that go to many clients.
+    pub fn send_shared(&self, frames: &SharedFrames, wanted: impl FnOnce() -> bool) {
+        self.send_accounted(frames.bytes(), Accounting::Shared(frames), wanted);
+    }
+
+    fn send_accounted(&self, frames: &Bytes, accounting: Accounting<'_>, wanted: impl FnOnce() -> bool) {
+        let mut state = self.state.lock();
+        if state.closing.is_some() || !wanted() {
+            return;
+        }
+        if state.is_empty() {
+            self.write(&mut state, frames, accounting);
+        } else if self.is_full(&state) {
+            self.close_for_limit_locked(
+                &mut state,
+                Limit::OutboxBytes,
+                "Reading too slowly: the queue is full",
+            );
+        } else if let Err(OverBudget) = state.push(frames.clone(), accounting) {
+            self.close_over_budget(&mut state);
+        }
+    }
+
+    /// Sends a frame ahead of the queue: for the replies that prove liveness.
+    pub fn send_first(&self, frame: &Bytes) {
+        let mut state = self.state.lock();
+        if state.closing.is_some() {
+            return;
+        }
+        if state.is_empty() {
+            self.write(&mut state, frame, Accounting::Own);
+        } else if !self.is_full(&state)
+            && let Err(OverBudget) = state.push_first(frame.clone())
+        {
+            self.close_over_budget(&mut state);
+        }
+    }
+
+    /// Whether the queue exceeds its limit. The chunk at the head does not count, so that one message larger than the
+    /// limit passes, such as the member list of a large presence channel.
+    fn is_full(&self, state: &State) -> bool {
+        state.bytes_behind_head() > self.bytes_max as usize
+    }
+
+    /// Runs `act` under the lock, while nothing can be sent: what it changes holds for every later [`Outbox::send_if`].
+    pub fn with_sends_blocked(&self, act: impl FnOnce()) {
+        let _state = self.state.lock();
+        act();
+    }
+
+    /// The queued bytes, with an overhead for each chunk.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.state.lock().queued_bytes()
+    }
+
+    /// How long the client has read nothing of a queue that is not empty. To be asked once a second.
+    #[must_use]
+    pub fn stalled_for(&self, now: Duration) -> Option<Duration> {
+        self.write_progress.stalled_for(now)
+    }
+
+    /// Reserves `bytes` of the node's budget, for input of the client that waits; `None` if the budget is exceeded.
+    #[must_use]
+    pub fn try_reserve(&self, bytes: usize) -> Option<Reservation> {
+        self.state.lock().budget().try_reserve(bytes)
+    }
+
+    /// Removes and returns the queue.
+    pub fn take_queued(&self) -> Vec<Bytes> {
+        self.state.lock().drain()
+    }
+
+    /// Writes `frames`, with an empty queue, and queues the rest.
+    fn write(&self, state: &mut State, frames: &Bytes, accounting: Accounting<'_>) {
+        let written = match &self.transport {
+            Transport::Detached => Ok(0),
+            Transport::Tcp(stream) => send(stream, frames),
+            Transport::Tls(tls) => {
+                let taken = tls.send(frames);
+                // TLS may accept all bytes and keep the last of them encrypted.
+                if taken.as_ref().is_ok_and(|taken| *taken == frames.len()) && tls.has_unsent() {
+                    self.write_progress.record(true);
+                    state.wake();
+                }
+                taken
+            }
+        };
+        let written = match written {
+            Ok(written) if written == frames.len() => return,
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return self.fail(state),
+        };
+        // A small rest is copied, so that it does not keep the whole batch in memory.
+        let is_copied = written > 0 && frames.len() - written < frames.len() / 4;
+        let (rest, accounting) = match accounting {
+            Accounting::Own | Accounting::Shared(_) if is_copied => {
+                (Bytes::copy_from_slice(&frames[written..]), Accounting::Own)
+            }
+            Accounting::Own | Accounting::Shared(_) | Accounting::Forced => {
+                (frames.slice(written..), accounting)
+            }
+        };
+        match state.push(rest, accounting) {
+            Ok(()) => {
+                state.head_is_partial = written > 0;
+                self.write_progress.record(true);
+                state.wake();
+            }
+            // No Close frame fits into a partly sent frame, and without one the socket accepts nothing more.
+            Err(OverBudget) => self.reset_over_budget(state),
+        }
+    }
+
+    /// Writes the queue. Pending while the socket accepts nothing more. Ready when the queue is empty, with the way in
+    /// which the connection is closing, if it is. The task is woken when more is queued or the connection closes.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Option<Closing>> {
+        let mut state = self.state.lock();
+        if !state.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            state.task = Some(cx.waker().clone());
+        }
+        let (stream, tls) = match &self.transport {
+            Transport::Tcp(stream) => (stream, None),
+            Transport::Tls(tls) => (tls.stream(), Some(tls)),
+            Transport::Detached => return Poll::Ready(state.closing),
+        };
+        while state.closing != Some(Closing::Broken) {
+            if state.is_empty() && !tls.is_some_and(|tls| tls.has_unsent()) {
+                break;
+            }
+            if ready!(stream.poll_write_ready(cx)).is_err() {
+                self.fail(&mut state);
+                break;
+            }
+            let written = stream.try_io(Interest::WRITABLE, || match tls {
+                None => state.write_to(stream),
+                Some(tls) => tls.send(state.head().unwrap_or_default()),
+            });
+            match written {
+                Ok(written) => {
+                    if written > 0 {
+                        self.write_progress.record(true);
+                    }
+                    state.advance(written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => self.fail(&mut state),
+            }
+        }
+        self.write_progress.record(false);
+        state.shrink();
+        Poll::Ready(state.closing)
+    }
+
+    /// Reads input of the client into `buffer`. Ready with 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// The error of the system, or of TLS.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        match &self.transport {
+            Transport::Tcp(stream) => poll_recv(stream, cx, buffer),
+            Transport::Tls(tls) => tls.poll_read(cx, buffer),
+            Transport::Detached => Poll::Pending,
+        }
+    }
+
+    fn fail(&self, state: &mut State) {
+        state.clear();
+        state.closing = Some(Closing::Broken);
+        self.write_progress.record(false);
+        state.wake();
+    }
+}

@@ -1,0 +1,254 @@
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::closing::closing_frames;
+use super::*;
+use crate::protocol::CloseCode;
+use crate::protocol::message::ServerMessage;
+use crate::protocol::wire::websocket;
+
+const SOCKET: SocketId = SocketId::new(1, 2);
+
+async fn pair(bytes_max: usize) -> (Outbox, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    (Outbox::new(SOCKET, stream, bytes_max, Liveness::default()), client)
+}
+
+async fn flush(outbox: &Outbox) -> Option<Closing> {
+    std::future::poll_fn(|cx| outbox.poll_flush(cx)).await
+}
+
+#[tokio::test]
+async fn a_client_that_reads_gets_everything_in_order() {
+    let (outbox, mut client) = pair(usize::MAX).await;
+    let numbers: Vec<u8> = (0..=255).collect();
+    let batch = Bytes::from(numbers.repeat(400));
+    for _ in 0..200 {
+        outbox.send(&batch);
+    }
+    assert!(outbox.queued_bytes() > 0, "the socket does not accept 20 MB at once");
+    let reading = tokio::spawn(async move {
+        let mut all = vec![0; 200 * 102_400];
+        client.read_exact(&mut all).await.unwrap();
+        all
+    });
+    assert_eq!(flush(&outbox).await, None);
+    assert!(reading.await.unwrap().chunks(256).all(|chunk| chunk == numbers));
+    assert_eq!(outbox.queued_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed_and_costs_no_more_than_its_limit() {
+    let (outbox, _client) = pair(100_000).await;
+    let batch = Bytes::from(vec![0; 10_000]);
+    let mut sends = 0;
+    while outbox.closing().is_none() && sends < 10_000 {
+        outbox.send(&batch);
+        sends += 1;
+        assert!(outbox.queued_bytes() <= 130_000);
+    }
+    assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
+    assert!(outbox.queued_bytes() <= 10_400, "only the partly sent frame and the closing frames are kept");
+}
+
+#[tokio::test]
+async fn nothing_is_sent_after_a_close() {
+    let (outbox, mut client) = pair(1000).await;
+    outbox.close(CloseCode::Reconnect, "going away");
+    outbox.send(&Bytes::from_static(b"late"));
+    outbox.close(CloseCode::PongTimeout, "second");
+    assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
+    drop(outbox);
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all, closing_frames(CloseCode::Reconnect, "going away"));
+}
+
+#[tokio::test]
+async fn a_partly_sent_frame_is_completed_before_the_closing_frames() {
+    let (outbox, mut client) = pair(usize::MAX).await;
+    let batch = Bytes::from(vec![7; 99_991]);
+    while !outbox.state.lock().head_is_partial {
+        outbox.send(&batch);
+        assert!(outbox.queued_bytes() < 10 * batch.len(), "the socket accepted whole batches only");
+    }
+    outbox.send(&batch);
+    outbox.close(CloseCode::Reconnect, "going away");
+    let reading = tokio::spawn(async move {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.map(|_| all)
+    });
+    assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
+    drop(outbox);
+    let all = reading.await.unwrap().unwrap();
+    let closing_frames = closing_frames(CloseCode::Reconnect, "going away");
+    let frames = all.strip_suffix(&closing_frames[..]).expect("the closing frames come last");
+    assert_eq!(frames.len() % batch.len(), 0, "no frame is cut");
+}
+
+#[tokio::test]
+async fn a_disconnected_client_breaks_the_connection() {
+    let (outbox, client) = pair(1000).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let mut buffer = [0; 16];
+    let read = std::future::poll_fn(|cx| outbox.poll_read(cx, &mut buffer)).await;
+    assert!(matches!(read, Ok(0) | Err(_)));
+    outbox.send(&Bytes::from_static(b"x"));
+    outbox.send(&Bytes::from_static(b"x"));
+    assert_eq!(outbox.closing(), Some(Closing::Broken));
+}
+
+fn detached_with(budget: &Arc<Budget>, id: u32) -> Outbox {
+    Outbox::detached(SocketId::new(id, 0), usize::MAX).with_budget(budget)
+}
+
+#[test]
+fn the_queues_of_all_clients_never_exceed_the_budget() {
+    let budget = Arc::new(Budget::new(100_000));
+    let outboxes: Vec<_> = (0..20).map(|id| detached_with(&budget, id)).collect();
+    for round in 0..10 {
+        for outbox in &outboxes {
+            outbox.send(&Bytes::from(vec![0; 3000]));
+            // Closing frames may exceed it.
+            assert!(budget.bytes() <= 100_000 + 20 * 400, "{round}");
+        }
+    }
+    let closed = |outbox: &&Outbox| outbox.closing() == Some(Closing::Limit(Limit::QueuedBytes));
+    assert!(outboxes.iter().filter(closed).count() > 0);
+    for outbox in &outboxes[..10] {
+        outbox.take_queued();
+    }
+    drop(outboxes);
+    assert_eq!(budget.bytes(), 0, "taken, closed or dropped: all is released");
+}
+
+#[test]
+fn a_shared_batch_counts_once_in_the_budget() {
+    let budget = Arc::new(Budget::new(100_000));
+    let outboxes: Vec<_> = (0..100).map(|id| detached_with(&budget, id)).collect();
+    let batch = SharedFrames::from(Bytes::from(vec![0; 50_000]));
+    for outbox in &outboxes {
+        outbox.send_shared(&batch, || true);
+        assert_eq!((outbox.closing(), outbox.queued_bytes() > 50_000), (None, true));
+    }
+    assert!((50_000..60_000).contains(&budget.bytes()), "{}", budget.bytes());
+    drop(batch);
+    outboxes[1..].iter().for_each(|outbox| drop(outbox.take_queued()));
+    assert!(budget.bytes() > 50_000, "one queue still holds it");
+    outboxes[0].take_queued();
+    assert_eq!(budget.bytes(), 0);
+}
+
+#[tokio::test]
+async fn flushed_bytes_are_released_to_the_budget() {
+    let (outbox, mut client) = pair(usize::MAX).await;
+    let budget = Arc::new(Budget::new(usize::MAX));
+    let outbox = outbox.with_budget(&budget);
+    for _ in 0..5000 {
+        outbox.send(&Bytes::from(vec![7; 1000]));
+    }
+    assert!(budget.bytes() > 1_000_000 && budget.bytes() == outbox.queued_bytes());
+    let reading = tokio::spawn(async move {
+        let mut all = vec![0; 5_000_000];
+        client.read_exact(&mut all).await.unwrap();
+        all
+    });
+    assert_eq!(flush(&outbox).await, None);
+    assert!(reading.await.unwrap().iter().all(|byte| *byte == 7));
+    assert_eq!(budget.bytes(), 0);
+}
+
+#[tokio::test]
+async fn small_queued_frames_are_written_together_and_in_order() {
+    let (outbox, mut client) = pair(usize::MAX).await;
+    // First more than the socket accepts at once.
+    let mut expected = vec![0; 10_000_000];
+    outbox.send(&Bytes::from(expected.clone()));
+    for number in 0..10_000u32 {
+        let frame = number.to_be_bytes();
+        expected.extend_from_slice(&frame);
+        outbox.send(&Bytes::copy_from_slice(&frame));
+    }
+    assert!(outbox.queued_bytes() > 40_000, "they are queued");
+    let length = expected.len();
+    let reading = tokio::spawn(async move {
+        let mut all = vec![0; length];
+        client.read_exact(&mut all).await.unwrap();
+        all
+    });
+    assert_eq!(flush(&outbox).await, None);
+    assert!(reading.await.unwrap() == expected);
+}
+
+#[tokio::test]
+async fn an_evicted_connection_keeps_no_large_frame() {
+    let budget = Arc::new(Budget::new(usize::MAX));
+    let (outbox, _client) = pair(usize::MAX).await;
+    let outbox = outbox.with_budget(&budget);
+    while !outbox.state.lock().head_is_partial {
+        outbox.send(&Bytes::from(vec![0; 10_000_000]));
+    }
+    outbox.evict();
+    assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::QueuedBytes)));
+    assert_eq!((outbox.queued_bytes(), budget.bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_stalled_client_is_timed_from_the_sweep_that_saw_it_first() {
+    let secs = Duration::from_secs;
+    let (outbox, mut client) = pair(usize::MAX).await;
+    assert_eq!(outbox.stalled_for(secs(5)), None, "nothing is queued");
+    let mut sent = 0;
+    while outbox.queued_bytes() < 1_000_000 {
+        outbox.send(&Bytes::from(vec![0; 100_000]));
+        sent += 100_000;
+    }
+    assert_eq!(outbox.stalled_for(secs(10)), Some(secs(0)));
+    assert_eq!(outbox.stalled_for(secs(40)), Some(secs(30)));
+    let reading = tokio::spawn(async move {
+        let mut all = vec![0; sent];
+        client.read_exact(&mut all).await.map(|_| client)
+    });
+    assert_eq!(flush(&outbox).await, None);
+    assert_eq!(outbox.stalled_for(secs(41)), None, "it has read all");
+    drop(reading.await.unwrap());
+}
+
+#[test]
+fn charges_are_taken_once() {
+    let outbox = Outbox::detached(SOCKET, usize::MAX);
+    outbox.reply(&ServerMessage::Pong);
+    let (bytes, changes) = outbox.take_charges();
+    assert!((30..60).contains(&bytes) && changes == 0, "{bytes}");
+    outbox.send(&Bytes::from_static(b"an event"));
+    assert_eq!(outbox.take_charges(), (0, 0), "the client has not caused it");
+    outbox.charge(usize::MAX, 3);
+    outbox.charge(7, 0);
+    assert_eq!(outbox.take_charges(), (u32::MAX, 3));
+}
+
+#[test]
+fn many_small_frames_are_bounded_like_few_large_ones() {
+    let outbox = Outbox::detached(SOCKET, 10_000);
+    outbox.send(&Bytes::from_static(b"x"));
+    for _ in 0..1_000 {
+        outbox.send_first(&websocket::pong(b""));
+    }
+    assert!(outbox.take_queued().len() < 160);
+}
+
+#[test]
+fn a_pong_overtakes_queued_frames_but_not_a_partly_sent_one() {
+    let outbox = Outbox::detached(SOCKET, 1000);
+    outbox.send(&Bytes::from_static(b"a"));
+    outbox.send(&Bytes::from_static(b"b"));
+    outbox.send_first(&Bytes::from_static(b"pong"));
+    assert_eq!(outbox.take_queued(), ["pong", "a", "b"]);
+    outbox.send(&Bytes::from_static(b"a"));
+    outbox.state.lock().head_is_partial = true;
+    outbox.send_first(&Bytes::from_static(b"pong"));
+    assert_eq!(outbox.take_queued(), ["a", "pong"]);
+}

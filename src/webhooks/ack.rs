@@ -17,9 +17,9 @@ pub enum Resolution {
     Nacked(EventId),
 }
 
-/// The duty to deliver a record. Every clone is a duty of its own: [`AckToken::ack`] fulfils it, a drop without that
-/// does not. When the last clone is gone, the [`Resolution`] is sent once: acked if every clone was acked, nacked
-/// otherwise, also when a task panics or is cancelled.
+/// Acknowledges a cluster record. Every clone must be acked: [`AckToken::ack`]. When the last clone is gone, the
+/// [`Resolution`] is sent once: acked if every clone was acked, nacked if one was dropped, also by a panic or by the
+/// cancellation of a task.
 ///
 /// A token is cancelled when the receiver of resolutions was dropped, because another node reads the records now.
 /// Events with a cancelled token are not sent.
@@ -48,7 +48,7 @@ impl AckToken {
         self.0.id
     }
 
-    /// Fulfils the duty of this clone.
+    /// Acks this clone.
     pub fn ack(self) {
         // `Arc` orders this before the drop of the last clone.
         self.0.unacked.fetch_sub(1, Ordering::Relaxed);

@@ -37,7 +37,7 @@ pub(super) struct AppWebhooks {
     metrics: Arc<Metrics>,
 }
 
-/// The lock on the events of one channel or user. While it is held, nobody else emits events of that channel or user,
+/// The lock on the events of one channel or user. While it is held, no other task emits events of that channel or user,
 /// so events are emitted in the order in which the registry decided them.
 #[derive(Debug)]
 pub struct DeliveryGuard<'a> {

@@ -126,7 +126,7 @@ impl fmt::Display for EventId {
 
 /// The text is not an event id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("not the id of an event")]
+#[error("not an event id")]
 pub struct ParseEventIdError;
 
 impl FromStr for EventId {

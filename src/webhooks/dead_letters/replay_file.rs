@@ -32,10 +32,10 @@ pub struct Line {
 pub enum ReplayFileError {
     /// Another replay holds the lock on the folder.
     #[error("another replay is running in {}", .0.display())]
-    Busy(PathBuf),
+    Locked(PathBuf),
     /// Another process has modified the lines that were read.
     #[error("another process has modified it")]
-    Changed,
+    Modified,
     /// An I/O error.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -54,7 +54,7 @@ impl DeadLetterFile {
         let folder_lock = File::open(parent)?;
         match folder_lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(ReplayFileError::Busy(parent.to_owned())),
+            Err(TryLockError::WouldBlock) => return Err(ReplayFileError::Locked(parent.to_owned())),
             Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
                 return Err(error.into());
             }
@@ -87,7 +87,7 @@ impl DeadLetterFile {
         match self.file.read_exact_at(&mut found, line.start as u64) {
             Ok(()) if found == self.bytes[line.start..line.end] => Ok(()),
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error.into()),
-            Ok(()) | Err(_) => Err(ReplayFileError::Changed),
+            Ok(()) | Err(_) => Err(ReplayFileError::Modified),
         }
     }
 

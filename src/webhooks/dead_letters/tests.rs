@@ -195,7 +195,7 @@ fn a_second_replay_is_rejected_while_the_server_appends() {
     let (_directory, path) = temp_file();
     append(&path, 10_000, &dead_letter("one")).unwrap();
     let first = DeadLetterFile::open(&path).unwrap();
-    assert!(matches!(DeadLetterFile::open(&path), Err(ReplayFileError::Busy(_))));
+    assert!(matches!(DeadLetterFile::open(&path), Err(ReplayFileError::Locked(_))));
     append(&path, 10_000, &dead_letter("two")).unwrap();
     drop(first);
     assert_eq!(bodies(&path).len(), 2);
@@ -226,8 +226,8 @@ fn a_modified_line_is_neither_sent_nor_marked() {
     // As logrotate's copytruncate does.
     for other in [String::new(), "x".repeat(10_000)] {
         std::fs::write(&path, &other).unwrap();
-        assert!(matches!(file.verify(line), Err(ReplayFileError::Changed)));
-        assert!(matches!(file.mark_delivered(line), Err(ReplayFileError::Changed)));
+        assert!(matches!(file.verify(line), Err(ReplayFileError::Modified)));
+        assert!(matches!(file.mark_delivered(line), Err(ReplayFileError::Modified)));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
     }
 }

@@ -40,12 +40,12 @@ fn texts(events: &[QueuedEvent]) -> String {
 }
 
 /// A queue and its clock.
-struct Player {
+struct Fixture {
     queue: Queue,
     now: Instant,
 }
 
-impl Player {
+impl Fixture {
     fn new(senders: usize, window: Option<Duration>) -> Self {
         let options = QueueOptions {
             bytes_max: 10_000_000,
@@ -59,9 +59,9 @@ impl Player {
 
     /// With a capacity for `count` events of one letter.
     fn with_capacity_for(count: usize) -> Self {
-        let mut player = Self::new(1, None);
-        player.queue.options.bytes_max = count * (1 + OVERHEAD_BYTES);
-        player
+        let mut fixture = Self::new(1, None);
+        fixture.queue.options.bytes_max = count * (1 + OVERHEAD_BYTES);
+        fixture
     }
 
     /// Pushes events. Returns the evicted and the cancelled ones.
@@ -134,113 +134,113 @@ impl Player {
 #[tokio::test]
 async fn a_request_has_one_event_unless_batching_is_on() {
     for (window, expected) in [(None, &["a", "b"][..]), (Some(WINDOW), &["a b"])] {
-        let mut player = Player::new(1, window);
-        player.push("a b");
-        player.now += WINDOW;
-        player.deliver_all(expected.iter().copied());
-        player.assert_empty();
+        let mut fixture = Fixture::new(1, window);
+        fixture.push("a b");
+        fixture.now += WINDOW;
+        fixture.deliver_all(expected.iter().copied());
+        fixture.assert_empty();
     }
 }
 
 #[tokio::test]
 async fn a_batch_waits_for_its_window_and_then_takes_all_queued_events() {
-    let mut player = Player::new(1, Some(WINDOW));
-    player.push("a");
-    assert_eq!(player.wait(), Some(WINDOW));
-    player.now += 49 * MS;
-    player.push("b");
-    assert_eq!(player.wait(), Some(MS));
+    let mut fixture = Fixture::new(1, Some(WINDOW));
+    fixture.push("a");
+    assert_eq!(fixture.wait(), Some(WINDOW));
+    fixture.now += 49 * MS;
+    fixture.push("b");
+    assert_eq!(fixture.wait(), Some(MS));
     // While a request was in flight, events of many windows were queued.
     for text in ["c", "d", "e"] {
-        player.now += SECOND;
-        player.push(text);
+        fixture.now += SECOND;
+        fixture.push(text);
     }
-    player.deliver_all(["a b c d e"]);
+    fixture.deliver_all(["a b c d e"]);
     // A full batch does not wait, nor does the last one.
-    player.push(&"x ".repeat(250));
+    fixture.push(&"x ".repeat(250));
     for _ in 0..2 {
-        let request = player.send();
+        let request = fixture.send();
         assert_eq!(request.events.len(), 100);
-        player.deliver(request);
+        fixture.deliver(request);
     }
-    assert_eq!(player.wait(), Some(WINDOW));
-    player.queue.close();
-    let request = player.send();
+    assert_eq!(fixture.wait(), Some(WINDOW));
+    fixture.queue.close();
+    let request = fixture.send();
     assert_eq!(request.events.len(), 50);
-    player.deliver(request);
-    assert!(matches!(player.next(), Next::Closed));
+    fixture.deliver(request);
+    assert!(matches!(fixture.next(), Next::Closed));
 }
 
 #[tokio::test]
 async fn a_request_is_at_most_a_mebibyte() {
-    let mut player = Player::new(1, Some(Duration::ZERO));
+    let mut fixture = Fixture::new(1, Some(Duration::ZERO));
     let [large, huge] = [400, 2048].map(|kib| "x".repeat(kib * 1024));
-    player.push(&format!("{large} {large} {large} {huge}"));
+    fixture.push(&format!("{large} {large} {large} {huge}"));
     for expected in [2, 1, 1] {
-        let request = player.send();
+        let request = fixture.send();
         assert_eq!(request.events.len(), expected, "an event that is too large is sent alone");
-        player.deliver(request);
+        fixture.deliver(request);
     }
 }
 
 #[tokio::test]
 async fn the_events_of_a_batch_are_in_order_whatever_the_turns() {
-    let mut player = Player::new(1, Some(WINDOW));
-    player.push("+a +B +B/7 !a1 b +B/8");
-    player.now += WINDOW;
-    player.deliver_all(["+a +B +B/7 !a1 b +B/8"]);
-    player.assert_empty();
+    let mut fixture = Fixture::new(1, Some(WINDOW));
+    fixture.push("+a +B +B/7 !a1 b +B/8");
+    fixture.now += WINDOW;
+    fixture.deliver_all(["+a +B +B/7 !a1 b +B/8"]);
+    fixture.assert_empty();
 }
 
 #[tokio::test]
 async fn a_full_queue_evicts_the_oldest_event_of_the_largest_class() {
-    let mut player = Player::with_capacity_for(4);
+    let mut fixture = Fixture::with_capacity_for(4);
     for (words, evicted) in [("X", ""), ("a b c", ""), ("d", "a"), ("Y", "b"), ("Z", "X"), ("W", "Y")] {
-        assert_eq!(player.push(words).0, evicted, "{words}");
+        assert_eq!(fixture.push(words).0, evicted, "{words}");
     }
     // A rejected event keeps its age.
-    player.reject_next("Z");
-    assert_eq!(player.push("V").0, "Z");
-    player.deliver_all(["c", "W", "d", "V"]);
-    player.now += SECOND;
-    player.assert_empty();
+    fixture.reject_next("Z");
+    assert_eq!(fixture.push("V").0, "Z");
+    fixture.deliver_all(["c", "W", "d", "V"]);
+    fixture.now += SECOND;
+    fixture.assert_empty();
 }
 
 #[tokio::test]
 async fn an_event_larger_than_the_queue_is_evicted_alone() {
-    let mut player = Player::with_capacity_for(3);
-    player.push("a");
+    let mut fixture = Fixture::with_capacity_for(3);
+    fixture.push("a");
     let too_large = "x".repeat(2000);
-    assert_eq!(player.push(&too_large).0, too_large);
-    player.deliver_all(["a"]);
-    player.assert_empty();
+    assert_eq!(fixture.push(&too_large).0, too_large);
+    fixture.deliver_all(["a"]);
+    fixture.assert_empty();
 }
 
 #[tokio::test]
 async fn a_closed_queue_accepts_no_events() {
-    let mut player = Player::new(1, None);
-    player.push("a");
-    player.queue.close();
-    assert!(player.queue.push(QueuedEvent::new(encode("b"), None, player.now)).is_err());
-    player.deliver_all(["a"]);
-    assert!(matches!(player.next(), Next::Closed));
+    let mut fixture = Fixture::new(1, None);
+    fixture.push("a");
+    fixture.queue.close();
+    assert!(fixture.queue.push(QueuedEvent::new(encode("b"), None, fixture.now)).is_err());
+    fixture.deliver_all(["a"]);
+    assert!(matches!(fixture.next(), Next::Closed));
 }
 
 #[tokio::test]
 async fn a_subject_without_a_request_in_flight_is_drained_in_order() {
-    let mut player = Player::new(8, None);
-    player.push("a1 b1 c1 a2 b2");
-    player.reject_next("a1");
-    let b1 = player.send();
-    player.queue.close();
+    let mut fixture = Fixture::new(8, None);
+    fixture.push("a1 b1 c1 a2 b2");
+    fixture.reject_next("a1");
+    let b1 = fixture.send();
+    fixture.queue.close();
     let left = |queue: &mut Queue| {
         let mut left: Vec<_> =
             std::iter::from_fn(|| queue.drain_subject()).map(|events| texts(&events)).collect();
         left.sort();
         left
     };
-    assert_eq!(left(&mut player.queue), ["a1 a2", "c1"], "b is in flight");
-    player.queue.requeue(b1);
-    assert_eq!(left(&mut player.queue), ["b1 b2"]);
-    assert!(matches!(player.next(), Next::Closed));
+    assert_eq!(left(&mut fixture.queue), ["a1 a2", "c1"], "b is in flight");
+    fixture.queue.requeue(b1);
+    assert_eq!(left(&mut fixture.queue), ["b1 b2"]);
+    assert!(matches!(fixture.next(), Next::Closed));
 }

@@ -44,12 +44,12 @@ proptest! {
         is_bounded in prop::bool::ANY,
         steps in prop::collection::vec(step(), 0..200),
     ) {
-        let mut player = Player::new(if batches { 1 } else { 4 }, batches.then_some(WINDOW));
+        let mut fixture = Fixture::new(if batches { 1 } else { 4 }, batches.then_some(WINDOW));
         if is_bounded {
-            player.queue.options.bytes_max = 6 * (4 + OVERHEAD_BYTES);
-            player.queue.options.delivery_timeout = 20 * SECOND;
+            fixture.queue.options.bytes_max = 6 * (4 + OVERHEAD_BYTES);
+            fixture.queue.options.delivery_timeout = 20 * SECOND;
         } else {
-            player.queue.options.delivery_timeout = Duration::from_secs(1_000_000_000);
+            fixture.queue.options.delivery_timeout = Duration::from_secs(1_000_000_000);
         }
         let ack = |event: QueuedEvent| event.ack_token.unwrap().ack();
         let (resolutions, mut resolved) = mpsc::unbounded_channel();
@@ -57,16 +57,16 @@ proptest! {
         // Events as they were delivered, and as they were first sent.
         let (mut delivered, mut sent) = (Vec::<(u64, String)>::new(), BTreeMap::<u64, String>::new());
         let mut first_sent = Vec::<u64>::new();
-        let mut push = |player: &mut Player, word: String| {
+        let mut push = |fixture: &mut Fixture, word: String| {
             pushed += 1;
             let ack_token = AckToken::new(EventId::new(7, pushed), resolutions.clone());
             let encoded = EncodedEvent { id: ack_token.id(), ..encode(&word) };
-            let result = player.queue.push(QueuedEvent::new(encoded, Some(ack_token), player.now)).unwrap();
+            let result = fixture.queue.push(QueuedEvent::new(encoded, Some(ack_token), fixture.now)).unwrap();
             assert!(is_bounded || result.evicted.is_empty());
             result.cancelled.into_iter().chain(result.evicted).for_each(ack);
         };
-        let deliver = |player: &mut Player, request: Request, delivered: &mut Vec<(u64, String)>| {
-            for event in player.queue.complete(request, player.now) {
+        let deliver = |fixture: &mut Fixture, request: Request, delivered: &mut Vec<(u64, String)>| {
+            for event in fixture.queue.complete(request, fixture.now) {
                 let word = String::from_utf8(event.encoded.json.to_vec()).unwrap();
                 delivered.push((event.encoded.id.number(), word));
                 event.ack_token.unwrap().ack();
@@ -85,21 +85,21 @@ proptest! {
                 Step::Join(channel, user) if !here[channel][user] => {
                     let name = ["a", "b", "C"][channel];
                     if here[channel] == [false; 2] {
-                        push(&mut player, format!("+{name}"));
+                        push(&mut fixture, format!("+{name}"));
                     }
                     here[channel][user] = true;
-                    push(&mut player, format!("+{name}/{user}"));
+                    push(&mut fixture, format!("+{name}/{user}"));
                 }
                 Step::Leave(channel, user) if here[channel][user] => {
                     let name = ["a", "b", "C"][channel];
                     here[channel][user] = false;
-                    push(&mut player, format!("-{name}/{user}"));
+                    push(&mut fixture, format!("-{name}/{user}"));
                     if here[channel] == [false; 2] {
-                        push(&mut player, format!("-{name}"));
+                        push(&mut fixture, format!("-{name}"));
                     }
                 }
-                Step::ClientEvent(channel) => push(&mut player, format!("!{}", ["a", "b", "C"][channel])),
-                Step::Send if in_flight.len() < player.queue.options.senders => match player.next() {
+                Step::ClientEvent(channel) => push(&mut fixture, format!("!{}", ["a", "b", "C"][channel])),
+                Step::Send if in_flight.len() < fixture.queue.options.senders => match fixture.next() {
                     Next::Send(request) => {
                         count_sent(&request);
                         in_flight.push(request);
@@ -110,30 +110,30 @@ proptest! {
                 Step::Finish(which, failure) if !in_flight.is_empty() => {
                     let request = in_flight.swap_remove(which % in_flight.len());
                     match failure {
-                        None => deliver(&mut player, request, &mut delivered),
-                        Some(failure) => player.fail(request, failure),
+                        None => deliver(&mut fixture, request, &mut delivered),
+                        Some(failure) => fixture.fail(request, failure),
                     }
                 }
-                Step::Wait(ms) => player.now += Duration::from_millis(ms),
+                Step::Wait(ms) => fixture.now += Duration::from_millis(ms),
                 Step::Join(..) | Step::Leave(..) | Step::Send | Step::Finish(..) => {}
             }
         }
         for request in in_flight.drain(..) {
-            deliver(&mut player, request, &mut delivered);
+            deliver(&mut fixture, request, &mut delivered);
         }
-        while !player.queue.is_empty() {
-            match player.next() {
+        while !fixture.queue.is_empty() {
+            match fixture.next() {
                 Next::Send(request) => {
                     count_sent(&request);
-                    deliver(&mut player, request, &mut delivered);
+                    deliver(&mut fixture, request, &mut delivered);
                 }
-                Next::Wait(Some(until)) => player.now = until,
+                Next::Wait(Some(until)) => fixture.now = until,
                 Next::Expired(old) => old.into_iter().for_each(ack),
                 other @ (Next::Wait(None) | Next::Closed) => panic!("{other:?}"),
             }
         }
-        player.now += 1000 * SECOND;
-        player.assert_empty();
+        fixture.now += 1000 * SECOND;
+        fixture.assert_empty();
         let first_sent: Vec<_> = first_sent.into_iter().map(|id| (id, sent[&id].clone())).collect();
         for seen in [&delivered, &first_sent].into_iter().filter(|_| !is_bounded) {
             for (channel, name) in ["a", "b", "C"].into_iter().enumerate() {

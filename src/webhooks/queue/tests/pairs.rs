@@ -22,55 +22,55 @@ async fn a_pair_that_was_not_sent_cancels_out() {
         ("-a +a -a +a -a", "+a -a +a -a", "-a"),
         ("-a +a -a +a", "+a -a", "-a +a"),
     ] {
-        let mut player = Player::new(1, None);
-        assert_eq!(player.push(words), (String::new(), cancelled.to_owned()), "{words}");
-        let mut sent: Vec<_> = std::iter::from_fn(|| match player.next() {
-            Next::Send(request) => Some((texts(&request.events), player.deliver(request)).0),
+        let mut fixture = Fixture::new(1, None);
+        assert_eq!(fixture.push(words), (String::new(), cancelled.to_owned()), "{words}");
+        let mut sent: Vec<_> = std::iter::from_fn(|| match fixture.next() {
+            Next::Send(request) => Some((texts(&request.events), fixture.deliver(request)).0),
             Next::Expired(_) | Next::Wait(_) | Next::Closed => None,
         })
         .collect();
         sent.sort_by_key(|text| words.find(text.as_str()));
         assert_eq!(sent.join(" "), left, "{words}");
-        player.assert_empty();
+        fixture.assert_empty();
     }
 }
 
 #[tokio::test]
 async fn a_half_that_may_have_been_delivered_is_followed_by_the_other() {
-    let mut player = Player::new(8, None);
-    player.push("+a");
-    let request = player.send();
-    assert_eq!(player.push("-a"), Default::default(), "it is in flight");
-    player.fail(request, Failure::NoResponse);
-    player.push("+b");
-    player.now += SECOND;
-    player.deliver_all(["+b"]);
-    assert_eq!(player.push("+a -a").1, "+a -a");
-    player.deliver_all(["+a", "-a"]);
-    player.assert_empty();
+    let mut fixture = Fixture::new(8, None);
+    fixture.push("+a");
+    let request = fixture.send();
+    assert_eq!(fixture.push("-a"), Default::default(), "it is in flight");
+    fixture.fail(request, Failure::NoResponse);
+    fixture.push("+b");
+    fixture.now += SECOND;
+    fixture.deliver_all(["+b"]);
+    assert_eq!(fixture.push("+a -a").1, "+a -a");
+    fixture.deliver_all(["+a", "-a"]);
+    fixture.assert_empty();
 }
 
 #[tokio::test]
 async fn paired_records_are_acked_in_order_and_a_cancelled_token_cancels_no_pair() {
-    let mut player = Player::new(1, None);
+    let mut fixture = Fixture::new(1, None);
     let (resolutions, mut resolved) = mpsc::unbounded_channel();
-    let push = |word, number, resolutions: &mpsc::UnboundedSender<Resolution>, player: &mut Player| {
+    let push = |word, number, resolutions: &mpsc::UnboundedSender<Resolution>, fixture: &mut Fixture| {
         let ack_token = AckToken::new(EventId::new(7, number), resolutions.clone());
-        player.queue.push(QueuedEvent::new(encode(word), Some(ack_token), player.now)).unwrap()
+        fixture.queue.push(QueuedEvent::new(encode(word), Some(ack_token), fixture.now)).unwrap()
     };
-    push("+a", 1, &resolutions, &mut player);
-    for event in push("-a", 2, &resolutions, &mut player).cancelled {
+    push("+a", 1, &resolutions, &mut fixture);
+    for event in push("-a", 2, &resolutions, &mut fixture).cancelled {
         event.ack_token.unwrap().ack();
     }
     let acked = [1, 2].map(|number| Ok(Resolution::Acked(EventId::new(7, number))));
     assert_eq!([resolved.try_recv(), resolved.try_recv()], acked);
-    push("+a", 3, &resolutions, &mut player);
+    push("+a", 3, &resolutions, &mut fixture);
     // Another node reads the records now, and may have sent this one.
     let (resolutions, _resolved) = mpsc::unbounded_channel();
     drop(resolved);
-    assert!(push("-a", 4, &resolutions, &mut player).cancelled.is_empty());
-    let request = player.send();
+    assert!(push("-a", 4, &resolutions, &mut fixture).cancelled.is_empty());
+    let request = fixture.send();
     assert!(request.events[0].has_cancelled_token());
-    player.deliver(request);
-    assert_eq!(texts(&player.send().events), "-a");
+    fixture.deliver(request);
+    assert_eq!(texts(&fixture.send().events), "-a");
 }

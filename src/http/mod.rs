@@ -11,6 +11,7 @@
 //! Source: protocol.md §8.
 
 mod bodies;
+mod caller;
 mod channels;
 mod error;
 mod fields;
@@ -23,16 +24,14 @@ mod streamed;
 mod trigger;
 mod users;
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -41,18 +40,17 @@ use percent_encoding::percent_decode_str;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use caller::Sender;
+
+pub use caller::Caller;
 pub use error::ApiError;
 pub use signed::Signed;
 
-use crate::addresses::Addresses;
 use crate::apps::Apps;
 use crate::hub::Hub;
 use crate::protocol::name::excerpt;
 use crate::protocol::request::Query;
 use crate::rejections::Example;
-
-/// The header in which Pusher's SDKs name themselves.
-const LIBRARY: HeaderName = HeaderName::from_static("x-pusher-library");
 
 /// The options of the HTTP API that do not depend on the app.
 #[derive(Clone, Debug)]
@@ -147,54 +145,6 @@ impl Api {
             example = example.key(key);
         }
         self.0.hub.reject(why, app.map(|app| &**app), example);
-    }
-}
-
-/// The peer of a connection. It is authenticated once one of its requests had a valid signature. Cloning shares it.
-#[derive(Clone, Debug, Default)]
-pub struct Caller(Arc<Peer>);
-
-#[derive(Debug, Default)]
-struct Peer {
-    is_authenticated: AtomicBool,
-    /// The address of the peer, and the known proxies.
-    address: Option<(IpAddr, Arc<Addresses>)>,
-}
-
-/// The sender of a request, for the log.
-#[derive(Debug, Default)]
-struct Sender {
-    /// The address of the client, or of a proxy that does not forward it.
-    address: Option<IpAddr>,
-    /// The SDK and its version, which Pusher's SDKs send.
-    library: Option<HeaderValue>,
-}
-
-impl Caller {
-    /// The peer of a connection from `peer`, which may be one of the proxies in `addresses`.
-    #[must_use]
-    pub fn new(peer: IpAddr, addresses: &Arc<Addresses>) -> Self {
-        let address = Some((peer, Arc::clone(addresses)));
-        Self(Arc::new(Peer { is_authenticated: AtomicBool::default(), address }))
-    }
-
-    /// The sender of a request with `headers`.
-    fn sender(&self, headers: &HeaderMap) -> Sender {
-        let address =
-            self.0.address.as_ref().map(|(peer, addresses)| addresses.client_address(*peer, headers));
-        Sender { address, library: headers.get(&LIBRARY).cloned() }
-    }
-
-    /// Whether one of the requests had a valid signature.
-    #[must_use]
-    pub fn is_authenticated(&self) -> bool {
-        self.0.is_authenticated.load(Ordering::Relaxed)
-    }
-
-    fn mark_authenticated(&self) {
-        if !self.is_authenticated() {
-            self.0.is_authenticated.store(true, Ordering::Relaxed);
-        }
     }
 }
 

@@ -15,7 +15,7 @@
 //! with what it needs to decide without a lock: see `session::Session`.
 
 mod cache_index;
-pub mod channel;
+mod channel;
 mod connections;
 mod join;
 mod permits;

@@ -1,4 +1,4 @@
-//! A publish with an idempotency key is carried out once. Source: draft-ietf-httpapi-idempotency-key-header-07.
+//! Idempotency keys. Source: draft-ietf-httpapi-idempotency-key-header-07.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::harness::{Answer, Client, DEMO, NEWS, OTHER, Request, Server, eventually, in_time};
 
-/// A publish to `news`, signed anew each time as SDKs do.
+/// A publish to `news`. SDKs sign each attempt anew.
 fn event(name: &str) -> Request {
     Request::post("/apps/1001/events", json!({ "name": name, "channel": NEWS, "data": "" }).to_string())
 }
@@ -48,7 +48,7 @@ async fn subscribed(server: &Server) -> Client {
 }
 
 #[tokio::test]
-async fn a_repeat_is_answered_as_the_first_and_publishes_nothing() {
+async fn a_repeated_request_gets_the_first_response_and_publishes_nothing() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     for round in 0..3 {
@@ -66,7 +66,7 @@ async fn a_repeat_is_answered_as_the_first_and_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn the_key_may_be_in_the_body_of_an_event_or_beside_the_events_of_a_batch() {
+async fn the_key_may_be_in_the_body_of_an_event_or_next_to_the_events_of_a_batch() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     let one = json!({ "name": "one", "channel": NEWS, "data": "", "idempotency_key": "a" });
@@ -84,9 +84,9 @@ async fn the_key_may_be_in_the_body_of_an_event_or_beside_the_events_of_a_batch(
     client.fence().await;
 }
 
-/// Its body is the data, so the key can only be in the header.
+/// The body is the data, so the key can only be in the header.
 #[tokio::test]
-async fn the_publish_of_2012_may_name_a_key_in_its_header() {
+async fn the_legacy_publish_may_have_a_key_in_its_header() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     let publish = async |name: &str, body: &str| {
@@ -110,7 +110,7 @@ async fn the_publish_of_2012_may_name_a_key_in_its_header() {
 }
 
 #[tokio::test]
-async fn the_first_answer_is_given_though_another_would_be_given_now() {
+async fn a_repeated_request_gets_the_first_response_although_the_state_changed() {
     let server = Server::start().await;
     let body = json!({ "name": "e", "channel": NEWS, "data": "", "info": "subscription_count" }).to_string();
     let publish = async || {
@@ -126,7 +126,7 @@ async fn the_first_answer_is_given_though_another_would_be_given_now() {
 }
 
 #[tokio::test]
-async fn a_key_is_for_one_request_of_one_app() {
+async fn a_key_is_valid_for_one_request_of_one_app() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     server.send(keyed("one", "k")).await.ok();
@@ -144,7 +144,7 @@ async fn a_key_is_for_one_request_of_one_app() {
 }
 
 #[tokio::test]
-async fn an_empty_key_is_none() {
+async fn an_empty_key_counts_as_missing() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     for _ in 0..2 {
@@ -158,7 +158,7 @@ async fn an_empty_key_is_none() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_is_refused_and_named() {
+async fn an_invalid_key_is_rejected_with_its_name() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     let answer = server.send(keyed("e", &"x".repeat(256))).await;
@@ -181,7 +181,7 @@ async fn a_first_attempt_that_fails_releases_its_key() {
     })
     .await;
     let mut client = subscribed(&server).await;
-    // Not even an event: the key was never taken.
+    // Not a valid event, so the key was never reserved.
     let broken = Request::post("/apps/1001/events", "{}").header("Idempotency-Key", "k").signed();
     server.send(broken).await.rejected(400);
     server.send(event("uses up the second").signed()).await.ok();
@@ -195,7 +195,7 @@ async fn a_first_attempt_that_fails_releases_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_at_once_one_publishes_and_all_are_answered() {
+async fn of_concurrent_requests_one_publishes_and_all_get_a_response() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     for round in 0..20 {
@@ -209,7 +209,7 @@ async fn of_many_at_once_one_publishes_and_all_are_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_finds_its_publish_done_when_it_comes_back() {
+async fn a_publish_continues_when_its_client_disconnects() {
     let server = Server::start().await;
     let mut client = subscribed(&server).await;
     for round in 0..20 {
@@ -217,7 +217,7 @@ async fn a_client_that_hangs_up_finds_its_publish_done_when_it_comes_back() {
         let mut http = server.http().await;
         http.write(&keyed(&name, &name).to_bytes()).await;
         drop(http);
-        // Whichever came first: it is published once.
+        // Whichever request is first, the event is published once.
         server.send(keyed(&name, &name)).await.ok();
         expect(&mut client, &name).await;
     }
@@ -225,7 +225,7 @@ async fn a_client_that_hangs_up_finds_its_publish_done_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn the_store_is_bounded_and_forgets_the_oldest() {
+async fn the_store_is_limited_and_evicts_the_oldest_keys() {
     let server = Server::with_app(|app| app.limits.idempotency_keys_max = 2).await;
     for key in ["a", "b", "c"] {
         server.send(keyed("e", key)).await.ok();
@@ -236,7 +236,7 @@ async fn the_store_is_bounded_and_forgets_the_oldest() {
 }
 
 #[tokio::test]
-async fn a_repeat_is_a_request_as_any_other() {
+async fn a_repeated_request_counts_for_the_rate_of_requests() {
     let server = Server::with_app(|app| app.limits.requests_per_second = Some(1)).await;
     server.send(keyed("e", "k")).await.ok();
     server.send(keyed("e", "k")).await.rejected(429);
@@ -244,9 +244,9 @@ async fn a_repeat_is_a_request_as_any_other() {
     server.send(unsigned).await.rejected(401);
 }
 
-/// While a channel has more before it than it may, a publish waits; so does who repeats it.
+/// A publish waits while its channel has too many undelivered bytes, and so does a repeated request.
 #[tokio::test]
-async fn who_repeats_a_publish_that_goes_on_waits_for_its_answer() {
+async fn a_repeated_request_waits_for_the_first_one() {
     let server = Server::start().await;
     let mut stuck = server.connect_raw().await;
     SockRef::from(stuck.stream()).set_recv_buffer_size(4096).unwrap();
@@ -262,8 +262,8 @@ async fn who_repeats_a_publish_that_goes_on_waits_for_its_answer() {
     assert_eq!(answers.iter().filter(|answer| !is_repeat(answer)).count(), 10);
 }
 
-/// A service in which whoever publishes to `news` waits until [`Stuck::release`]: the channel is large, so that a task
-/// delivers it, and the runtime of those tasks stands still.
+/// A service in which a publish to `news` waits until [`Stuck::release`]: the channel is large, so a task delivers it, and
+/// the runtime of these tasks does not run.
 struct Stuck {
     service: Service,
     tasks: TaskTracker,
@@ -272,7 +272,7 @@ struct Stuck {
 
 impl Drop for Stuck {
     fn drop(&mut self) {
-        // Otherwise it would be waited for, which a test must not.
+        // Dropping the runtime would wait for its tasks, which an async test cannot do.
         if let Some(drivers) = self.drivers.take() {
             drivers.shutdown_background();
         }
@@ -286,7 +286,7 @@ impl Stuck {
             let _inside = drivers.enter();
             Hub::new(false, Arc::default(), Webhooks::default())
         };
-        // One event is more than may be before the next one.
+        // One event exceeds the limit of undelivered bytes.
         let limits = AppLimits { event_data_bytes_max: 300_000, ..AppLimits::default() };
         let app = App { limits, ..App::new(DEMO.app_id, DEMO.key, DEMO.secret) };
         let apps = Arc::new(Apps::new([app]));
@@ -310,7 +310,7 @@ impl Stuck {
         self.service.answer(request.unwrap(), &Caller::default()).await
     }
 
-    /// Lets deliveries go on, until all that the API has begun has ended.
+    /// Runs the deliveries until all tasks of the API have ended.
     async fn release(&mut self) {
         let (drivers, tasks) = (self.drivers.take().unwrap(), self.tasks.clone());
         tasks.close();
@@ -320,7 +320,7 @@ impl Stuck {
 }
 
 #[tokio::test]
-async fn who_repeats_a_publish_that_does_not_end_is_told_409_in_the_end() {
+async fn a_repeated_request_gets_409_if_the_first_one_does_not_end() {
     let stuck = Stuck::new();
     let mut first = pin!(stuck.publish());
     assert!(poll!(&mut first).is_pending());
@@ -333,7 +333,7 @@ async fn who_repeats_a_publish_that_does_not_end_is_told_409_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_waits_for_a_publish_whose_client_is_gone() {
+async fn a_shutdown_waits_for_a_publish_whose_client_disconnected() {
     let mut stuck = Stuck::new();
     assert!(poll!(pin!(stuck.publish())).is_pending());
     assert!(!stuck.tasks.is_empty(), "it goes on without its client");

@@ -1,4 +1,4 @@
-//! Every limit of protocol.md §12.1 at its default: reached without harm, and crossed once.
+//! Every limit of protocol.md §12.1 at its default: reached, and exceeded once.
 
 use pusherd::apps::AppLimits;
 use pusherd::limits::{Limit, Rate};
@@ -20,13 +20,13 @@ async fn a_channel_name_has_200_bytes() {
     let (longest, too_long) = ("x".repeat(200), "x".repeat(201));
     client.subscribe(&longest).await;
     client.ask(&too_long).await;
-    // A name of up to twice the limit is repeated whole: a client library finds its channel by it.
+    // A name up to twice the limit is repeated unchanged: client libraries look up the channel by it.
     let [message, _] = client.expect_refusal(&too_long, "LimitReached", 413, Value::Null).await;
     assert!(message.contains("201") && message.contains("limits.channel_name_bytes"), "{message}");
-    // The length is looked at before the pattern.
+    // The length is checked before the alphabet.
     let and_wrong = "é".repeat(5000);
     client.ask(&and_wrong).await;
-    // A longer one is cut, and what is left is no other channel's name.
+    // A longer name is truncated, and cannot be mistaken for another name.
     let cut = format!("{}…", &and_wrong[..and_wrong.floor_char_boundary(197)]);
     client.expect_refusal(&cut, "LimitReached", 413, Value::Null).await;
     let private = format!("private-{}", "x".repeat(192));
@@ -104,7 +104,7 @@ async fn the_data_of_a_client_event_has_10_240_bytes() {
     let fitting = [
         format!("\"{}\"", "x".repeat(10_240)),
         format!("\"{}\"", "é".repeat(5_120)),
-        // What counts of a string is its value; these have 30 720 bytes of JSON.
+        // The value of a string counts; these have 30 720 bytes of JSON.
         format!("\"{}\"", r"\u00e9".repeat(5_120)),
         format!("\"{}\"", r"\ud83d\ude00".repeat(10_240 / 4)),
         format!("[\"{}\"]", "x".repeat(10_240 - 4)),
@@ -130,7 +130,7 @@ async fn the_data_of_a_client_event_has_10_240_bytes() {
 }
 
 #[tokio::test]
-async fn a_body_has_what_the_largest_legal_batch_needs_and_no_more_than_is_set() {
+async fn a_body_is_limited_to_the_setting() {
     let server = Server::with_app(|app| app.limits.request_body_bytes_max = 1000).await;
     let fitting = body("e", NEWS, &"x".repeat(1000 - body("e", NEWS, "").len()));
     assert_eq!(fitting.len(), 1000);
@@ -188,14 +188,14 @@ async fn a_batch_has_10_events() {
     }
 }
 
-/// What happens at the limit, `presence` shows with 100 users.
+/// `presence` tests the behaviour at the limit with 100 users.
 #[test]
 fn a_presence_channel_has_1000_users() {
     assert_eq!(AppLimits::default().presence_members_max, 1000);
 }
 
-/// The refusal names the channel, what was given, what is allowed and the setting.
-async fn join_refused(client: &mut Client, channel_data: &Value, named: &[&str]) {
+/// Asserts that the refusal contains the channel and all of `named`: the value, the limit and the setting.
+async fn expect_join_refused(client: &mut Client, channel_data: &Value, named: &[&str]) {
     client.ask_as(ROOM, &channel_data.to_string()).await;
     for message in client.expect_refusal(ROOM, "LimitReached", 4301, Value::Null).await {
         assert!([&[ROOM], named].concat().iter().all(|named| message.contains(named)), "{message}");
@@ -208,7 +208,7 @@ async fn user_info_has_8192_bytes_of_json() {
     let mut client = server.connect().await;
     let user_info = |bytes: usize| json!({ "user_id": "7", "user_info": "x".repeat(bytes - 2) });
     let named = ["8193", "8192", "limits.presence_user_info_bytes"];
-    join_refused(&mut client, &user_info(8193), &named).await;
+    expect_join_refused(&mut client, &user_info(8193), &named).await;
     client.join(ROOM, user_info(8192)).await;
 
     let mut client = server.connect().await;
@@ -220,7 +220,7 @@ async fn user_info_has_8192_bytes_of_json() {
     assert_eq!(server.metrics.rejected(Limit::UserInfoBytes).get(), 2);
 }
 
-/// The longest id and info, escaped in the ways that take most room, by the application and again by the client.
+/// The longest id and info, escaped by the application and by the client in the longest forms.
 #[tokio::test]
 async fn the_longest_member_fits_into_channel_data_and_into_a_message() {
     let server = Server::start().await;
@@ -242,8 +242,8 @@ async fn a_user_id_has_128_characters() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let named = ["128", "limits.user_id_chars"];
-    join_refused(&mut client, &json!({ "user_id": "x".repeat(129) }), &named).await;
-    join_refused(&mut client, &json!({ "user_id": "é".repeat(129) }), &named).await;
+    expect_join_refused(&mut client, &json!({ "user_id": "x".repeat(129) }), &named).await;
+    expect_join_refused(&mut client, &json!({ "user_id": "é".repeat(129) }), &named).await;
     client.join(ROOM, json!({ "user_id": "x".repeat(128) })).await;
     server.connect().await.join(ROOM, json!({ "user_id": "é".repeat(128) })).await;
 
@@ -263,7 +263,8 @@ async fn channel_data_has_10_752_bytes() {
     };
     assert_eq!(channel_data(10_752).to_string().len(), 10_752);
     let mut client = server.connect().await;
-    join_refused(&mut client, &channel_data(10_753), &["10753", "10752", "limits.channel_data_bytes"]).await;
+    expect_join_refused(&mut client, &channel_data(10_753), &["10753", "10752", "limits.channel_data_bytes"])
+        .await;
     client.join(ROOM, channel_data(10_752)).await;
 }
 
@@ -296,7 +297,7 @@ async fn a_cached_event_is_kept_for_1800_seconds() {
 async fn the_clock_of_a_signed_request_is_off_by_600_seconds_at_most() {
     let server = Server::start().await;
     let get = |off: i64| Request::get("/apps/1001/channels").signed_at(&DEMO, unix_now() + off);
-    // The exact second is shown with a fixed clock, beside the code.
+    // A unit test with a fixed clock checks the exact second.
     for off in [-597, 0, 599] {
         server.send(get(off)).await.ok();
     }

@@ -1,4 +1,4 @@
-//! Users, what is sent to them, and how they are sent away. Source: protocol.md §6.1, §6.2, §6.4.
+//! Signing in, users' own channels, and terminating users. Source: protocol.md §6.1, §6.2, §6.4.
 
 use pusherd::apps::App;
 use pusherd::protocol::CloseCode;
@@ -18,7 +18,7 @@ impl Client {
 }
 
 #[tokio::test]
-async fn a_good_signature_signs_in_and_the_answer_holds_what_was_signed_and_no_more() {
+async fn a_valid_signature_signs_in_and_the_acknowledgement_has_user_data_only() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let user_data = r#"{"id":"7","user_info":{"name":"Zoë"},"watchlist":[]}"#;
@@ -33,7 +33,7 @@ async fn a_good_signature_signs_in_and_the_answer_holds_what_was_signed_and_no_m
 }
 
 #[tokio::test]
-async fn user_data_comes_back_as_the_string_that_it_was() {
+async fn user_data_is_acknowledged_byte_for_byte() {
     let server = Server::start().await;
     for user_data in [
         r#"{ "id" : "7" }"#,
@@ -47,7 +47,7 @@ async fn user_data_comes_back_as_the_string_that_it_was() {
 }
 
 #[tokio::test]
-async fn a_bad_signature_is_an_error_and_not_the_end() {
+async fn an_invalid_signature_is_an_error_and_the_connection_stays_open() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let user_data = r#"{"id":"7"}"#;
@@ -83,7 +83,7 @@ async fn a_bad_signature_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn user_data_without_a_usable_id_is_an_error_and_not_the_end() {
+async fn user_data_without_a_valid_id_is_an_error_and_the_connection_stays_open() {
     let server = Server::start().await;
     for user_data in [
         r#"{"id":""}"#,
@@ -112,7 +112,7 @@ async fn user_data_without_a_usable_id_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn a_sign_in_that_lacks_something_is_an_error_and_not_the_end() {
+async fn an_incomplete_sign_in_is_an_error_and_the_connection_stays_open() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let auth = user_auth(&client.id, r#"{"id":"7"}"#);
@@ -136,7 +136,7 @@ async fn a_sign_in_that_lacks_something_is_an_error_and_not_the_end() {
         json!("x"),
     ] {
         client.send(json!({ "event": "pusher:signin", "data": data })).await;
-        // The hosted service has been seen to say so with the code null.
+        // The hosted service has been observed to send the code null.
         let error = client.next().await;
         assert_eq!(error["event"], "pusher:error");
         assert!(error["data"]["code"].is_null() || error["data"]["code"] == json!(4009), "{error}");
@@ -146,7 +146,7 @@ async fn a_sign_in_that_lacks_something_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn the_signature_of_a_sign_in_opens_no_channel() {
+async fn the_signature_of_a_sign_in_is_not_valid_for_a_channel() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let user_data = r#"{"id":"7","user_id":"7"}"#;
@@ -180,7 +180,7 @@ async fn signing_in_again_as_the_same_user_succeeds() {
 }
 
 #[tokio::test]
-async fn signing_in_as_somebody_else_is_refused_and_the_first_user_kept() {
+async fn signing_in_as_another_user_is_an_error_and_the_first_user_stays() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.sign_in(json!({ "id": "7" })).await;
@@ -194,7 +194,7 @@ async fn signing_in_as_somebody_else_is_refused_and_the_first_user_kept() {
 }
 
 #[tokio::test]
-async fn a_users_own_channel_is_that_users_only() {
+async fn a_users_own_channel_is_for_that_user_only() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let spoofed = channel_auth(&client.id, MINE, None);
@@ -222,7 +222,7 @@ fn event(name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_event_to_a_user_reaches_all_of_the_users_connections_once_subscribed_or_not() {
+async fn an_event_to_a_user_reaches_each_connection_of_the_user_once_subscribed_or_not() {
     let server = Server::start().await;
     let [mut phone, mut laptop, mut other] = server.connect_many().await;
     for (client, id) in [(&mut phone, "7"), (&mut laptop, "7"), (&mut other, "8")] {
@@ -242,7 +242,7 @@ async fn an_event_to_a_user_reaches_all_of_the_users_connections_once_subscribed
 }
 
 #[tokio::test]
-async fn from_the_sign_in_on_no_event_to_the_user_is_missed_or_comes_twice_or_out_of_order() {
+async fn after_the_sign_in_events_to_the_user_arrive_once_and_in_order() {
     let server = Server::start().await;
     let publishing = async {
         for number in 0_u32.. {
@@ -256,7 +256,7 @@ async fn from_the_sign_in_on_no_event_to_the_user_is_missed_or_comes_twice_or_ou
             let mut next = None;
             let mut subscribed = 0;
             for step in 0..30 {
-                // In the midst of it the client subscribes, twice, and unsubscribes.
+                // In between, the client subscribes twice and unsubscribes.
                 match step {
                     5 | 15 => client.ask(MINE).await,
                     10 => client.unsubscribe(MINE).await,
@@ -281,7 +281,7 @@ async fn from_the_sign_in_on_no_event_to_the_user_is_missed_or_comes_twice_or_ou
 }
 
 #[tokio::test]
-async fn whoever_unsubscribes_from_the_own_channel_is_signed_in_still_and_gets_its_events() {
+async fn unsubscribing_from_the_own_channel_does_not_sign_out() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.sign_in(json!({ "id": "7" })).await;
@@ -293,7 +293,7 @@ async fn whoever_unsubscribes_from_the_own_channel_is_signed_in_still_and_gets_i
 }
 
 #[tokio::test]
-async fn a_users_own_channel_is_none_of_the_channels_of_the_connection_or_the_app() {
+async fn a_users_own_channel_counts_for_no_limit_of_channels() {
     let server = Server::with_app(|app: &mut App| {
         app.limits.channels_per_connection_max = 1;
         app.limits.channels_max = Some(1);
@@ -318,7 +318,7 @@ async fn a_users_own_channel_is_none_of_the_channels_of_the_connection_or_the_ap
 }
 
 #[tokio::test]
-async fn an_event_to_a_user_who_is_not_there_is_granted_and_dropped() {
+async fn an_event_to_an_absent_user_is_accepted_and_dropped() {
     let server = Server::start().await;
     server.publish("#server-to-user-nobody", "e", "").await;
     let mut client = server.connect().await;
@@ -340,7 +340,7 @@ async fn a_users_own_channel_is_not_listed() {
 }
 
 #[tokio::test]
-async fn a_sign_in_is_one_connections_only() {
+async fn a_sign_in_is_valid_for_one_connection_only() {
     let server = Server::start().await;
     let mut first = server.connect().await;
     first.sign_in(json!({ "id": "7" })).await;
@@ -367,7 +367,7 @@ async fn apps_share_no_users() {
 }
 
 #[tokio::test]
-async fn terminating_a_user_closes_all_that_are_signed_in_as_that_user_and_no_others() {
+async fn terminating_a_user_closes_exactly_the_connections_signed_in_as_that_user() {
     let server = Server::start().await;
     let [mut phone, mut laptop, mut other, mut member, mut stranger] = server.connect_many().await;
     phone.sign_in(json!({ "id": "7" })).await;
@@ -386,7 +386,7 @@ async fn terminating_a_user_closes_all_that_are_signed_in_as_that_user_and_no_ot
 }
 
 #[tokio::test]
-async fn where_the_app_says_so_members_of_presence_channels_are_terminated_too_and_no_others() {
+async fn terminating_a_user_also_closes_presence_members_if_the_app_enables_it() {
     let server = Server::with(|setup| {
         setup.app.terminate_presence_members = true;
         setup.other.terminate_presence_members = true;
@@ -414,7 +414,7 @@ async fn where_the_app_says_so_members_of_presence_channels_are_terminated_too_a
 
     assert_eq!(server.post("/apps/1001/users/7/terminate_connections", "{}").await.ok(), json!({}));
     for mut client in [member, elsewhere, both] {
-        // And nothing between the one error and the end.
+        // There is nothing between the error and the close.
         assert_eq!(client.expect_close(4009).await, "Disconnected by the application");
     }
     other.expect_removed("7").await;
@@ -425,7 +425,7 @@ async fn where_the_app_says_so_members_of_presence_channels_are_terminated_too_a
 }
 
 #[tokio::test]
-async fn terminating_a_user_who_is_not_there_is_granted() {
+async fn terminating_an_absent_user_succeeds() {
     let server = Server::start().await;
     for body in ["{}", ""] {
         let answer = server.post("/apps/1001/users/nobody/terminate_connections", body).await;
@@ -434,7 +434,7 @@ async fn terminating_a_user_who_is_not_there_is_granted() {
 }
 
 #[tokio::test]
-async fn the_app_may_let_terminated_users_come_back() {
+async fn the_app_may_let_terminated_users_reconnect() {
     let server = Server::with_app(|app: &mut App| app.terminate_close_code = CloseCode::Reconnect).await;
     let mut client = server.connect().await;
     client.sign_in(json!({ "id": "7" })).await;

@@ -1,6 +1,6 @@
 //! pusherd: a WebSocket server daemon that speaks the Pusher Channels protocol.
 //!
-//! This page is for developers; operators read the README.
+//! This page is for developers; operators read the pages under `docs/`.
 //!
 //! # The path of an event
 //!

@@ -653,8 +653,8 @@ fn file(name: &str) -> String {
 }
 
 #[test]
-fn the_container_that_the_readme_starts_has_nothing_to_remark() {
-    for (name, text) in ["README.md", "Dockerfile"].map(|name| (name, file(name))) {
+fn the_container_that_the_documentation_starts_has_nothing_to_remark() {
+    for (name, text) in ["docs/start/docker.md", "Dockerfile"].map(|name| (name, file(name))) {
         let line = text.lines().find(|line| line.contains("docker run ")).unwrap();
         let line = line.replace("\"$(openssl rand -hex 20)\"", "1f0c3e9a7b5d2c4e6f8091a2b3c4d5e6f7081920");
         let variables: Vec<_> = line
@@ -672,9 +672,10 @@ fn the_container_that_the_readme_starts_has_nothing_to_remark() {
 }
 
 #[test]
-fn the_unit_of_the_readme_is_the_one_of_the_examples() {
+fn the_unit_of_the_documentation_is_the_one_of_the_examples() {
     let unit = file("examples/systemd/pusherd.service");
-    assert!(file("README.md").contains(unit.trim()), "put examples/systemd/pusherd.service into README.md");
+    let page = "docs/operate/systemd.md";
+    assert!(file(page).contains(unit.trim()), "put examples/systemd/pusherd.service into {page}");
     let setting = |name: &str| {
         let line = unit.lines().find_map(|line| line.strip_prefix(&format!("{name}="))).unwrap();
         line.to_owned()
@@ -693,21 +694,40 @@ fn the_unit_of_the_readme_is_the_one_of_the_examples() {
 }
 
 #[test]
-fn the_readme_has_the_reference_of_this_version() {
-    let readme = file("README.md");
+fn the_page_of_settings_has_those_of_this_version() {
+    let page = "docs/reference/configuration.md";
     assert!(
-        readme.contains(pusherd::config::reference().trim()),
-        "put the output of `pusherd config reference` into README.md"
+        file(page).contains(pusherd::config::reference().trim()),
+        "put the output of `pusherd config reference` into {page}"
     );
 }
 
 #[test]
-fn the_readme_has_every_variable_of_other_servers() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_page_of_variables_has_every_one_of_other_servers() {
+    let page = "docs/reference/environment.md";
     assert!(
-        readme.contains(pusherd::config::foreign_reference().trim()),
-        "put the last table of `pusherd config reference` into README.md"
+        file(page).contains(pusherd::config::foreign_reference().trim()),
+        "put the last table of `pusherd config reference` into {page}"
     );
+}
+
+#[test]
+fn the_page_of_commands_has_the_help_of_each() {
+    let page = "docs/reference/commands.md";
+    let text = file(page);
+    for command in [
+        "",
+        "serve",
+        "config check",
+        "config show",
+        "config reference",
+        "health",
+        "webhooks verify",
+        "webhooks replay",
+    ] {
+        let help = Place::new().run(format!("{command} --help").trim()).out;
+        assert!(text.contains(help.trim()), "put the output of `pusherd {command} --help` into {page}");
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod citations;
 mod links;
 #[path = "docs/pages.rs"]
 mod pages;
+#[path = "docs/refusals.rs"]
+mod refusals;
 #[path = "docs/settings.rs"]
 mod settings;
 #[path = "docs/shell.rs"]

@@ -2,8 +2,8 @@
 //!
 //! A row says which of pusherd's own variables means the same and how the value is converted, or why the variable is not
 //! read. What is read goes above the file and below pusherd's own variables; what is not is named once at the start, and
-//! so is what has the front of such a server and is in no row. The README's table is made of this one. To add a variable,
-//! add a row. (Those that say where Redis is are fallbacks in `schema`: they matter only where there are several nodes.)
+//! so is what has the front of such a server and is in no row. The table in `docs/reference/environment.md` is made of
+//! this one. To add a variable, add a row. (Those that say where Redis is are fallbacks in `schema`: they matter only where there are several nodes.)
 //!
 //! Source: Reverb's `config/reverb.php` of 1.0 to 1.9 and what reads it there, Soketi 1.6's `cli.ts`, its documentation
 //! and what reads its options, `config/websockets.php` of laravel-websockets 1 and 2.
@@ -42,7 +42,7 @@ enum Fate {
 
 /// How a value is converted.
 struct Convert {
-    /// In words, for the README.
+    /// In words, for the documentation.
     words: &'static str,
     /// The value for the twin; `None`: it says nothing. Other variables may belong to it.
     apply: fn(&str, &Variables) -> Result<Option<String>, String>,
@@ -445,7 +445,7 @@ fn why_not_read(name: &str, one_app: bool) -> Option<&'static str> {
     }
 }
 
-/// The table as Markdown, for the README.
+/// The table as Markdown, for `docs/reference/environment.md`.
 #[must_use]
 pub fn foreign_reference() -> String {
     let mut text = String::from("| Variable | Read for | Value |\n|---|---|---|\n");

@@ -196,7 +196,7 @@ pub(super) const SERVER: &[Setting<Server>] = &[
     server(
         "cluster",
         choice(&["none", "redis"], |server| &mut server.cluster),
-        "What is between this node and others, so that they are as one; `none`: it is alone. See *Several nodes* below.",
+        "What is between this node and others, so that they are as one; `none`: it is alone. See the page *Several nodes*.",
     )
     .fallbacks(&["REVERB_SCALING_ENABLED", "SOKETI_ADAPTER_DRIVER", "WEBSOCKETS_REPLICATION_MODE"])
     .synonyms(&[("local", "none")]),
@@ -388,7 +388,7 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "compression",
         switch(|app| &mut app.compression),
-        "Whether clients that offer permessage-deflate get messages compressed. See *Compression* below.",
+        "Whether clients that offer permessage-deflate get messages compressed. See the page *Compression*.",
     ),
     app(
         "compression_threshold_bytes",
@@ -437,7 +437,7 @@ pub(super) const APP: &[Setting<App>] = &[
     app(
         "webhooks",
         tables("tables with `url`, `headers`, `event_types` and `filter`", |app| &mut app.webhooks),
-        "Who is told by HTTP of what happens on channels. In a variable, the same as JSON. See *Webhooks* below.",
+        "Who is told by HTTP of what happens on channels. In a variable, the same as JSON. See the page *Webhooks*.",
     ),
     app(
         "webhook_batching",

@@ -48,7 +48,7 @@ fn section(title: &str, lines: &[Line]) -> String {
     text
 }
 
-/// All settings as Markdown, for the README.
+/// All settings as Markdown, for `docs/reference/configuration.md`.
 #[must_use]
 pub fn reference() -> String {
     let mut text = String::new();

@@ -149,3 +149,41 @@ fn the_limits_of_the_specification_are_the_defaults() {
         }
     }
 }
+
+/// The defaults of settings that are numbers, by the name that pages give to a setting.
+fn defaults() -> Vec<(String, usize)> {
+    let reference = pusherd::config::reference();
+    let cells = |line: &str| -> Vec<String> {
+        line.split(" | ").map(|cell| cell.trim_matches(['|', ' ', '`']).to_owned()).collect()
+    };
+    let rows = reference.lines().map(cells).filter(|cells| cells.len() > 3);
+    rows.filter_map(|cells| Some((cells[0].clone(), cells[2].parse().ok()?))).collect()
+}
+
+#[test]
+fn the_page_of_limits_has_the_defaults() {
+    let page = read("docs/reference/limits.md");
+    let defaults = defaults();
+    let mut rows = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        let &[.., settings] = cells.as_slice() else { continue };
+        for setting in settings.split('`').skip(1).step_by(2) {
+            let (_, default) = defaults
+                .iter()
+                .find(|(name, _)| name == setting)
+                .unwrap_or_else(|| panic!("{setting} has no number as its default"));
+            // 0 is derived, or none.
+            let forms = [
+                default.to_string(),
+                written(*default),
+                format!("{} MiB", default / (1024 * 1024)),
+                format!("{} minutes", default / 60),
+            ];
+            let is_there = *default == 0 || forms.iter().any(|form| cells[1].contains(form));
+            assert!(is_there, "{setting} is {default}: {row}");
+            rows += 1;
+        }
+    }
+    assert!(rows > 30, "{rows} settings");
+}

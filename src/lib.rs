@@ -32,15 +32,15 @@
 //!  → webhooks::endpoint   signed, sent, retried; in order for each channel → webhooks::dead_letters
 //! ```
 //!
-//! In a cluster, what is published goes to the broker and comes back, also to the node that it was published on; who
-//! joins waits until the nodes have agreed upon it:
+//! In a cluster, events are published to the broker and come back, also to the node that published them; a join waits
+//! for the coordinator:
 //!
 //! ```text
-//! hub.publish → hub::clustered → cluster::node → driver → the broker
-//!             → driver → cluster::node, the pump → hub::clustered → registry.deliver → outbox
-//! hub.join    → hub::clustered, parked → cluster::seat: an edge? → driver.update, one script in the broker
-//!             → its answer, and what it tells all nodes → cluster::seat → entered → registry.join
-//! the broker's records → hub::records → webhooks.emit_record → as above
+//! hub.publish → hub::clustered → cluster::node → Broker::publish
+//!   a message → cluster::node, the receive loop → hub::clustered → registry.deliver → outbox
+//! hub.join    → hub::clustered, pending → cluster::local_groups: an edge? → Coordinator::update, one script in Redis
+//!   its reply, and the transitions on the group's topic → cluster::local_groups → entered → registry.join
+//! records     → hub::clustered::records → webhooks → as above
 //! ```
 //!
 //! # The map
@@ -62,7 +62,7 @@
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | what several nodes agree on, and the brokers between them | protocol, limits, bounded_file, pem, metrics |
+//! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, bounded_file, pem, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
 //! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, hub |
@@ -83,8 +83,8 @@
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
 //! - Locks are taken in the order part of the cluster, delivery guard of webhooks, channel (or user), outbox; no shard of a map
 //!   stays locked meanwhile.
-//! - In a cluster, the broker decides who is where, in one order for each group, and a node only repeats it: nothing of
-//!   what it decides is guessed ahead. A node that is alone has no part of this, and pays one branch.
+//! - In a cluster, the coordinator decides membership and presence, in one order for each group; nodes follow it and
+//!   never anticipate a decision. A single node has none of this, and pays one branch.
 //! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
 //!   them; an app without webhooks has no delivery guard.
 //! - All messages of a channel, including the acknowledgements of joins, have one order.

@@ -33,10 +33,11 @@ use tracing::info;
 
 use crate::addresses::{self, Addresses};
 use crate::apps::Apps;
-use crate::cluster::driver::{self, Driver};
+use crate::cluster::broker::{Broker, IncomingReceiver};
+use crate::cluster::coordinator::Coordinator;
 use crate::cluster::node::Cluster;
-use crate::cluster::redis::Redis;
-use crate::cluster::{self, Broker};
+use crate::cluster::redis::RedisClient;
+use crate::cluster::{self, Engine};
 use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::metrics::Metrics;
@@ -142,7 +143,7 @@ pub async fn run(
     let cluster = member.as_ref().map(|member| member.cluster.clone());
     let mut cluster_task = tokio::spawn(async move {
         match member {
-            Some(Member { cluster, arrivals }) => cluster.run(arrivals).await,
+            Some(Member { cluster, incoming }) => cluster.run(incoming).await,
             None => std::future::pending().await,
         }
     });
@@ -224,26 +225,29 @@ pub async fn run(
 /// This node as a member of a cluster.
 struct Member {
     cluster: Cluster,
-    arrivals: driver::Arrivals,
+    incoming: IncomingReceiver,
 }
 
 impl Member {
-    /// Starts the driver of the broker. `None`: there is no cluster.
+    /// Starts the client of the engine. `None`: there is no cluster.
     fn start(options: &cluster::Options, metrics: &Arc<Metrics>) -> io::Result<Option<Self>> {
-        let (driver, arrivals): (Arc<dyn Driver>, _) = match &options.broker {
+        let (broker, coordinator, incoming): (Arc<dyn Broker>, Arc<dyn Coordinator>, _) = match &options
+            .engine
+        {
             None => return Ok(None),
-            Some(Broker::Memory(memory)) => {
-                let (driver, arrivals) = memory.driver();
-                (driver, arrivals)
+            Some(Engine::Memory(server)) => {
+                let (client, incoming) = server.connect();
+                (Arc::clone(&client) as _, client, incoming)
             }
-            Some(Broker::Redis(options)) => {
-                let (driver, arrivals) = Redis::start((**options).clone()).map_err(io::Error::other)?;
-                (Arc::new(driver), arrivals)
+            Some(Engine::Redis(options)) => {
+                let (client, incoming) = RedisClient::start((**options).clone()).map_err(io::Error::other)?;
+                let client = Arc::new(client);
+                (Arc::clone(&client) as _, client, incoming)
             }
         };
         Ok(Some(Self {
-            cluster: Cluster::new(driver, options.timing.clone(), Arc::clone(metrics)),
-            arrivals,
+            cluster: Cluster::new(broker, coordinator, options.timing.clone(), Arc::clone(metrics)),
+            incoming,
         }))
     }
 }

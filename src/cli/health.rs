@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{Health, complain};
-use crate::cluster::redis::Anyone;
+use crate::cluster::redis::AcceptAnyCertificate;
 use crate::config::load;
 use crate::server::addresses_of;
 
@@ -183,7 +183,7 @@ async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
         .with_no_client_auth();
     // A host that is no name of the DNS is called by its address: the certificate is not looked at.
     let name = match ServerName::try_from(target.host.clone()) {

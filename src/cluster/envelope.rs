@@ -1,38 +1,38 @@
-//! What stands around everything that nodes send each other: a version, a kind, and what belongs to it.
+//! The envelope of every message between nodes: format version, kind, content.
 //!
 //! ```text
-//! 1M<message>                                       from a node to the nodes of a topic
-//! 1K<number><message>                               the same, and it is kept under this number
-//! 1T<before> <version> <change> <length> <id><info> a group has changed
-//! 1R<partition>                                     there are records to read
+//! 1M<message>                                         from a node to the subscribers of a topic
+//! 1K<version><message>                                the same, and the message is cached under this version
+//! 1T<previous> <version> <change> <length> <id><info> a transition of the topic's group
+//! 1R<partition>                                       the partition has new records
 //! ```
 //!
-//! Numbers are decimal, that of a kept message always of 20 digits; the change is `o`ccupied, `v`acated, `a`dded or
-//! `r`emoved, and the length is the id's in bytes. The kinds are letters because a broker's scripts write some of them.
-//! What is of another version, or makes no sense, is dropped by whoever reads it.
+//! Numbers are decimal, the version of a cached message always with 20 digits. A change is `o`ccupied, `v`acated,
+//! `a`dded or `r`emoved; the length is that of the id in bytes. Kinds are letters because scripts write some of them.
+//! Receivers drop malformed messages and other format versions.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::truth::{Change, Group, Transition, Version};
+use super::group::{Change, Group, Transition, Version};
 
-/// The version that this release writes and reads.
-const VERSION: u8 = b'1';
+/// The format version that this release writes and reads.
+const FORMAT: u8 = b'1';
 
-/// Digits of a kept message's number.
-const NUMBER_DIGITS: usize = 20;
+/// Digits of a cached message's version.
+const VERSION_DIGITS: usize = 20;
 
-/// What was in an envelope.
+/// The content of an envelope.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Envelope {
-    /// A message; what is in it is not the cluster's business.
+    /// A message, which is opaque to the cluster.
     Message(Bytes),
-    /// A message that is kept, and its number.
-    Kept(Version, Bytes),
-    /// A change of the topic's group.
+    /// A message that is cached, and its version.
+    Cached(Version, Bytes),
+    /// A transition of the topic's group.
     Changed(Transition),
-    /// The reader of this part's records has something to read.
+    /// A partition has new records for their reader.
     Records(u16),
 }
 
@@ -40,20 +40,20 @@ pub enum Envelope {
 #[must_use]
 pub fn message(parts: &[&[u8]]) -> Bytes {
     let mut bytes = Vec::with_capacity(2 + parts.iter().map(|part| part.len()).sum::<usize>());
-    bytes.extend_from_slice(&[VERSION, b'M']);
+    bytes.extend_from_slice(&[FORMAT, b'M']);
     parts.iter().for_each(|part| bytes.extend_from_slice(part));
     bytes.into()
 }
 
-/// As a broker's script does, for brokers that have none.
+/// The envelope of a cached message, for engines without scripts.
 #[must_use]
-pub fn kept(number: Version, message: &[u8]) -> Bytes {
-    let mut bytes = format!("1K{number:020}").into_bytes();
+pub fn cached(version: Version, message: &[u8]) -> Bytes {
+    let mut bytes = format!("1K{version:020}").into_bytes();
     bytes.extend_from_slice(message);
     bytes.into()
 }
 
-/// As a broker's script does, for brokers that have none.
+/// The envelope of a transition, for engines without scripts.
 #[must_use]
 pub fn changed(transition: &Transition) -> Bytes {
     let (letter, id, info): (_, &str, &[u8]) = match &transition.change {
@@ -62,32 +62,32 @@ pub fn changed(transition: &Transition) -> Bytes {
         Change::Added(id, info) => ('a', id, info),
         Change::Removed(id) => ('r', id, b""),
     };
-    let Transition { before, version, .. } = transition;
-    let mut bytes = format!("1T{before} {version} {letter} {} {id}", id.len()).into_bytes();
+    let Transition { previous, version, .. } = transition;
+    let mut bytes = format!("1T{previous} {version} {letter} {} {id}", id.len()).into_bytes();
     bytes.extend_from_slice(info);
     bytes.into()
 }
 
-/// As a broker's script does, for brokers that have none.
+/// The announcement of new records, for engines without scripts.
 #[must_use]
 pub fn records(partition: u16) -> Bytes {
     format!("1R{partition}").into()
 }
 
-/// Opens what came on the topic of `group` (or on another one, where no change is told of); `None`: it is of another
-/// version or makes no sense.
+/// Opens an envelope that arrived on the topic of `group`, or on another topic, which has no transitions. `None`: it is
+/// malformed or has another format version.
 #[must_use]
 pub fn open(group: Option<&Group>, bytes: &Bytes) -> Option<Envelope> {
-    let (&[version, kind], _) = bytes.split_first_chunk::<2>()?;
-    if version != VERSION {
+    let (&[format, kind], _) = bytes.split_first_chunk::<2>()?;
+    if format != FORMAT {
         return None;
     }
     let rest = bytes.slice(2..);
     match kind {
         b'M' => Some(Envelope::Message(rest)),
         b'K' => {
-            let number = rest.get(..NUMBER_DIGITS)?;
-            Some(Envelope::Kept(decimal(number)?, rest.slice(NUMBER_DIGITS..)))
+            let version = rest.get(..VERSION_DIGITS)?;
+            Some(Envelope::Cached(decimal(version)?, rest.slice(VERSION_DIGITS..)))
         }
         b'T' => Some(Envelope::Changed(transition(Arc::clone(group?), &rest)?)),
         b'R' => Some(Envelope::Records(u16::try_from(decimal(&rest)?).ok()?)),
@@ -95,7 +95,7 @@ pub fn open(group: Option<&Group>, bytes: &Bytes) -> Option<Envelope> {
     }
 }
 
-/// Reads `<before> <version> <change> <length> <id><info>`.
+/// Reads `<previous> <version> <change> <length> <id><info>`.
 #[must_use]
 pub fn transition(group: Group, bytes: &Bytes) -> Option<Transition> {
     let mut at = 0;
@@ -105,7 +105,7 @@ pub fn transition(group: Group, bytes: &Bytes) -> Option<Transition> {
         at += end + 1;
         rest.get(..end)
     };
-    let (before, version) = (decimal(word()?)?, decimal(word()?)?);
+    let (previous, version) = (decimal(word()?)?, decimal(word()?)?);
     let (letter, length) = (word()?, decimal(word()?)?);
     let end = at.checked_add(usize::try_from(length).ok()?)?;
     let id = || Some(Arc::from(std::str::from_utf8(bytes.get(at..end)?).ok()?));
@@ -116,7 +116,7 @@ pub fn transition(group: Group, bytes: &Bytes) -> Option<Transition> {
         b"r" => Change::Removed(id()?),
         _ => return None,
     };
-    Some(Transition { group, before, version, change })
+    Some(Transition { group, previous, version, change })
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {
@@ -135,11 +135,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_comes_out() {
+    fn each_kind_opens_as_it_was_enclosed() {
         let open = |bytes: Bytes| open(Some(&group()), &bytes);
         assert_eq!(open(message(&[b"a", b"", b"bc"])), Some(Envelope::Message(Bytes::from_static(b"abc"))));
-        let number = u64::MAX;
-        assert_eq!(open(kept(number, b"x")), Some(Envelope::Kept(number, Bytes::from_static(b"x"))));
+        let version = u64::MAX;
+        assert_eq!(open(cached(version, b"x")), Some(Envelope::Cached(version, Bytes::from_static(b"x"))));
         assert_eq!(open(records(63)), Some(Envelope::Records(63)));
         let (id, info) = (Arc::from("a user ü"), Bytes::from_static(b"{\"a\": 1}"));
         for change in [
@@ -149,13 +149,13 @@ mod tests {
             Change::Added(Arc::clone(&id), Bytes::new()),
             Change::Removed(id),
         ] {
-            let transition = Transition { group: group(), before: 0, version: u64::MAX, change };
+            let transition = Transition { group: group(), previous: 0, version: u64::MAX, change };
             assert_eq!(open(changed(&transition)), Some(Envelope::Changed(transition)));
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_none() {
+    fn a_malformed_envelope_is_rejected() {
         for bytes in [
             "",
             "1",
@@ -177,13 +177,13 @@ mod tests {
         ] {
             assert_eq!(open(Some(&group()), &Bytes::from(bytes)), None, "{bytes:?}");
         }
-        assert_eq!(open(None, &Bytes::from("1T1 2 o 0 ")), None, "nobody's change");
-        assert_eq!(open(Some(&group()), &Bytes::from_static(b"1T1 2 a 1 \xff")), None, "no text");
+        assert_eq!(open(None, &Bytes::from("1T1 2 o 0 ")), None, "a transition needs a group");
+        assert_eq!(open(Some(&group()), &Bytes::from_static(b"1T1 2 a 1 \xff")), None, "an id is UTF-8");
     }
 
     proptest! {
         #[test]
-        fn nothing_that_comes_makes_it_panic(bytes: Vec<u8>, text in "1[MKTR][0-9 aorv\u{fc}]{0,40}") {
+        fn opening_never_panics(bytes: Vec<u8>, text in "1[MKTR][0-9 aorv\u{fc}]{0,40}") {
             let _ = open(Some(&group()), &bytes.into());
             let _ = open(Some(&group()), &text.into_bytes().into());
         }

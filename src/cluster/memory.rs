@@ -1,5 +1,5 @@
-//! A broker for nodes that live in one process: what Redis does, by [`Truth`] and a few maps. Tests run whole clusters
-//! over it, and cut nodes off, let it forget everything, and hold its answers back.
+//! The engine for nodes in one process: what Redis does, by [`SharedState`] and a few maps. Tests run whole clusters on
+//! it, disconnect nodes, flush its state, and delay its replies.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -9,136 +9,146 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::driver::{
-    self, Answering, Arrivals, Arriving, Driver, Incoming, Kept, Leases, Lost, PARTITIONS, Record, Topic,
-    partition_of,
+use super::broker::{
+    Broker, Incoming, IncomingReceiver, IncomingSender, PendingReply, Topic, Unavailable, incoming_queue,
 };
+use super::coordinator::{CachedMessage, Coordinator, Leases, PARTITIONS, Record, partition_of};
 use super::envelope;
-use super::truth::{Answer, Group, NodeId, Refusal, Transition, Truth, Update, Version};
+use super::group::{Group, NodeId, Rejected, Snapshot, Transition, Update, Version};
+use super::shared_state::SharedState;
 
-/// See the module's documentation. Cloning shares it.
+/// Broker and coordinator of all nodes. Cloning shares it.
 #[derive(Clone, Debug)]
-pub struct Memory(Arc<Mutex<State>>);
+pub struct MemoryServer(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     started: Instant,
-    parts: Vec<Part>,
+    partitions: Vec<Partition>,
     leases: BTreeMap<NodeId, Instant>,
     links: Vec<Link>,
 }
 
 #[derive(Debug, Default)]
-struct Part {
-    truth: Truth,
-    noted: HashSet<Group>,
-    kept: HashMap<Group, (Version, Bytes, Instant)>,
+struct Partition {
+    groups: SharedState,
+    /// Groups whose transitions are stored as records.
+    recorded: HashSet<Group>,
+    cached: HashMap<Group, (Version, Bytes, Instant)>,
     shares: HashMap<Group, HashMap<NodeId, u64>>,
     reader: Option<(NodeId, Instant)>,
     records: BTreeMap<Version, Record>,
-    last_kept: Version,
+    last_cached: Version,
 }
 
-/// What one node's driver has.
+/// The server's end of a client's connection.
 #[derive(Debug)]
 struct Link {
-    arrivals: Arriving,
+    incoming: IncomingSender,
     topics: HashSet<Topic>,
-    is_cut: bool,
-    /// How long its answers take.
+    is_disconnected: bool,
+    /// How long replies are delayed.
     delay: Duration,
-    /// Whose it is: who renewed a lease over it.
+    /// The node that renewed its lease over this connection.
     node: Option<NodeId>,
 }
 
-/// One node's way to the broker.
+/// The connection of one node.
 #[derive(Debug)]
-pub struct MemoryDriver {
-    broker: Memory,
+pub struct MemoryClient {
+    server: MemoryServer,
     link: usize,
 }
 
-impl Default for Memory {
+impl Default for MemoryServer {
     fn default() -> Self {
-        let parts = (0..PARTITIONS).map(|_| Part::default()).collect();
+        let partitions = (0..PARTITIONS).map(|_| Partition::default()).collect();
         Self(Arc::new(Mutex::new(State {
             started: Instant::now(),
-            parts,
+            partitions,
             leases: BTreeMap::new(),
             links: Vec::new(),
         })))
     }
 }
 
-impl Memory {
-    /// A driver for one node, which has found the broker.
+impl MemoryServer {
+    /// Connects a node.
     #[must_use]
-    pub fn driver(&self) -> (Arc<MemoryDriver>, Arrivals) {
-        let (arrivals, queue) = driver::queue();
-        arrivals.push(Incoming::Found);
+    pub fn connect(&self) -> (Arc<MemoryClient>, IncomingReceiver) {
+        let (incoming, receiver) = incoming_queue();
+        incoming.push(Incoming::Connected);
         let mut state = self.0.lock();
-        let link =
-            Link { arrivals, topics: HashSet::new(), is_cut: false, delay: Duration::ZERO, node: None };
+        let link = Link {
+            incoming,
+            topics: HashSet::new(),
+            is_disconnected: false,
+            delay: Duration::ZERO,
+            node: None,
+        };
         state.links.push(link);
-        (Arc::new(MemoryDriver { broker: self.clone(), link: state.links.len() - 1 }), queue)
+        (Arc::new(MemoryClient { server: self.clone(), link: state.links.len() - 1 }), receiver)
     }
 
-    /// The driver that was made as the `nth`, from 0, for a test to do something to it.
+    /// The client that connected as the `nth`, from 0, for a test to act on.
     ///
     /// # Panics
     /// If there is none.
     #[must_use]
-    pub fn driver_of(&self, nth: usize) -> MemoryDriver {
-        assert!(nth < self.0.lock().links.len(), "so many drivers there are");
-        MemoryDriver { broker: self.clone(), link: nth }
+    pub fn client_of(&self, nth: usize) -> MemoryClient {
+        assert!(nth < self.0.lock().links.len(), "fewer clients have connected");
+        MemoryClient { server: self.clone(), link: nth }
     }
 
-    /// Forgets everything, as by `FLUSHALL`.
-    pub fn forget_all(&self) {
+    /// Removes all state, as `FLUSHALL` does.
+    pub fn flush_all(&self) {
         let mut state = self.0.lock();
-        // What comes afterwards has higher versions, as those of a broker with a clock have.
-        let version = state.parts.iter().map(|part| part.truth.version()).max().unwrap_or_default() + 1000;
-        let part = || Part { truth: Truth::new(version), last_kept: version, ..Part::default() };
-        state.parts = (0..PARTITIONS).map(|_| part()).collect();
+        // Versions go on above those before, as they do with a clock.
+        let version =
+            state.partitions.iter().map(|partition| partition.groups.version()).max().unwrap_or_default()
+                + 1000;
+        let partition =
+            || Partition { groups: SharedState::new(version), last_cached: version, ..Partition::default() };
+        state.partitions = (0..PARTITIONS).map(|_| partition()).collect();
         state.leases.clear();
     }
 
-    /// A group as it is.
+    /// The state of a group.
     #[must_use]
-    pub fn look(&self, group: &Group) -> Answer {
-        self.0.lock().part(group).truth.look(group)
+    pub fn snapshot(&self, group: &Group) -> Snapshot {
+        self.0.lock().partition(group).groups.snapshot(group)
     }
 
-    /// Whether nothing is left of any node.
+    /// Whether no node has any group.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.lock().parts.iter().all(|part| part.truth.groups().next().is_none())
+        self.0.lock().partitions.iter().all(|partition| partition.groups.groups().next().is_none())
     }
 }
 
-impl MemoryDriver {
-    /// Cuts the node off, as a network does.
-    pub fn cut(&self) {
-        let link = &mut self.broker.0.lock().links[self.link];
-        if !link.is_cut {
-            link.is_cut = true;
+impl MemoryClient {
+    /// Breaks the connection, as a network does.
+    pub fn disconnect(&self) {
+        let link = &mut self.server.0.lock().links[self.link];
+        if !link.is_disconnected {
+            link.is_disconnected = true;
             link.topics.clear();
-            link.arrivals.push(Incoming::Lost);
+            link.incoming.push(Incoming::Disconnected);
         }
     }
 
-    /// Ends that.
-    pub fn mend(&self) {
-        let link = &mut self.broker.0.lock().links[self.link];
-        if link.is_cut {
-            link.is_cut = false;
-            link.arrivals.push(Incoming::Found);
+    /// Connects again.
+    pub fn reconnect(&self) {
+        let link = &mut self.server.0.lock().links[self.link];
+        if link.is_disconnected {
+            link.is_disconnected = false;
+            link.incoming.push(Incoming::Connected);
         }
     }
 
-    /// The node's lease runs out now.
-    pub fn expire(&self) {
-        let mut state = self.broker.0.lock();
+    /// Expires the node's lease now.
+    pub fn expire_lease(&self) {
+        let mut state = self.server.0.lock();
         if let Some(node) = state.links[self.link].node
             && let Some(until) = state.leases.get_mut(&node)
         {
@@ -146,85 +156,103 @@ impl MemoryDriver {
         }
     }
 
-    /// From now on answers take so long; what is told does not.
+    /// Delays replies from now on; messages are not delayed.
     pub fn delay(&self, delay: Duration) {
-        self.broker.0.lock().links[self.link].delay = delay;
+        self.server.0.lock().links[self.link].delay = delay;
     }
 
-    /// Carries `act` out now, and answers with what it made.
-    fn ask<T: Send + 'static>(&self, act: impl FnOnce(&mut State) -> T) -> Answering<T> {
-        let mut state = self.broker.0.lock();
-        if state.links[self.link].is_cut {
-            return Box::pin(std::future::ready(Err(Lost)));
+    /// Executes a request now, and replies with its result.
+    fn execute<T: Send + 'static>(&self, request: impl FnOnce(&mut State) -> T) -> PendingReply<T> {
+        let mut state = self.server.0.lock();
+        if state.links[self.link].is_disconnected {
+            return Box::pin(std::future::ready(Err(Unavailable)));
         }
-        let made = act(&mut state);
+        let result = request(&mut state);
         let delay = state.links[self.link].delay;
         if delay.is_zero() {
-            return Box::pin(std::future::ready(Ok(made)));
+            return Box::pin(std::future::ready(Ok(result)));
         }
-        let (broker, link) = (self.broker.clone(), self.link);
+        let (server, link) = (self.server.clone(), self.link);
         Box::pin(async move {
             tokio::time::sleep(delay).await;
-            if broker.0.lock().links[link].is_cut { Err(Lost) } else { Ok(made) }
+            if server.0.lock().links[link].is_disconnected { Err(Unavailable) } else { Ok(result) }
         })
     }
 }
 
 impl State {
-    fn part(&mut self, group: &str) -> &mut Part {
-        &mut self.parts[usize::from(partition_of(group))]
+    fn partition(&mut self, group: &str) -> &mut Partition {
+        &mut self.partitions[usize::from(partition_of(group))]
     }
 
-    fn send(&mut self, topic: &Topic, message: &Bytes) {
+    fn publish(&mut self, topic: &Topic, message: &Bytes) {
         for link in self.links.iter().filter(|link| link.topics.contains(topic)) {
-            link.arrivals.push(Incoming::Message(topic.clone(), message.clone()));
+            link.incoming.push(Incoming::Message(topic.clone(), message.clone()));
         }
     }
 
-    /// Tells what has changed in a part, and puts down what is noted.
-    fn tell(&mut self, partition: u16, transitions: Vec<Transition>) {
+    /// Publishes the transitions of a partition, and stores records of them.
+    fn publish_transitions(&mut self, number: u16, transitions: Vec<Transition>) {
         let time_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for transition in transitions {
-            self.send(&Topic::Group(Arc::clone(&transition.group)), &envelope::changed(&transition));
-            let part = &mut self.parts[usize::from(partition)];
-            if part.noted.contains(&transition.group) {
-                part.records.insert(transition.version, Record { transition, time_ms });
-                let reader = part.reader;
+            self.publish(&Topic::Group(Arc::clone(&transition.group)), &envelope::changed(&transition));
+            let partition = &mut self.partitions[usize::from(number)];
+            if partition.recorded.contains(&transition.group) {
+                partition.records.insert(transition.version, Record { transition, time_ms });
+                let reader = partition.reader;
                 if let Some((reader, _)) = reader {
-                    self.send(&Topic::Node(reader), &envelope::records(partition));
+                    self.publish(&Topic::Node(reader), &envelope::records(number));
                 }
             }
         }
     }
 }
 
-impl Driver for MemoryDriver {
-    fn update(&self, update: Update, is_noted: bool) -> Answering<Result<Answer, Refusal>> {
-        self.ask(move |state| {
-            let partition = partition_of(&update.group);
-            let part = state.part(&update.group);
-            if is_noted {
-                part.noted.insert(Arc::clone(&update.group));
-            }
-            let mut transitions = Vec::new();
-            let answer = part.truth.update(&update, &mut transitions);
-            state.tell(partition, transitions);
-            answer
+impl Broker for MemoryClient {
+    fn publish(&self, messages: Vec<(Topic, Bytes)>) -> PendingReply<()> {
+        self.execute(move |state| messages.iter().for_each(|(topic, message)| state.publish(topic, message)))
+    }
+
+    fn subscribe(&self, topic: Topic) -> PendingReply<()> {
+        let link = self.link;
+        self.execute(move |state| {
+            state.links[link].topics.insert(topic);
         })
     }
 
-    fn look(&self, group: Group) -> Answering<Answer> {
-        self.ask(move |state| state.part(&group).truth.look(&group))
+    fn unsubscribe(&self, topic: Topic) {
+        self.server.0.lock().links[self.link].topics.remove(&topic);
+    }
+}
+
+impl Coordinator for MemoryClient {
+    fn update(&self, update: Update, is_recorded: bool) -> PendingReply<Result<Snapshot, Rejected>> {
+        self.execute(move |state| {
+            let number = partition_of(&update.group);
+            let partition = state.partition(&update.group);
+            if is_recorded {
+                partition.recorded.insert(Arc::clone(&update.group));
+            }
+            let mut transitions = Vec::new();
+            let reply = partition.groups.update(&update, &mut transitions);
+            state.publish_transitions(number, transitions);
+            reply
+        })
     }
 
-    fn occupied(&self, prefix: &str) -> Answering<Vec<(Group, usize)>> {
-        self.ask(|state| {
+    fn snapshot(&self, group: Group) -> PendingReply<Snapshot> {
+        self.execute(move |state| state.partition(&group).groups.snapshot(&group))
+    }
+
+    fn occupied(&self, prefix: &str) -> PendingReply<Vec<(Group, usize)>> {
+        self.execute(|state| {
             let mut found = Vec::new();
-            for part in &state.parts {
-                for group in part.truth.groups().filter(|group| group.starts_with(prefix)) {
-                    let answer = part.truth.look(group);
-                    if answer.occupied {
-                        found.push((Arc::clone(group), answer.members.map_or(0, |members| members.len())));
+            for partition in &state.partitions {
+                for group in partition.groups.groups().filter(|group| group.starts_with(prefix)) {
+                    let snapshot = partition.groups.snapshot(group);
+                    if snapshot.occupied {
+                        let members = snapshot.members.map_or(0, |members| members.len());
+                        found.push((Arc::clone(group), members));
                     }
                 }
             }
@@ -232,46 +260,36 @@ impl Driver for MemoryDriver {
         })
     }
 
-    fn publish(&self, messages: Vec<(Topic, Bytes)>) -> Answering<()> {
-        self.ask(move |state| messages.iter().for_each(|(topic, message)| state.send(topic, message)))
-    }
-
-    fn keep(&self, group: Group, message: Bytes, ttl: Duration) -> Answering<()> {
-        self.ask(move |state| {
-            let part = state.part(&group);
-            part.last_kept += 1;
-            let number = part.last_kept;
-            let envelope = envelope::kept(number, &message);
-            part.kept.insert(Arc::clone(&group), (number, message, Instant::now() + ttl));
-            state.send(&Topic::Group(group), &envelope);
+    fn publish_cached(&self, group: Group, message: Bytes, ttl: Duration) -> PendingReply<()> {
+        self.execute(move |state| {
+            let partition = state.partition(&group);
+            partition.last_cached += 1;
+            let version = partition.last_cached;
+            let envelope = envelope::cached(version, &message);
+            partition.cached.insert(Arc::clone(&group), (version, message, Instant::now() + ttl));
+            state.publish(&Topic::Group(group), &envelope);
         })
     }
 
-    fn kept(&self, group: Group) -> Answering<Option<Kept>> {
-        self.ask(move |state| {
-            let (number, message, expires) = state.part(&group).kept.get(&group)?.clone();
+    fn cached(&self, group: Group) -> PendingReply<Option<CachedMessage>> {
+        self.execute(move |state| {
+            let (version, message, expires) = state.partition(&group).cached.get(&group)?.clone();
             let ttl = expires.saturating_duration_since(Instant::now());
-            (!ttl.is_zero()).then_some(Kept { number, message, ttl })
+            (!ttl.is_zero()).then_some(CachedMessage { version, message, ttl })
         })
     }
 
-    fn listen(&self, topic: Topic) -> Answering<()> {
+    fn renew_lease(
+        &self,
+        node: NodeId,
+        is_new: bool,
+        lease: Duration,
+    ) -> PendingReply<Result<Leases, Rejected>> {
         let link = self.link;
-        self.ask(move |state| {
-            state.links[link].topics.insert(topic);
-        })
-    }
-
-    fn ignore(&self, topic: Topic) {
-        self.broker.0.lock().links[self.link].topics.remove(&topic);
-    }
-
-    fn renew(&self, node: NodeId, is_new: bool, lease: Duration) -> Answering<Result<Leases, Refusal>> {
-        let link = self.link;
-        self.ask(move |state| {
+        self.execute(move |state| {
             let now = Instant::now();
             if !is_new && state.leases.get(&node).is_none_or(|until| *until <= now) {
-                return Err(Refusal::GivenUp);
+                return Err(Rejected::LeaseExpired);
             }
             state.leases.insert(node, now + lease);
             state.links[link].node = Some(node);
@@ -281,68 +299,68 @@ impl Driver for MemoryDriver {
         })
     }
 
-    fn nodes(&self, partition: u16) -> Answering<Vec<NodeId>> {
-        self.ask(move |state| state.parts[usize::from(partition)].truth.nodes().collect())
-    }
-
-    fn reap(&self, partition: u16, node: NodeId) -> Answering<bool> {
-        self.ask(move |state| {
-            let part = &mut state.parts[usize::from(partition)];
-            let mut transitions = Vec::new();
-            part.truth.give_up(node, &mut transitions);
-            part.shares.values_mut().for_each(|shares| {
-                shares.remove(&node);
-            });
-            state.tell(partition, transitions);
-            false
-        })
-    }
-
-    fn forget(&self, node: NodeId) -> Answering<()> {
-        self.ask(move |state| {
+    fn remove_lease(&self, node: NodeId) -> PendingReply<()> {
+        self.execute(move |state| {
             state.leases.remove(&node);
         })
     }
 
-    fn reserve(&self, what: Group, node: NodeId, wanted: u64, max: u64) -> Answering<u64> {
-        self.ask(move |state| {
-            let shares = state.part(&what).shares.entry(what).or_default();
-            let has = shares.remove(&node).unwrap_or_default();
+    fn nodes(&self, partition: u16) -> PendingReply<Vec<NodeId>> {
+        self.execute(move |state| state.partitions[usize::from(partition)].groups.nodes().collect())
+    }
+
+    fn reap(&self, partition: u16, node: NodeId) -> PendingReply<bool> {
+        self.execute(move |state| {
+            let reaped = &mut state.partitions[usize::from(partition)];
+            let mut transitions = Vec::new();
+            reaped.groups.expire(node, &mut transitions);
+            reaped.shares.values_mut().for_each(|shares| {
+                shares.remove(&node);
+            });
+            state.publish_transitions(partition, transitions);
+            false
+        })
+    }
+
+    fn reserve(&self, quota: Group, node: NodeId, wanted: u64, max: u64) -> PendingReply<u64> {
+        self.execute(move |state| {
+            let shares = state.partition(&quota).shares.entry(quota).or_default();
+            let current = shares.remove(&node).unwrap_or_default();
             let free = max.saturating_sub(shares.values().sum());
-            // What it has is not taken from it, should there be too much already.
-            let share = wanted.min(free.max(has));
+            // A share never shrinks on its own, even if the quota has become smaller.
+            let share = wanted.min(free.max(current));
             shares.insert(node, share);
             share
         })
     }
 
-    fn claim(&self, partition: u16, node: NodeId, lease: Duration) -> Answering<bool> {
-        self.ask(move |state| {
-            let (part, now) = (&mut state.parts[usize::from(partition)], Instant::now());
-            let is_free = part.reader.is_none_or(|(reader, until)| reader == node || until <= now);
+    fn claim_records(&self, partition: u16, node: NodeId, lease: Duration) -> PendingReply<bool> {
+        self.execute(move |state| {
+            let (partition, now) = (&mut state.partitions[usize::from(partition)], Instant::now());
+            let is_free = partition.reader.is_none_or(|(reader, until)| reader == node || until <= now);
             if is_free {
-                part.reader = Some((node, now + lease));
+                partition.reader = Some((node, now + lease));
             }
             is_free
         })
     }
 
-    fn unclaim(&self, partition: u16, node: NodeId) -> Answering<()> {
-        self.ask(move |state| {
-            state.parts[usize::from(partition)].reader.take_if(|(reader, _)| *reader == node);
+    fn release_records(&self, partition: u16, node: NodeId) -> PendingReply<()> {
+        self.execute(move |state| {
+            state.partitions[usize::from(partition)].reader.take_if(|(reader, _)| *reader == node);
         })
     }
 
-    fn records(&self, partition: u16, after: Version, records_max: usize) -> Answering<Vec<Record>> {
-        self.ask(move |state| {
-            let records = state.parts[usize::from(partition)].records.range(after.saturating_add(1)..);
+    fn records(&self, partition: u16, after: Version, records_max: usize) -> PendingReply<Vec<Record>> {
+        self.execute(move |state| {
+            let records = state.partitions[usize::from(partition)].records.range(after.saturating_add(1)..);
             records.take(records_max).map(|(_, record)| record.clone()).collect()
         })
     }
 
-    fn settle(&self, partition: u16, versions: Vec<Version>) -> Answering<()> {
-        self.ask(move |state| {
-            let records = &mut state.parts[usize::from(partition)].records;
+    fn ack_records(&self, partition: u16, versions: Vec<Version>) -> PendingReply<()> {
+        self.execute(move |state| {
+            let records = &mut state.partitions[usize::from(partition)].records;
             versions.iter().for_each(|version| {
                 records.remove(version);
             });

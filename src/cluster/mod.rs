@@ -1,83 +1,90 @@
-//! What the nodes of a cluster agree on, and the messages between them.
+//! The shared state of several nodes, and the messages between them.
 //!
-//! Nodes share *groups*: names, which some nodes hold, with members in them. What they stand for (channels and users) is
-//! the hub's business. [`truth`] defines what a broker does with groups, one operation at a time; [`seat`] what a node
-//! does, whatever comes in whichever order; [`driver`] what a node needs of a broker; [`node`] is one node with its lease.
-//! Start there. [`redis`] is a broker, and [`memory`] one for nodes in one process; another one is a file beside them.
+//! Nodes share *groups*: names that nodes hold, with members in them ([`group`]). The hub gives them a meaning:
+//! channels and users. A node needs two things. A [`broker::Broker`] passes messages on: publish, subscribe. A
+//! [`coordinator::Coordinator`] keeps the shared state: groups, leases, cached events, records, quotas. An engine is
+//! both:
+//! [`redis`], and [`memory`] for nodes in one process.
 //!
-//! The broker decides. Nodes tell it edges only: the first and the last connection of a group, and of each member in it.
-//! What follows for all nodes (occupied, vacated, added, removed) gets a version in the same step, is told on the group's
-//! topic, and is put down for webhooks if anybody wants to hear of it. A node follows these versions, so it notices what it
-//! missed, and a connection enters a group when its node has come as far as the answer to its own edge: what it is told
-//! on entering and what it hears afterwards fit together.
+//! [`node`] is one node of the cluster; start there. [`local_groups`] is its part of the protocol of groups as a pure
+//! state machine, [`shared_state`] the coordinator's part, and [`envelope`] the format of messages.
 //!
-//! All groups are in one of 64 parts, by name, for ever ([`driver::partition_of`]): a part is one slot of a Redis Cluster,
-//! one lock in each node, and one list of records.
+//! The coordinator decides. Nodes send it edges only: the first and the last connection of a group, and of each member
+//! in it. What changes for all nodes (occupied, vacated, added, removed) is a transition: in one step it gets a
+//! version, is published on the group's topic, and is stored as a record if webhooks report it. A node follows the
+//! versions, so it notices a gap. A connection is admitted to a group when its node has reached the version in the
+//! reply to its own edge: the members that it is given and the transitions afterwards fit together.
 //!
-//! # What can be relied on
+//! Each group belongs to one of 64 partitions, by its name and for ever ([`coordinator::partition_of`]): a partition is
+//! one slot of a Redis Cluster, one lock in each node, and one list of records.
 //!
-//! - **Order**: all subscribers of a channel, on all nodes, get what is said in it in one order, the broker's.
-//! - **At most once**: a publish is answered when the broker has it. A node that was cut off from the broker has missed
-//!   what was published meanwhile; it knows that it was, says so (log, metrics, `/ready`), and what is asked of it meanwhile
-//!   is refused, not lost.
-//! - **Who is there** is exact: each who comes is told once, each who goes is told once. A node that dies is missed within
-//!   its lease (12 s) and a beat (4 s, twice that if the one who should clear it away does not). One that was only
-//!   paused or cut off for longer comes back under another name, and says again what it has.
-//! - **The broker forgets** (`FLUSHALL`, a restart without a disk, a failover): all nodes say again what they have. Who was
-//!   there before and is there now is told nothing; who is not is told of four beats later. Receivers of webhooks hear
-//!   `channel_occupied` and `member_added` once more, and nothing of who went in between, because what was forgotten
-//!   cannot be compared.
-//! - **Webhooks**: at least once, under the same id; twice only what was sent, and not yet struck out, when a node died.
+//! # Guarantees
 //!
-//! # What it costs
+//! - **Order**: all subscribers of a channel, on all nodes, get its messages in one order, the broker's.
+//! - **At most once**: a publish is answered when the broker has it. A node that was disconnected from the broker has
+//!   missed the messages of that time; it knows that and reports it (log, metrics, `/ready`), and rejects requests
+//!   meanwhile.
+//! - **Presence** is exact: each member is added once and removed once. A node that dies is declared dead within its
+//!   lease (12 s) and a heartbeat (4 s; twice that if the node that should reap it does not). A node that was only
+//!   paused or disconnected for longer rejoins under a new id, and registers again what it has.
+//! - **A broker that loses its state** (`FLUSHALL`, a restart without a disk, a failover): all nodes register again.
+//!   Members that were there before and still are cause no events; the others are removed four heartbeats later.
+//!   Webhooks report `channel_occupied` and `member_added` once more, and nothing of members that left in between,
+//!   because the lost state cannot be compared.
+//! - **Webhooks**: at least once, under the same id; twice only if a node dies after it sent one and before it
+//!   acknowledged the record.
+//!
+//! # Costs
 //!
 //! | operation | operations of the broker |
 //! | --- | --- |
-//! | publish on a channel | 1 `PUBLISH`, in one pipeline with others of that moment; a message to each node that has subscribers |
+//! | publish on a channel | 1 `PUBLISH`, in one pipeline with others of the same time; a message to each node that has subscribers |
 //! | publish on a cache channel | 1 script |
 //! | client event, terminating a user | 1 `PUBLISH` |
-//! | first subscriber of a channel on a node | 1 `SUBSCRIBE`, 1 script; on a cache channel 1 more to read what is kept |
+//! | first subscriber of a channel on a node | 1 `SUBSCRIBE`, 1 script; on a cache channel 1 more to read the cached event |
 //! | last subscriber | 1 script, 1 `UNSUBSCRIBE` |
-//! | first or last connection of a member on a node | 1 script; those of one moment and channel share it; 1 more where nobody of the node was in the channel |
+//! | first or last connection of a member on a node | 1 script, shared by those of a channel at the same time; 1 more where nobody of the node was in the channel |
 //! | every other join and leave | none |
 //! | first or last sign-in of a user, or watcher of one, on a node | as subscriber and member |
-//! | publish to a user | 1 `PUBLISH`; a message to each node where they are signed in or watched |
-//! | change of a subscriber count, where it is told | 1 `PUBLISH` a node and round trip, however many changes |
-//! | a connection, where the app's are limited | 1 script, shared by those that wait; 1 a second to give back |
+//! | publish to a user | 1 `PUBLISH`; a message to each node where the user is signed in or watched |
+//! | change of a subscriber count, where the app has them | 1 `PUBLISH` a node and round trip, however many changes |
+//! | a connection, where the app's are limited | 1 script, shared by those that wait; 1 a second to release |
 //! | `GET` a channel, its users | 1 script, which reads all members |
-//! | `GET` channels | 64 scripts, one a part |
-//! | `subscription_count`, `GET` connections | 1 script, 1 `PUBLISH`, 1 answer a node; waits 1 s at most |
-//! | a webhook of who came or went | 1 entry written in the script of the edge; read and struck out in batches |
+//! | `GET` channels | 64 scripts, one a partition |
+//! | `subscription_count`, `GET` connections | 1 script, 1 `PUBLISH`, 1 reply a node; waits 1 s at most |
+//! | a webhook of presence or occupancy | 1 record, written in the script of the edge; read and acknowledged in batches |
 //! | a node, at rest | 9 commands every 4 s, 1 `PUBLISH` every 2 s; with webhooks 128 more every 4 s, for all nodes together |
 
-pub mod driver;
+pub mod broker;
+pub mod coordinator;
 pub mod envelope;
+pub mod group;
+pub mod local_groups;
 pub mod memory;
 pub mod node;
 pub mod redis;
-pub mod seat;
-pub mod truth;
+pub mod shared_state;
 
 #[cfg(test)]
 mod simulation;
 
-/// How this node is one of several.
+/// How this node works together with others.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What is between the nodes; `None`: this one is alone.
-    pub broker: Option<Broker>,
-    /// Whether what is published while the broker is lost is delivered on this node, and answered as usual. Default off:
-    /// it is refused, so that the application tries again.
+    /// The engine between the nodes; `None`: this node is alone.
+    pub engine: Option<Engine>,
+    /// Whether events are delivered on this node, and answered as usual, while the broker is unavailable. Default off:
+    /// they are rejected, so that the application retries.
     pub local_when_broker_lost: bool,
-    /// How long what takes; not settings.
+    /// Intervals and timeouts; not settings.
     pub timing: node::Timing,
 }
 
-/// What is between nodes.
+/// The engine between nodes: broker and coordinator in one.
 #[derive(Clone, Debug)]
-pub enum Broker {
+pub enum Engine {
     /// Memory, for nodes in one process.
-    Memory(memory::Memory),
+    Memory(memory::MemoryServer),
     /// Redis.
     Redis(Box<redis::Options>),
 }

@@ -1,7 +1,8 @@
-//! Several nodes, one broker, and everything that may go wrong between them, in an order that a seed decides.
+//! Several nodes, one engine, and all faults between them, in an order that a seed decides.
 //!
-//! Whatever happens, what each node tells its connections fits together: nobody comes who is there, nobody goes who is
-//! not, and who enters has the list as it is. Once nothing goes wrong any more, everybody knows the truth.
+//! At any time the events on each node are consistent: a member that is present is not added, a member that is absent
+//! is not removed, and an entry gets the members as they are. After the last fault all nodes converge on the shared
+//! state.
 
 mod nodes;
 
@@ -12,45 +13,46 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use super::seat::{Effect, Seats, Ticket};
-use super::truth::{Answer, Group, MemberId, NodeId, Refusal, Transition, Truth, Update};
+use super::group::{Group, MemberId, NodeId, Rejected, Snapshot, Transition, Update};
+use super::local_groups::{Effect, EntryId, LocalGroups};
+use super::shared_state::SharedState;
 
 const NODES: usize = 3;
 const GROUPS: usize = 2;
 const USERS: usize = 3;
 
-/// What a broker sends to a node, in this order, but for the two connections of it.
+/// A node and its connections to the engine. Replies and published transitions are in order, each by itself.
 #[derive(Debug)]
 struct Node {
     id: NodeId,
-    seats: Seats,
-    /// To the broker.
-    asking: VecDeque<Ask>,
-    /// What was on its way when a connection broke, and may still be carried out.
-    strays: Vec<Update>,
-    /// Answers from the broker.
-    answers: VecDeque<Reply>,
-    /// What the broker tells of groups.
-    told: VecDeque<Transition>,
-    listens: BTreeSet<Group>,
-    /// The connections of clients: group, member, and whether they have entered.
-    clients: BTreeMap<Ticket, Client>,
-    next: Ticket,
-    /// Who is in a group, as those who have entered were told.
+    groups: LocalGroups,
+    /// On their way to the engine.
+    requests: VecDeque<Request>,
+    /// Updates that were on their way when the connection broke, and may still be carried out.
+    delayed: Vec<Update>,
+    /// On their way from the engine.
+    replies: VecDeque<Reply>,
+    /// Transitions on their way from the engine.
+    published: VecDeque<Transition>,
+    subscriptions: BTreeSet<Group>,
+    /// The connections of clients.
+    clients: BTreeMap<EntryId, Client>,
+    next: EntryId,
+    /// The members of each group, as the admitted entries have seen them.
     seen: BTreeMap<Group, BTreeSet<MemberId>>,
-    is_cut_off: bool,
+    is_disconnected: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Ask {
-    Listen(Group),
+enum Request {
+    Subscribe(Group),
     Update(Update),
 }
 
 #[derive(Clone, Debug)]
 enum Reply {
-    Listening(Group),
-    Answer(Group, u64, Result<Answer, Refusal>),
+    Subscribed(Group),
+    Updated(Group, u64, Result<Snapshot, Rejected>),
 }
 
 #[derive(Debug)]
@@ -62,15 +64,15 @@ struct Client {
 
 struct World {
     nodes: Vec<Node>,
-    truth: Truth,
+    state: SharedState,
     rng: TestRng,
     ids: u128,
     time: u64,
     faults: usize,
-    /// How often anybody was told that somebody came or went.
-    news: usize,
-    /// Who was told by the broker to be in a group: transitions alternate.
-    in_truth: BTreeMap<Group, BTreeSet<MemberId>>,
+    /// Events of members, on all nodes.
+    events: usize,
+    /// The members of each group, by the transitions that were published.
+    members: BTreeMap<Group, BTreeSet<MemberId>>,
     occupied: BTreeSet<Group>,
 }
 
@@ -80,17 +82,17 @@ impl World {
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let mut world = Self {
             nodes: Vec::new(),
-            truth: Truth::new(1000),
+            state: SharedState::new(1000),
             rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
             ids: 0,
             time: 1_000_000,
             faults: 0,
-            news: 0,
-            in_truth: BTreeMap::new(),
+            events: 0,
+            members: BTreeMap::new(),
             occupied: BTreeSet::new(),
         };
         for _ in 0..NODES {
-            let node = world.fresh();
+            let node = world.new_node();
             world.nodes.push(node);
         }
         world
@@ -101,20 +103,20 @@ impl World {
         NodeId(self.ids)
     }
 
-    fn fresh(&mut self) -> Node {
+    fn new_node(&mut self) -> Node {
         let id = self.id();
         Node {
             id,
-            seats: Seats::new(id),
-            asking: VecDeque::new(),
-            strays: Vec::new(),
-            answers: VecDeque::new(),
-            told: VecDeque::new(),
-            listens: BTreeSet::new(),
+            groups: LocalGroups::new(id),
+            requests: VecDeque::new(),
+            delayed: Vec::new(),
+            replies: VecDeque::new(),
+            published: VecDeque::new(),
+            subscriptions: BTreeSet::new(),
             clients: BTreeMap::new(),
             next: 0,
             seen: BTreeMap::new(),
-            is_cut_off: false,
+            is_disconnected: false,
         }
     }
 
@@ -122,44 +124,44 @@ impl World {
         (self.rng.next_u64() % max as u64) as usize
     }
 
-    /// The broker tells all who listen.
-    fn tell(&mut self, transitions: Vec<Transition>) {
+    /// The engine publishes to all subscribed nodes.
+    fn publish(&mut self, transitions: Vec<Transition>) {
         for transition in transitions {
             self.check(&transition);
             for node in &mut self.nodes {
-                if node.listens.contains(&transition.group) {
-                    node.told.push_back(transition.clone());
+                if node.subscriptions.contains(&transition.group) {
+                    node.published.push_back(transition.clone());
                 }
             }
         }
     }
 
-    /// What the broker says of a group makes sense by itself.
+    /// Transitions of a group alternate.
     fn check(&mut self, transition: &Transition) {
-        use super::truth::Change;
+        use super::group::Change;
         let group = Arc::clone(&transition.group);
-        let there = self.in_truth.entry(Arc::clone(&group)).or_default();
+        let members = self.members.entry(Arc::clone(&group)).or_default();
         match &transition.change {
             Change::Occupied => assert!(self.occupied.insert(group)),
             Change::Vacated => assert!(self.occupied.remove(&group)),
-            Change::Added(id, _) => assert!(there.insert(Arc::clone(id))),
-            Change::Removed(id) => assert!(there.remove(id)),
+            Change::Added(id, _) => assert!(members.insert(Arc::clone(id))),
+            Change::Removed(id) => assert!(members.remove(id)),
         }
     }
 
-    /// A client comes or goes.
+    /// A client enters or leaves.
     fn client(&mut self, at: usize) {
         let leaves = !self.nodes[at].clients.is_empty() && self.below(5) < 2;
         if leaves {
-            let place = self.below(self.nodes[at].clients.len());
+            let nth = self.below(self.nodes[at].clients.len());
             let node = &mut self.nodes[at];
-            let ticket = *node.clients.keys().nth(place).unwrap();
-            let client = node.clients.remove(&ticket).unwrap();
-            // A list that nobody here has any more is not kept.
+            let entry = *node.clients.keys().nth(nth).unwrap();
+            let client = node.clients.remove(&entry).unwrap();
+            // Without an entry, members are not tracked.
             if !node.clients.values().any(|other| other.entered && other.group == client.group) {
                 node.seen.remove(&client.group);
             }
-            node.seats.leave(&client.group, client.member.as_ref(), ticket);
+            node.groups.leave(&client.group, client.member.as_ref(), entry);
         } else {
             let group = self.below(GROUPS);
             // One group of each kind.
@@ -168,173 +170,178 @@ impl World {
             let node = &mut self.nodes[at];
             node.next += 1;
             let info = member.clone().map(|id| (id, Bytes::from_static(b"{}")));
-            let entered = node.seats.enter(&group, info.is_some(), info, node.next);
+            let entered = node.groups.enter(&group, info.is_some(), info, node.next);
             node.clients.insert(node.next, Client { group: Arc::clone(&group), member, entered: false });
-            let ticket = node.next;
+            let entry = node.next;
             self.effects(at);
             if entered {
-                self.nodes[at].entered(&group, ticket);
+                self.nodes[at].entered(&group, entry);
             }
         }
         self.effects(at);
     }
 
-    /// Does what a node wants done.
+    /// Performs the effects of a node.
     fn effects(&mut self, at: usize) {
-        while let Some(effect) = self.nodes[at].seats.effect() {
+        while let Some(effect) = self.nodes[at].groups.next_effect() {
             let node = &mut self.nodes[at];
             match effect {
-                Effect::Listen(group) => node.asking.push_back(Ask::Listen(group)),
-                Effect::Ignore(group) => {
-                    node.listens.remove(&group);
+                Effect::Subscribe(group) => node.requests.push_back(Request::Subscribe(group)),
+                Effect::Unsubscribe(group) => {
+                    node.subscriptions.remove(&group);
                 }
-                Effect::Update(update) => node.asking.push_back(Ask::Update(update)),
-                Effect::Everyone(group, everyone) => {
-                    let everyone = everyone.into_iter().map(|(id, _)| id).collect();
-                    assert!(node.seen.insert(group, everyone).is_none(), "a list is given once");
+                Effect::Update(update) => node.requests.push_back(Request::Update(update)),
+                Effect::Members(group, members) => {
+                    let members = members.into_iter().map(|(id, _)| id).collect();
+                    assert!(node.seen.insert(group, members).is_none(), "the first entry gets the members");
                 }
-                Effect::Entered(group, ticket) => node.entered(&group, ticket),
-                Effect::Added(group, id, _) => {
-                    self.news += 1;
-                    assert!(node.seen.get_mut(&group).unwrap().insert(id), "who is there does not come");
+                Effect::Entered(group, entry) => node.entered(&group, entry),
+                Effect::MemberAdded(group, id, _) => {
+                    self.events += 1;
+                    assert!(node.seen.get_mut(&group).unwrap().insert(id), "a present member is not added");
                 }
-                Effect::Removed(group, id) => {
-                    self.news += 1;
-                    assert!(node.seen.get_mut(&group).unwrap().remove(&id), "who is not there does not go");
+                Effect::MemberRemoved(group, id) => {
+                    self.events += 1;
+                    assert!(
+                        node.seen.get_mut(&group).unwrap().remove(&id),
+                        "an absent member is not removed"
+                    );
                 }
-                Effect::GivenUp => self.rename(at),
+                Effect::LeaseExpired => self.rejoin(at),
             }
         }
     }
 
-    /// A node goes on under another name. What is left under the former one, which has no lease any more, is reaped.
-    fn rename(&mut self, at: usize) {
+    /// A node rejoins under a new id. The state of its former id, which has no lease, is reaped.
+    fn rejoin(&mut self, at: usize) {
         let id = self.id();
         let node = &mut self.nodes[at];
         node.id = id;
-        node.seats.rename(id);
+        node.groups.rejoin(id);
     }
 
-    /// Who has no lease is given up.
+    /// Nodes without a lease are declared dead.
     fn reap(&mut self) {
         let mut without: Vec<_> =
-            self.truth.nodes().filter(|id| self.nodes.iter().all(|node| node.id != *id)).collect();
+            self.state.nodes().filter(|id| self.nodes.iter().all(|node| node.id != *id)).collect();
         without.sort();
         let mut transitions = Vec::new();
-        without.into_iter().for_each(|id| self.truth.give_up(id, &mut transitions));
-        self.tell(transitions);
+        without.into_iter().for_each(|id| self.state.expire(id, &mut transitions));
+        self.publish(transitions);
     }
 
-    /// The broker takes what a node has sent.
-    fn broker(&mut self, at: usize) {
+    /// The engine carries a node's next request out.
+    fn execute(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        if node.is_cut_off {
+        if node.is_disconnected {
             return;
         }
-        match node.asking.pop_front() {
-            Some(Ask::Listen(group)) => {
-                node.listens.insert(Arc::clone(&group));
-                node.answers.push_back(Reply::Listening(group));
+        match node.requests.pop_front() {
+            Some(Request::Subscribe(group)) => {
+                node.subscriptions.insert(Arc::clone(&group));
+                node.replies.push_back(Reply::Subscribed(group));
             }
-            Some(Ask::Update(update)) => {
-                let answer = self.carry_out(&update);
-                let reply = Reply::Answer(update.group, update.number, answer);
-                self.nodes[at].answers.push_back(reply);
+            Some(Request::Update(update)) => {
+                let result = self.carry_out(&update);
+                let reply = Reply::Updated(update.group, update.sequence, result);
+                self.nodes[at].replies.push_back(reply);
             }
             None => {}
         }
     }
 
-    fn carry_out(&mut self, update: &Update) -> Result<Answer, Refusal> {
+    fn carry_out(&mut self, update: &Update) -> Result<Snapshot, Rejected> {
         let mut transitions = Vec::new();
-        let answer = self.truth.update(update, &mut transitions);
-        self.tell(transitions);
-        answer
+        let result = self.state.update(update, &mut transitions);
+        self.publish(transitions);
+        result
     }
 
-    /// A node takes an answer.
-    fn answer(&mut self, at: usize) {
+    /// A node receives its next reply.
+    fn reply(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        match node.answers.pop_front() {
-            Some(Reply::Listening(group)) => node.seats.listening(&group),
-            Some(Reply::Answer(group, number, answer)) => node.seats.answered(&group, number, answer),
+        match node.replies.pop_front() {
+            Some(Reply::Subscribed(group)) => node.groups.subscribed(&group),
+            Some(Reply::Updated(group, sequence, result)) => {
+                node.groups.update_replied(&group, sequence, result);
+            }
             None => {}
         }
         self.effects(at);
     }
 
-    /// A node takes what it is told.
-    fn hear(&mut self, at: usize) {
+    /// A node receives its next transition.
+    fn receive(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        if let Some(transition) = node.told.pop_front() {
-            node.seats.changed(transition);
+        if let Some(transition) = node.published.pop_front() {
+            node.groups.transition(transition);
             self.effects(at);
         }
     }
 
-    /// A node's connections to the broker break.
-    fn cut_off(&mut self, at: usize) {
+    /// A node's connections to the engine break.
+    fn disconnect(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        let asked = node.asking.drain(..).filter_map(|ask| match ask {
-            Ask::Update(update) => Some(update),
-            Ask::Listen(_) => None,
+        let updates = node.requests.drain(..).filter_map(|request| match request {
+            Request::Update(update) => Some(update),
+            Request::Subscribe(_) => None,
         });
-        node.strays.extend(asked);
-        node.answers.clear();
-        node.told.clear();
-        node.listens.clear();
-        node.is_cut_off = true;
-        node.seats.lost();
+        node.delayed.extend(updates);
+        node.replies.clear();
+        node.published.clear();
+        node.subscriptions.clear();
+        node.is_disconnected = true;
+        node.groups.disconnected();
         self.effects(at);
     }
 
-    fn comes_back(&mut self, at: usize) {
+    fn reconnect(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        node.is_cut_off = false;
-        node.seats.found();
+        node.is_disconnected = false;
+        node.groups.connected();
         self.effects(at);
     }
 
-    /// What was on its way when a connection broke is carried out after all.
-    fn stray(&mut self, at: usize) {
-        if !self.nodes[at].strays.is_empty() {
-            let place = self.below(self.nodes[at].strays.len());
-            let update = self.nodes[at].strays.remove(place);
+    /// An update that was on its way when a connection broke is carried out after all.
+    fn deliver_delayed(&mut self, at: usize) {
+        if !self.nodes[at].delayed.is_empty() {
+            let nth = self.below(self.nodes[at].delayed.len());
+            let update = self.nodes[at].delayed.remove(nth);
             let _ = self.carry_out(&update);
         }
     }
 
-    /// The others take a node for dead, rightly or not.
-    fn give_up(&mut self, at: usize) {
+    /// Peers declare a node dead, rightly or not.
+    fn expire(&mut self, at: usize) {
         let mut transitions = Vec::new();
-        self.truth.give_up(self.nodes[at].id, &mut transitions);
-        self.tell(transitions);
+        self.state.expire(self.nodes[at].id, &mut transitions);
+        self.publish(transitions);
     }
 
-    /// A node renews its lease, and may hear that it was given up.
-    fn beat(&mut self, at: usize) {
-        if !self.nodes[at].is_cut_off && self.truth.has_given_up(self.nodes[at].id) {
-            self.rename(at);
+    /// A node renews its lease, which may have expired.
+    fn renew_lease(&mut self, at: usize) {
+        if !self.nodes[at].is_disconnected && self.state.is_expired(self.nodes[at].id) {
+            self.rejoin(at);
             self.effects(at);
         }
     }
 
-    /// A node dies, and another one takes its place.
+    /// A node dies, and a new one starts.
     fn kill(&mut self, at: usize) {
-        self.give_up(at);
-        let strays = std::mem::take(&mut self.nodes[at].strays);
-        self.nodes[at] = self.fresh();
-        self.nodes[at].strays = strays;
+        self.expire(at);
+        let delayed = std::mem::take(&mut self.nodes[at].delayed);
+        self.nodes[at] = self.new_node();
+        self.nodes[at].delayed = delayed;
     }
 
-    /// The broker forgets everything, and all nodes notice.
-    fn forget(&mut self) {
+    /// The engine loses its state, and all nodes notice.
+    fn flush_all(&mut self) {
         self.time += 1_000_000;
-        self.truth = Truth::new(self.time);
-        self.in_truth.clear();
+        self.state = SharedState::new(self.time);
+        self.members.clear();
         self.occupied.clear();
         for at in 0..NODES {
-            self.rename(at);
+            self.rejoin(at);
             self.effects(at);
         }
     }
@@ -343,84 +350,84 @@ impl World {
         let at = self.below(NODES);
         match self.below(100) {
             0..15 => self.client(at),
-            15..45 => self.broker(at),
-            45..65 => self.answer(at),
-            65..92 => self.hear(at),
+            15..45 => self.execute(at),
+            45..65 => self.reply(at),
+            65..92 => self.receive(at),
             92 | 93 => {
                 self.faults += 1;
-                if self.nodes[at].is_cut_off { self.comes_back(at) } else { self.cut_off(at) }
+                if self.nodes[at].is_disconnected { self.reconnect(at) } else { self.disconnect(at) }
             }
-            94 | 95 => self.stray(at),
+            94 | 95 => self.deliver_delayed(at),
             96 => {
                 self.faults += 1;
-                self.give_up(at);
+                self.expire(at);
             }
             97 => {
                 self.faults += 1;
                 self.kill(at);
             }
             98 if self.below(2) == 0 => {
-                self.nodes[at].seats.beat();
+                self.nodes[at].groups.heartbeat();
                 self.effects(at);
             }
             98 if self.below(2) == 0 => {
                 self.faults += 1;
-                self.forget();
+                self.flush_all();
             }
-            _ if self.nodes[at].is_cut_off => self.comes_back(at),
+            _ if self.nodes[at].is_disconnected => self.reconnect(at),
             _ if self.below(2) == 0 => self.reap(),
-            _ => self.beat(at),
+            _ => self.renew_lease(at),
         }
     }
 
-    /// Nothing goes wrong any more, until nothing is left to do.
-    fn settle(&mut self) {
+    /// Ends all faults, and runs until all nodes are idle.
+    fn recover(&mut self) {
         for at in 0..NODES {
-            while !self.nodes[at].strays.is_empty() {
-                self.stray(at);
+            while !self.nodes[at].delayed.is_empty() {
+                self.deliver_delayed(at);
             }
-            if self.nodes[at].is_cut_off {
-                self.comes_back(at);
+            if self.nodes[at].is_disconnected {
+                self.reconnect(at);
             }
-            self.beat(at);
+            self.renew_lease(at);
         }
-        self.come_to_rest();
+        self.run_until_idle();
         for at in 0..NODES {
             for _ in 0..5 {
-                self.nodes[at].seats.beat();
+                self.nodes[at].groups.heartbeat();
             }
             self.effects(at);
         }
     }
 
-    fn come_to_rest(&mut self) {
+    fn run_until_idle(&mut self) {
         for _ in 0..10_000 {
             self.reap();
             if self.nodes.iter().all(|node| node.is_idle()) {
                 return;
             }
             for at in 0..NODES {
-                self.broker(at);
-                self.answer(at);
-                self.hear(at);
+                self.execute(at);
+                self.reply(at);
+                self.receive(at);
             }
         }
-        panic!("it does not come to rest");
+        panic!("the nodes do not become idle");
     }
 
-    /// Everybody knows the truth, and it is that of the clients.
-    fn is_true(&self) {
+    /// The shared state is that of the clients, and every node has it.
+    fn is_consistent(&self) {
         let mut wanted: BTreeMap<Group, BTreeSet<MemberId>> = BTreeMap::new();
         for client in self.nodes.iter().flat_map(|node| node.clients.values()) {
             assert!(client.entered, "{client:?}");
             wanted.entry(Arc::clone(&client.group)).or_default().extend(client.member.clone());
         }
-        let groups: BTreeSet<_> = self.truth.groups().cloned().collect();
+        let groups: BTreeSet<_> = self.state.groups().cloned().collect();
         assert_eq!(groups, wanted.keys().cloned().collect());
         for (group, members) in &wanted {
-            let found = self.truth.look(group);
-            let there: BTreeSet<_> = found.members.unwrap().into_iter().map(|(member, _)| member).collect();
-            assert_eq!(there, *members);
+            let found = self.state.snapshot(group);
+            let present: BTreeSet<_> = found.members.unwrap().into_iter().map(|(member, _)| member).collect();
+            assert_eq!(present, *members);
             assert!(found.occupied);
         }
         for node in &self.nodes {
@@ -435,15 +442,15 @@ impl World {
 }
 
 impl Node {
-    fn entered(&mut self, group: &Group, ticket: Ticket) {
-        let client = self.clients.get_mut(&ticket).expect("who has left does not enter");
-        assert!(!client.entered, "once");
+    fn entered(&mut self, group: &Group, entry: EntryId) {
+        let client = self.clients.get_mut(&entry).expect("an entry that has left is not admitted");
+        assert!(!client.entered, "an entry is admitted once");
         assert_eq!(client.group, *group);
         client.entered = true;
     }
 
     fn is_idle(&self) -> bool {
-        self.asking.is_empty() && self.answers.is_empty() && self.told.is_empty()
+        self.requests.is_empty() && self.replies.is_empty() && self.published.is_empty()
     }
 }
 
@@ -453,47 +460,47 @@ fn play(seed: u64, steps: usize) -> usize {
         for _ in 0..steps {
             world.step();
         }
-        world.settle();
-        world.is_true();
+        world.recover();
+        world.is_consistent();
     }
     world.faults
 }
 
 #[test]
-fn whatever_goes_wrong_everybody_knows_the_truth_in_the_end() {
+fn after_any_order_of_faults_all_nodes_converge_on_the_shared_state() {
     let faults: usize = (0..300).map(|seed| play(seed, 100)).sum();
     assert!(faults > 1500, "{faults}");
 }
 
 #[test]
-fn when_a_broker_forgets_who_is_there_all_the_time_was_never_gone() {
-    let mut told = 0;
+fn members_that_stay_while_the_broker_loses_its_state_cause_no_events() {
+    let mut total = 0;
     for seed in 0..200 {
         let mut world = World::new(seed);
         for _ in 0..40 {
             let at = world.below(NODES);
             world.client(at);
-            world.come_to_rest();
+            world.run_until_idle();
         }
-        let news = world.news;
-        told += news;
+        let events = world.events;
+        total += events;
         for _ in 0..3 {
-            world.forget();
-            world.come_to_rest();
+            world.flush_all();
+            world.run_until_idle();
         }
-        assert_eq!(world.news, news, "{seed}");
-        world.settle();
-        world.is_true();
-        assert_eq!(world.news, news, "{seed}");
+        assert_eq!(world.events, events, "{seed}");
+        world.recover();
+        world.is_consistent();
+        assert_eq!(world.events, events, "{seed}");
     }
-    assert!(told > 500, "{told}");
+    assert!(total > 500, "{total}");
 }
 
 proptest! {
-    // More lives: `PROPTEST_CASES` says how many.
+    // `PROPTEST_CASES` sets the number of cases.
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn and_in_longer_lives(seed in any::<u64>()) {
+    fn long_runs_converge(seed in any::<u64>()) {
         play(seed, 400);
     }
 }

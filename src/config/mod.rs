@@ -45,7 +45,7 @@ pub use problem::{Problems, Source};
 pub use show::reference;
 
 use crate::apps::App;
-use crate::cluster::Broker;
+use crate::cluster::Engine;
 use crate::cluster::redis::check_authorities;
 use crate::server;
 use crate::webhooks::dead_letters::{self, check_file, is_usable_folder};
@@ -547,7 +547,7 @@ fn settle_cluster(
     reads_certificate: bool,
     problems: &mut Problems,
 ) {
-    server.value.options.cluster.broker = match server.value.cluster {
+    server.value.options.cluster.engine = match server.value.cluster {
         Cluster::None => None,
         Cluster::Redis => {
             redis::settle(redis, problems);
@@ -559,7 +559,7 @@ fn settle_cluster(
             {
                 problems.add(&redis.source("tls_ca_file"), &redis.path("tls_ca_file"), why.to_string());
             }
-            Some(Broker::Redis(Box::new(redis.value.options(ca_file))))
+            Some(Engine::Redis(Box::new(redis.value.options(ca_file))))
         }
     };
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::hub::Lost;
+use crate::hub::Unavailable;
 use crate::limits::Limit;
 use crate::protocol::request::{QueryError, SignatureError};
 use crate::rejections::{Mistake, Rejection};
@@ -64,7 +64,7 @@ pub enum ApiError {
     },
     /// 503: the broker of the cluster is unavailable.
     #[error("The request was not carried out: {0}")]
-    BrokerUnavailable(#[from] Lost),
+    BrokerUnavailable(#[from] Unavailable),
     /// 429: too many lists of channels are served or waiting.
     #[error(
         "The app lists its channels too often at once: one list is made at a time, {0} at most are waited for"

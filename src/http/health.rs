@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{Api, ApiError};
-use crate::hub::Lost;
+use crate::hub::Unavailable;
 use crate::machine;
 
 /// `GET /`, as in Soketi.
@@ -37,7 +37,7 @@ pub(super) async fn health() -> Response {
 pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
     match &api.0.hub {
         hub if hub.is_draining() => Err(ApiError::Draining),
-        hub if !hub.is_ready() => Err(ApiError::BrokerUnavailable(Lost)),
+        hub if !hub.is_ready() => Err(ApiError::BrokerUnavailable(Unavailable)),
         _ => Ok("OK"),
     }
 }

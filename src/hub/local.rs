@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::{Lost, Shared, key, refusal};
+use super::{Shared, Unavailable, key, refusal};
 use crate::apps::App;
 use crate::limits::Limit;
 use crate::outbox::Outbox;
@@ -80,10 +80,14 @@ impl Shared {
     }
 
     /// See [`super::Hub::publish_from_client`].
-    pub(super) fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Lost> {
+    pub(super) fn publish_from_client(
+        &self,
+        app: &App,
+        event: &Event<'_>,
+    ) -> Result<Option<Backlog>, Unavailable> {
         let guard = self.webhooks.lock_client_events(app, event.channel);
         let published = match &self.clustered {
-            Some(clustered) if clustered.is_heard() => {
+            Some(clustered) if clustered.publishes_to_broker() => {
                 if !clustered.publish_from_client(self, app, event)? {
                     return Ok(None);
                 }

@@ -9,12 +9,8 @@
 //! in front of it.
 
 mod clustered;
-mod counts;
-mod everywhere;
 mod local;
 mod query;
-mod quota;
-mod records;
 mod refusal;
 mod rejections;
 mod timers;
@@ -39,7 +35,7 @@ pub use query::{ChannelList, ChannelQuery};
 pub use refusal::refuse;
 pub use users::SignIn;
 
-pub use crate::cluster::driver::Lost;
+pub use crate::cluster::broker::Unavailable;
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{ChannelKey, Left, Registry, Users};
 use crate::rejections::RejectionLog;
@@ -105,7 +101,7 @@ impl Hub {
         let clustered = Clustered::new(apps, cluster, local_when_broker_lost);
         let hub = Self::with(log_payloads, metrics, webhooks, Users::in_cluster(), Some(clustered));
         if let Some(clustered) = &hub.0.clustered {
-            clustered.cluster().tell(&hub.0);
+            clustered.cluster().set_handler(&hub.0);
         }
         hub
     }
@@ -250,14 +246,14 @@ impl Hub {
     /// broker has accepted them on return, and passes them to all nodes, including this one.
     ///
     /// # Errors
-    /// [`Lost`]: it is unknown whether anything was published. Never on a single node.
+    /// [`Unavailable`]: it is unknown whether anything was published. Never on a single node.
     pub async fn publish<'e>(
         &self,
         app: &App,
         events: impl IntoIterator<Item = Event<'e>>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), Unavailable> {
         if let Some(clustered) = &self.0.clustered
-            && clustered.is_heard()
+            && clustered.publishes_to_broker()
         {
             return Box::pin(clustered.publish(&self.0, app, events.into_iter())).await;
         }
@@ -279,8 +275,8 @@ impl Hub {
     /// Publishes a client event. If a backlog is returned, the connection must wait for it before it is read again.
     ///
     /// # Errors
-    /// [`Lost`]: the event was not published.
-    pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Lost> {
+    /// [`Unavailable`]: the event was not published.
+    pub fn publish_from_client(&self, app: &App, event: &Event<'_>) -> Result<Option<Backlog>, Unavailable> {
         self.0.publish_from_client(app, event)
     }
 

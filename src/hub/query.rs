@@ -1,7 +1,7 @@
 //! Queries about channels, users and connections, on this node or in the whole cluster.
 
-use super::everywhere::Everywhere;
-use super::{ChannelInfo, Hub, Lost, key};
+use super::clustered::ClusterChannels;
+use super::{ChannelInfo, Hub, Unavailable, key};
 use crate::apps::App;
 use crate::protocol::{ChannelName, UserId};
 use crate::registry::OccupiedChannels;
@@ -22,13 +22,13 @@ impl Hub {
     /// The state of a channel.
     ///
     /// # Errors
-    /// [`Lost`]: the state on other nodes is unknown.
+    /// [`Unavailable`]: the state on other nodes is unknown.
     pub async fn channel(
         &self,
         app: &App,
         channel: &ChannelName,
         query: ChannelQuery,
-    ) -> Result<ChannelInfo, Lost> {
+    ) -> Result<ChannelInfo, Unavailable> {
         match &self.0.clustered {
             Some(clustered) => Box::pin(clustered.channel(&self.0, app, channel, query)).await,
             None => Ok(self.0.registry.info(&key(app, channel), self.now())),
@@ -38,8 +38,8 @@ impl Hub {
     /// The users of a presence channel.
     ///
     /// # Errors
-    /// [`Lost`]: the users on other nodes are unknown.
-    pub async fn users(&self, app: &App, channel: &ChannelName) -> Result<Vec<UserId>, Lost> {
+    /// [`Unavailable`]: the users on other nodes are unknown.
+    pub async fn users(&self, app: &App, channel: &ChannelName) -> Result<Vec<UserId>, Unavailable> {
         match &self.0.clustered {
             Some(clustered) => clustered.users(app, channel).await,
             None => Ok(self.0.registry.users(&key(app, channel))),
@@ -49,8 +49,13 @@ impl Hub {
     /// The occupied channels whose names start with `prefix`, without users' own channels.
     ///
     /// # Errors
-    /// [`Lost`]: the channels on other nodes are unknown.
-    pub async fn channels(&self, app: &App, prefix: &str, query: ChannelQuery) -> Result<ChannelList, Lost> {
+    /// [`Unavailable`]: the channels on other nodes are unknown.
+    pub async fn channels(
+        &self,
+        app: &App,
+        prefix: &str,
+        query: ChannelQuery,
+    ) -> Result<ChannelList, Unavailable> {
         let source = match &self.0.clustered {
             Some(clustered) => {
                 Source::Cluster(Box::pin(clustered.channels(&self.0, app, prefix, query)).await?)
@@ -63,8 +68,8 @@ impl Hub {
     /// The number of established connections of an app.
     ///
     /// # Errors
-    /// [`Lost`]: the number on other nodes is unknown.
-    pub async fn connections_of(&self, app: &App) -> Result<u64, Lost> {
+    /// [`Unavailable`]: the number on other nodes is unknown.
+    pub async fn connections_of(&self, app: &App) -> Result<u64, Unavailable> {
         match &self.0.clustered {
             Some(clustered) => clustered.connections_of(app).await,
             None => Ok(app.connections.now().into()),
@@ -89,7 +94,7 @@ enum Source {
     /// The channels of a single node.
     Node(OccupiedChannels),
     /// The channels of all nodes of a cluster.
-    Cluster(Everywhere),
+    Cluster(ClusterChannels),
 }
 
 impl ChannelList {

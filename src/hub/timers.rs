@@ -15,7 +15,7 @@ impl Hub {
     pub async fn run_timers(&self) {
         match &self.0.clustered {
             Some(clustered) => {
-                tokio::join!(self.run_every_second(), clustered.keep_quotas());
+                tokio::join!(self.run_every_second(), clustered.run_quotas());
             }
             None => self.run_every_second().await,
         }
@@ -52,7 +52,7 @@ impl Hub {
                 self.0.drive(Some(drive));
             }
             if let Some(clustered) = &self.0.clustered {
-                clustered.tell_untold(&self.0);
+                clustered.publish_missed_counts(&self.0);
             }
             while self.0.users.expire_lingering(now) {
                 tokio::task::yield_now().await;

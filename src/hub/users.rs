@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::{Hub, Lost, Shared, key};
+use super::{Hub, Shared, Unavailable, key};
 use crate::apps::App;
 use crate::outbox::Outbox;
 use crate::protocol::message::{ServerMessage, WATCHLIST_CUT};
@@ -98,8 +98,8 @@ impl Hub {
     /// node. If the app is configured so, it also closes connections in presence channels as `user`.
     ///
     /// # Errors
-    /// [`Lost`]: other nodes may not have received the order.
-    pub async fn terminate_user(&self, app: &App, user: &UserId) -> Result<usize, Lost> {
+    /// [`Unavailable`]: other nodes may not have received the order.
+    pub async fn terminate_user(&self, app: &App, user: &UserId) -> Result<usize, Unavailable> {
         let terminated = self.0.terminate_user(app, user);
         // Sent now, so that the other nodes work at the same time.
         let sent = self.0.clustered.as_ref().map(|clustered| clustered.terminate_user(app, user));

@@ -1,8 +1,8 @@
-//! Nodes of a cluster over a real Redis: what it is told, what it may say, and what is not its business.
+//! Nodes of a cluster over a real Redis: what they send to it, and what they accept from it.
 
 use std::time::Duration;
 
-use pusherd::cluster::Broker;
+use pusherd::cluster::Engine;
 use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,7 +19,7 @@ const ROOM: &str = "presence-room";
 
 async fn node(redis: &RedisServer, change: impl FnOnce(&mut Setup)) -> Server {
     let server = Server::with(|setup| {
-        setup.options.cluster.broker = Some(Broker::Redis(Box::new(redis.options())));
+        setup.options.cluster.engine = Some(Engine::Redis(Box::new(redis.options())));
         change(setup);
     })
     .await;
@@ -33,9 +33,9 @@ async fn is_ready(server: &Server, ready: bool) {
     eventually(format_args!("/ready answers {status}"), asked).await;
 }
 
-/// Looks after itself more often than a node in earnest.
+/// More heartbeats than in production.
 fn quick(setup: &mut Setup) {
-    setup.options.cluster.timing.beat = Duration::from_millis(100);
+    setup.options.cluster.timing.heartbeat = Duration::from_millis(100);
 }
 
 fn user(id: &str) -> Value {
@@ -46,20 +46,20 @@ fn event(name: &str) -> Vec<u8> {
     json!({ "name": name, "channel": NEWS, "data": "" }).to_string().into_bytes()
 }
 
-/// Everything that Redis is told by anybody, until the sender is used.
+/// Records all commands that Redis receives, until the sender is used.
 async fn monitor(redis: &RedisServer) -> (oneshot::Sender<()>, tokio::task::JoinHandle<String>) {
     let address = redis.address();
     let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await.unwrap();
     stream.write_all(b"MONITOR\r\n").await.unwrap();
-    let mut heard = vec![0; 5];
-    stream.read_exact(&mut heard).await.unwrap();
-    assert_eq!(heard, b"+OK\r\n");
+    let mut received = vec![0; 5];
+    stream.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, b"+OK\r\n");
     let (stop, mut stopped) = oneshot::channel();
     let reading = tokio::spawn(async move {
         loop {
             tokio::select! {
-                read = stream.read_buf(&mut heard) => assert_ne!(read.unwrap(), 0),
-                _ = &mut stopped => return String::from_utf8_lossy(&heard).into_owned(),
+                read = stream.read_buf(&mut received) => assert_ne!(read.unwrap(), 0),
+                _ = &mut stopped => return String::from_utf8_lossy(&received).into_owned(),
             }
         }
     });
@@ -67,7 +67,7 @@ async fn monitor(redis: &RedisServer) -> (oneshot::Sender<()>, tokio::task::Join
 }
 
 #[tokio::test]
-async fn no_secret_is_ever_told_to_redis() {
+async fn secrets_are_never_sent_to_redis() {
     let redis = redis_server().await;
     let (stop, monitored) = monitor(&redis).await;
     let mut receiver = Receiver::start().await;
@@ -88,17 +88,17 @@ async fn no_secret_is_ever_told_to_redis() {
     one.publish("private-cache-x", "e", "cached").await;
     let _: Hook = receiver.hook().await;
     let _ = stop.send(());
-    let told = in_time("what Redis was told", monitored).await.unwrap();
+    let commands = in_time("the commands", monitored).await.unwrap();
     for expected in ["client-x", "cached", "XADD", "presence-room"] {
-        assert!(told.contains(expected), "it was listened to: {expected}");
+        assert!(commands.contains(expected), "the monitor has seen {expected}");
     }
     for secret in [DEMO.secret, "other-secret"] {
-        assert!(!told.contains(secret), "{secret} was told");
+        assert!(!commands.contains(secret), "{secret} was sent");
     }
 }
 
 #[tokio::test]
-async fn garbage_of_redis_is_counted_and_dropped() {
+async fn malformed_messages_from_redis_are_counted_and_dropped() {
     let redis = redis_server().await;
     let server = node(&redis, |_| {}).await;
     let mut client = server.connect().await;
@@ -114,8 +114,8 @@ async fn garbage_of_redis_is_counted_and_dropped() {
             let _: i64 = redis.run(&["PUBLISH", topic, garbage]).await;
         }
     }
-    eventually("it is counted", || async { dropped() > 10 }).await;
-    // What looks like a message is one, be it what it may; nothing else comes.
+    eventually("dropped messages are counted", || async { dropped() > 10 }).await;
+    // Well-formed envelopes are delivered, whatever they contain; nothing else arrives.
     server.publish(NEWS, "e", "").await;
     loop {
         let frame = client.next_text().await;
@@ -130,7 +130,7 @@ async fn garbage_of_redis_is_counted_and_dropped() {
 }
 
 #[tokio::test]
-async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_before() {
+async fn while_redis_is_down_requests_are_rejected_and_all_state_is_restored_afterwards() {
     let mut redis = redis_server().await;
     let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
     let (mut here, mut there) = (one.connect().await, two.connect().await);
@@ -146,17 +146,17 @@ async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_befor
     refused.rejected(503);
     here.whisper(ROOM, "client-x", json!(1)).await;
     here.expect_error(Value::Null).await;
-    // Who wants to come in waits; who goes is gone.
-    let mut coming = one.connect().await;
-    coming.ask_as(ROOM, &user("9").to_string()).await;
+    // A join waits; a client that leaves is gone.
+    let mut joining = one.connect().await;
+    joining.ask_as(ROOM, &user("9").to_string()).await;
     here.fence().await;
     there.close().await;
     redis.restart().await;
     is_ready(&one, true).await;
     is_ready(&two, true).await;
-    let roster = coming.expect_event("pusher_internal:subscription_succeeded", ROOM).await;
+    let roster = joining.expect_event("pusher_internal:subscription_succeeded", ROOM).await;
     assert!(roster["presence"]["hash"].get("9").is_some());
-    eventually("the rest is known", || async {
+    eventually("the members are registered again", || async {
         let users = two.get_json("/apps/1001/channels/presence-room/users").await;
         let mut ids: Vec<_> = users["users"]
             .as_array()
@@ -169,22 +169,22 @@ async fn while_redis_is_gone_nothing_is_lost_in_silence_and_then_all_is_as_befor
     })
     .await;
     two.publish(NEWS, "e", "").await;
-    let mut heard = Vec::new();
-    while heard.len() < 3 {
+    let mut events = Vec::new();
+    while events.len() < 3 {
         let frame = here.next().await;
         let name = frame["event"].as_str().unwrap().to_owned();
-        heard.push((name, frame["data"].as_str().unwrap_or_default().contains("\"8\"")));
+        events.push((name, frame["data"].as_str().unwrap_or_default().contains("\"8\"")));
     }
-    heard.sort();
+    events.sort();
     let of = |name: &str, eight| (format!("pusher_internal:{name}"), eight);
     let expected = [("e".into(), false), of("member_added", false), of("member_removed", true)];
-    assert_eq!(heard, expected, "7 was there all the time, and 8 is gone for good");
+    assert_eq!(events, expected, "7 has stayed, and 8 has left");
 }
 
 /// The own channel of user 7.
 const MINE: &str = "#server-to-user-7";
 
-/// An event to user 7 that is published on `node` reaches each of the clients, and once.
+/// An event to user 7 that is published on `node` reaches each of the clients once.
 async fn reaches(node: &Server, name: &str, clients: &mut [&mut Client]) {
     node.publish(MINE, name, "").await;
     for client in clients {
@@ -193,14 +193,14 @@ async fn reaches(node: &Server, name: &str, clients: &mut [&mut Client]) {
     }
 }
 
-/// Whether `node` says that user 7 is signed in.
+/// Whether user 7 is signed in, according to `node`.
 async fn is_signed_in(node: &Server) -> bool {
     let own = Request::get("/apps/1001/channels/%23server-to-user-7").signed();
     node.send(own).await.ok() == json!({ "occupied": true })
 }
 
 #[tokio::test]
-async fn an_event_to_a_user_reaches_connections_on_another_node_once_subscribed_or_not() {
+async fn an_event_to_a_user_reaches_its_connections_on_another_node_once_subscribed_or_not() {
     let redis = redis_server().await;
     let [one, two] = [node(&redis, |_| {}).await, node(&redis, |_| {}).await];
     let [mut bare, mut subscribed, mut other] = two.connect_many().await;
@@ -210,7 +210,7 @@ async fn an_event_to_a_user_reaches_connections_on_another_node_once_subscribed_
     subscribed.subscribe(MINE).await;
     reaches(&one, "one", &mut [&mut bare, &mut subscribed]).await;
     reaches(&two, "two", &mut [&mut bare, &mut subscribed]).await;
-    // On both nodes, and without a subscription that was.
+    // On both nodes, and after an unsubscribe.
     let mut here = one.connect().await;
     here.sign_in(json!({ "id": "7" })).await;
     subscribed.unsubscribe(MINE).await;
@@ -219,7 +219,7 @@ async fn an_event_to_a_user_reaches_connections_on_another_node_once_subscribed_
 }
 
 #[tokio::test]
-async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses_nothing_from_then_on() {
+async fn a_sign_in_while_redis_is_down_is_acknowledged_when_it_is_back_and_misses_no_event_after_that() {
     let mut redis = redis_server().await;
     let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
     let [mut before, mut bare, mut subscribed, mut gone] = two.connect_many().await;
@@ -233,7 +233,7 @@ async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses
     }
     subscribed.ask(MINE).await;
     gone.close().await;
-    // They wait, and so does who publishes: an event that reaches nobody is not granted.
+    // The sign-ins are pending. Publishes are rejected, because they would reach no connection.
     for client in [&mut before, &mut bare, &mut subscribed] {
         client.fence().await;
     }
@@ -250,7 +250,7 @@ async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses
         reaches(node, "back", &mut [&mut before, &mut bare, &mut subscribed]).await;
         assert!(is_signed_in(node).await);
     }
-    // Nothing is left of any of them.
+    // No state is left.
     for client in [before, bare, subscribed] {
         client.close().await;
     }
@@ -259,42 +259,42 @@ async fn whoever_signs_in_while_redis_is_gone_is_told_when_it_is_back_and_misses
     }
 }
 
-/// How many scripts Redis has run.
+/// The number of scripts that Redis has run.
 async fn scripts(redis: &RedisServer) -> u64 {
     let stats: String = redis.run(&["INFO", "commandstats"]).await;
     let calls = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_eval")?.split_once(":calls="));
     calls.map(|(_, rest)| rest.split(',').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// So rarely does it look after itself that it is not seen to.
-fn undisturbed(setup: &mut Setup) {
+/// No heartbeats, whose commands would be counted.
+fn without_heartbeats(setup: &mut Setup) {
     let timing = &mut setup.options.cluster.timing;
-    (timing.lease, timing.beat) = (Duration::from_secs(1200), Duration::from_secs(600));
+    (timing.lease, timing.heartbeat) = (Duration::from_secs(1200), Duration::from_secs(600));
 }
 
 #[tokio::test]
-async fn a_client_that_comes_and_goes_in_channels_causes_so_many_scripts_of_redis_a_second() {
+async fn the_changes_limit_bounds_the_scripts_that_a_client_causes_per_second() {
     const PER_SECOND: u32 = 50;
     let redis = redis_server().await;
     let server = node(&redis, |setup| {
-        undisturbed(setup);
+        without_heartbeats(setup);
         setup.app.limits.changes = Rate { per_second: PER_SECOND, burst: 10 };
     })
     .await;
     let mut client = server.connect().await;
     let (before, begun) = (scripts(&redis).await, Instant::now());
     for at in 0..20 {
-        // As fast as it is answered, so that each edge is told.
+        // Each edge is sent, because the client waits for the acknowledgements.
         let channel = format!("fresh-{at}");
         client.subscribe(&channel).await;
         client.unsubscribe(&channel).await;
     }
     let (caused, seconds) = (scripts(&redis).await - before, begun.elapsed().as_secs_f64());
-    // What it may at once, what it may by and by, and the two changes that it is ahead.
-    let may = 10.0 + f64::from(PER_SECOND) * seconds + 2.0;
-    assert!((30..=40).contains(&caused) && caused as f64 <= may, "{caused} in {seconds} s, of {may} at most");
+    // The burst, the rate, and the two changes in flight.
+    let max = 10.0 + f64::from(PER_SECOND) * seconds + 2.0;
+    assert!((30..=40).contains(&caused) && caused as f64 <= max, "{caused} in {seconds} s, of {max} at most");
     assert!(server.metrics.rejected(Limit::Changes).get() > 0);
-    // Of what comes and goes faster than it is told, nothing is told.
+    // Edges that cancel out before they are sent cause no scripts.
     let before = scripts(&redis).await;
     for at in 0..100 {
         let channel = format!("fresh-{at}");
@@ -305,10 +305,10 @@ async fn a_client_that_comes_and_goes_in_channels_causes_so_many_scripts_of_redi
             ])
             .await;
     }
-    eventually("it waits", async || server.metrics.rejected(Limit::Changes).get() > 10).await;
+    eventually("the client is throttled", async || server.metrics.rejected(Limit::Changes).get() > 10).await;
     let caused = scripts(&redis).await - before;
     assert!(caused < 20, "{caused} of 200 changes");
-    // Nobody else waits for it.
+    // Other clients are not throttled.
     let mut other = server.connect().await;
     other.subscribe(NEWS).await;
     server.publish(NEWS, "e", "").await;
@@ -316,9 +316,9 @@ async fn a_client_that_comes_and_goes_in_channels_causes_so_many_scripts_of_redi
 }
 
 #[tokio::test]
-async fn signing_in_as_before_causes_no_script_of_redis() {
+async fn signing_in_as_the_same_user_causes_no_script() {
     let redis = redis_server().await;
-    let server = node(&redis, undisturbed).await;
+    let server = node(&redis, without_heartbeats).await;
     let mut client = server.connect().await;
     let watchlist: Vec<_> = (100..200).map(|id| id.to_string()).collect();
     let user = json!({ "id": "7", "watchlist": watchlist });
@@ -329,7 +329,7 @@ async fn signing_in_as_before_causes_no_script_of_redis() {
         client.sign_in(user.clone()).await;
     }
     assert_eq!(scripts(&redis).await, before);
-    // One that is new is asked for, and only that.
+    // A new user on the watchlist causes a script, and only that one.
     let mut watchlist = watchlist;
     watchlist[0] = "new".to_owned();
     client.sign_in(json!({ "id": "7", "watchlist": watchlist })).await;
@@ -339,7 +339,7 @@ async fn signing_in_as_before_causes_no_script_of_redis() {
 }
 
 #[tokio::test]
-async fn an_event_can_be_delivered_here_while_redis_is_gone() {
+async fn events_are_delivered_locally_while_redis_is_down_if_the_settings_say_so() {
     let mut redis = redis_server().await;
     let server = node(&redis, |setup| setup.options.cluster.local_when_broker_lost = true).await;
     let mut client = server.connect().await;
@@ -351,7 +351,7 @@ async fn an_event_can_be_delivered_here_while_redis_is_gone() {
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_is_told_again_and_nobody_notices() {
+async fn nodes_register_again_after_a_flush_and_members_cause_no_events() {
     let redis = redis_server().await;
     let [one, two] = [node(&redis, quick).await, node(&redis, quick).await];
     let (mut here, mut there) = (one.connect().await, two.connect().await);
@@ -359,10 +359,10 @@ async fn a_redis_that_forgets_is_told_again_and_nobody_notices() {
     there.join(ROOM, user("8")).await;
     here.expect_event("pusher_internal:member_added", ROOM).await;
     let _: () = redis.run(&["FLUSHALL"]).await;
-    let given_up = |server: &Server| server.metrics.cluster.lease_expirations.get() > 0;
-    eventually("both notice it", || async { given_up(&one) && given_up(&two) }).await;
+    let has_expired = |server: &Server| server.metrics.cluster.lease_expirations.get() > 0;
+    eventually("both leases have expired", || async { has_expired(&one) && has_expired(&two) }).await;
     for server in [&one, &two] {
-        eventually("all is known again", || async {
+        eventually("the members are registered again", || async {
             let users = server.get_json("/apps/1001/channels/presence-room/users").await;
             users["users"].as_array().unwrap().len() == 2
         })
@@ -375,7 +375,7 @@ async fn a_redis_that_forgets_is_told_again_and_nobody_notices() {
 }
 
 #[tokio::test]
-async fn the_connections_of_an_app_are_limited_for_all_nodes() {
+async fn the_connection_limit_of_an_app_holds_for_all_nodes_together() {
     let redis = redis_server().await;
     let two_of_them = |setup: &mut Setup| setup.app.limits.connections_max = Some(2);
     let [one, two] = [node(&redis, two_of_them).await, node(&redis, two_of_them).await];
@@ -385,7 +385,7 @@ async fn the_connections_of_an_app_are_limited_for_all_nodes() {
         server.upgrade("/app/demo-key?protocol=7", &[]).await.rejected(4004).await;
     }
     here.close().await;
-    eventually("the place is given back", || async {
+    eventually("the permit is released", || async {
         let mut client = two.upgrade("/app/demo-key?protocol=7", &[]).await.client();
         client.next_text().await.contains("connection_established")
     })
@@ -393,35 +393,35 @@ async fn the_connections_of_an_app_are_limited_for_all_nodes() {
 }
 
 #[tokio::test]
-async fn receivers_of_webhooks_are_told_once_by_all_nodes_together() {
+async fn the_nodes_together_send_each_webhook_event_once() {
     let redis = redis_server().await;
     let mut receiver = Receiver::start().await;
     let hook = webhook(&receiver.url("/"));
-    let telling = |setup: &mut Setup| {
+    let with_webhooks = |setup: &mut Setup| {
         setup.app.webhooks.push(hook.clone());
         setup.options.webhooks.timing.debounce = Duration::from_millis(100);
-        setup.options.cluster.timing.beat = Duration::from_millis(200);
+        setup.options.cluster.timing.heartbeat = Duration::from_millis(200);
     };
-    let [one, two] = [node(&redis, telling).await, node(&redis, telling).await];
+    let [one, two] = [node(&redis, with_webhooks).await, node(&redis, with_webhooks).await];
     let (mut here, mut there) = (one.connect().await, two.connect().await);
     here.join(ROOM, user("7")).await;
     there.join(ROOM, user("7")).await;
     here.close().await;
     there.close().await;
-    let mut told = Vec::new();
-    while told.len() < 4 {
+    let mut reported = Vec::new();
+    while reported.len() < 4 {
         for event in receiver.hook().await.events() {
-            told.push(event["name"].as_str().unwrap().to_owned());
+            reported.push(event["name"].as_str().unwrap().to_owned());
         }
     }
-    assert_eq!(told, ["channel_occupied", "member_added", "member_removed", "channel_vacated"]);
-    eventually("nothing is kept of it", || async {
-        let left: Vec<String> = redis.run(&["KEYS", "*:r"]).await;
-        let mut kept = 0;
-        for key in left {
-            kept += redis.run::<i64>(&["XLEN", &key]).await;
+    assert_eq!(reported, ["channel_occupied", "member_added", "member_removed", "channel_vacated"]);
+    eventually("all records are acknowledged", || async {
+        let streams: Vec<String> = redis.run(&["KEYS", "*:r"]).await;
+        let mut records = 0;
+        for key in streams {
+            records += redis.run::<i64>(&["XLEN", &key]).await;
         }
-        kept == 0
+        records == 0
     })
     .await;
     assert!(receiver.is_idle());

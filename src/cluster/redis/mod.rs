@@ -1,32 +1,35 @@
-//! Redis as the broker between nodes.
+//! The Redis engine: broker and coordinator in one.
 //!
-//! What nodes agree on lies in hashes, sets and streams, whose names `names` lists; each operation is one script
-//! (`scripts`), and all that a script touches lies in one slot of a Redis Cluster. Messages are PUBLISHed, or SPUBLISHed
-//! where topics have slots.
+//! The shared state is in hashes, sets and streams (`keys` lists their names). Each operation is one script
+//! (`scripts`), and all its keys are in one slot of a Redis Cluster. Messages are sent with PUBLISH, or SPUBLISH where
+//! topics have slots.
 //!
 //! ```text
-//! Driver method → Live     which server has it                    connecting
-//!               → Requests one queue a connection                 link
-//!               → work     all that waits: one pipeline, then the next
-//!               → replies  read with distrust → the answer
-//! server        → Hearing  what is listened to → Arrivals
+//! Broker, Coordinator → Connections   the server of the slot                    connections
+//!                     → RequestQueue  one queue a connection                    pipeline
+//!                     → round trip    all that waits is one pipeline, then the next
+//!                     → replies       every reply is checked
+//! server              → Subscriptions → the node's queue                        subscriptions
 //! ```
 //!
-//! A connection is never mended: whatever goes wrong (it breaks, an answer is late, an error or senseless, published
-//! numbers do not arrive, a slot has moved), the node is told that Redis is lost, all connections are dropped, and made
-//! anew with what the servers then say of themselves. So nothing can be missed without being noticed.
+//! A connection is never repaired. Whatever goes wrong (it breaks, a reply is late, an error or malformed, probes do
+//! not arrive, a slot has moved), the node gets [`Incoming::Disconnected`], all connections are dropped, and new ones
+//! are made to the servers that Redis reports then (`connect`, `topology`). So no message is missed unnoticed.
 //!
-//! This file is the driver; start there.
+//! This file is the client; start here.
 
-mod connecting;
-mod hearing;
-mod link;
-mod names;
+mod connect;
+mod connections;
+mod error;
+mod keys;
 pub mod options;
+mod pipeline;
+mod probe;
 mod replies;
 mod scripts;
+mod subscriptions;
 mod tls;
-mod trouble;
+mod topology;
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,24 +44,25 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 pub use options::Options;
-pub use tls::{Anyone, AuthoritiesError, check_authorities};
+pub use tls::{AcceptAnyCertificate, AuthoritiesError, check_authorities};
 
-use super::driver::{
-    Answering, Arrivals, Arriving, Driver, Incoming, Kept, Leases, Lost, PARTITIONS, Record, Topic,
-    partition_of, queue,
+use super::broker::{
+    Broker, Incoming, IncomingReceiver, IncomingSender, PendingReply, Topic, Unavailable, incoming_queue,
 };
-use super::truth::{Answer, Group, NodeId, Refusal, Update, Version};
-use connecting::{Connector, Live};
-use hearing::Ear;
-use names::{Names, Place};
+use super::coordinator::{CachedMessage, Coordinator, Leases, PARTITIONS, Record, partition_of};
+use super::group::{Group, NodeId, Rejected, Snapshot, Update, Version};
+use connect::Connector;
+use connections::Connections;
+use error::{Backoff, ErrorLog};
+use keys::{HashTag, Keys};
 use scripts::Call;
-use trouble::{Backoff, Reports};
+use subscriptions::Destination;
 
-/// Connections that last for so long were good ones: when they break, it is not waited longer than at first.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// When connections break that lasted for this long, the backoff starts again.
+const BACKOFF_RESET: Duration = Duration::from_secs(10);
 
-/// Parts whose occupied groups are asked for at once: what is asked of Redis meanwhile does not wait for all of them.
-const OCCUPIED_AT_ONCE: usize = 4;
+/// Partitions whose occupied groups are read at once. Other requests do not wait for all 64.
+const OCCUPIED_PARTITIONS_MAX: usize = 4;
 
 /// Settings that can never work.
 #[derive(Debug, thiserror::Error)]
@@ -66,134 +70,134 @@ pub enum StartError {
     /// The file with the certificates of authorities.
     #[error("redis.tls_ca_file: {0}")]
     CaFile(#[from] AuthoritiesError),
-    /// No server's address is given.
-    #[error("no server of Redis is given")]
+    /// No address.
+    #[error("no Redis server is given")]
     NoServer,
-    /// With TLS, a server has to have a name.
+    /// TLS verifies a name.
     #[error("no certificate can be for {0:?}: TLS needs a host name or an address")]
     ServerName(String),
-    /// A Redis Cluster has no others than 0.
+    /// A Redis Cluster has only database 0.
     #[error("a Redis Cluster has only database 0, not {0}")]
     Database(u32),
-    /// It would break the hash tags of keys.
+    /// Braces would break the hash tags of keys.
     #[error("the prefix {0:?} is empty or has braces in it")]
     Prefix(String),
 }
 
-/// The driver. Its connections end with it.
-pub struct Redis {
+/// The client of one node. Its connections end when it is dropped.
+pub struct RedisClient {
     shared: Arc<Shared>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl fmt::Debug for Redis {
+impl fmt::Debug for RedisClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("is_lost", &self.shared.live.read().is_none()).finish_non_exhaustive()
+        let is_connected = self.shared.connections.read().is_some();
+        f.debug_struct("RedisClient").field("is_connected", &is_connected).finish_non_exhaustive()
     }
 }
 
 struct Shared {
-    names: Names,
-    /// `None`: Redis is lost.
-    live: RwLock<Option<Live>>,
+    keys: Keys,
+    /// `None` while disconnected.
+    connections: RwLock<Option<Connections>>,
 }
 
-impl Redis {
-    /// Begins to connect, in a task of the current runtime. Redis is lost until it is [`Incoming::Found`]; that it is
-    /// not there is no error.
+impl RedisClient {
+    /// Starts to connect, in a task of the current runtime. [`Incoming::Connected`] follows when Redis is reached;
+    /// until then requests fail. An unreachable Redis is not an error.
     ///
     /// # Errors
     /// Settings that can never work.
-    pub fn start(options: Options) -> Result<(Self, Arrivals), StartError> {
-        let (arriving, arrivals) = queue();
-        let names = Names::new(&options.prefix);
-        let connector = Connector::new(options, names.clone(), arriving.clone())?;
-        let shared = Arc::new(Shared { names, live: RwLock::new(None) });
-        let task = tokio::spawn(keep_connected(Arc::clone(&shared), connector, arriving));
-        Ok((Self { shared, _task: AbortOnDropHandle::new(task) }, arrivals))
+    pub fn start(options: Options) -> Result<(Self, IncomingReceiver), StartError> {
+        let (incoming, receiver) = incoming_queue();
+        let keys = Keys::new(&options.prefix);
+        let connector = Connector::new(options, keys.clone(), incoming.clone())?;
+        let shared = Arc::new(Shared { keys, connections: RwLock::new(None) });
+        let task = tokio::spawn(stay_connected(Arc::clone(&shared), connector, incoming));
+        Ok((Self { shared, _task: AbortOnDropHandle::new(task) }, receiver))
     }
 }
 
-/// Connects, waits for trouble, and connects again, without end.
-async fn keep_connected(shared: Arc<Shared>, mut connector: Connector, arriving: Arriving) {
-    let (mut reports, mut backoff) = (Reports::default(), Backoff::default());
-    let mut was_reported = true;
+/// Connects, waits for an error, and connects again, without end.
+async fn stay_connected(shared: Arc<Shared>, mut connector: Connector, incoming: IncomingSender) {
+    let (mut errors, mut backoff) = (ErrorLog::default(), Backoff::default());
+    let mut was_logged = true;
     loop {
-        let trouble = match connector.connect().await {
-            Ok((live, mut upkeep)) => {
-                *shared.live.write() = Some(live);
-                arriving.push(Incoming::Found);
-                if was_reported {
-                    info!("the cluster's Redis is found");
+        let error = match connector.connect().await {
+            Ok((connections, mut tasks)) => {
+                *shared.connections.write() = Some(connections);
+                incoming.push(Incoming::Connected);
+                if was_logged {
+                    info!("connected to Redis");
                 }
-                let found = Instant::now();
-                let trouble = upkeep.trouble().await;
-                shared.lose();
-                upkeep.end().await;
-                arriving.push(Incoming::Lost);
-                if found.elapsed() >= GOOD_AFTER {
-                    backoff.forget();
+                let connected = Instant::now();
+                let error = tasks.error().await;
+                shared.disconnect();
+                tasks.shutdown().await;
+                incoming.push(Incoming::Disconnected);
+                if connected.elapsed() >= BACKOFF_RESET {
+                    backoff.reset();
                 }
-                was_reported = false;
-                trouble
+                was_logged = false;
+                error
             }
-            Err(trouble) => trouble,
+            Err(error) => error,
         };
-        was_reported |= reports.report(&trouble, Instant::now());
+        was_logged |= errors.log(&error, Instant::now());
         sleep(backoff.next()).await;
     }
 }
 
 impl Shared {
-    /// What is asked from now on fails at once, and nothing arrives.
-    fn lose(&self) {
-        if let Some(live) = self.live.write().take() {
-            live.close();
+    /// From now on requests fail at once, and no message arrives.
+    fn disconnect(&self) {
+        if let Some(connections) = self.connections.write().take() {
+            connections.close();
         }
     }
 
-    /// Has calls carried out where the place is.
-    fn ask<T: Send + 'static>(
+    /// Sends calls to the server of the hash tag.
+    fn send<T: Send + 'static>(
         &self,
-        place: Place,
-        calls: impl FnOnce(&Names, &Live) -> Vec<Call>,
+        tag: HashTag,
+        calls: impl FnOnce(&Keys, &Connections) -> Vec<Call>,
         read: impl FnOnce(Vec<Value>) -> Option<T> + Send + 'static,
-    ) -> Answering<T> {
-        let asked = self
-            .live
-            .read()
-            .as_ref()
-            .map(|live| live.link(place).commands.ask(calls(&self.names, live), read));
-        answering(asked)
+    ) -> PendingReply<T> {
+        let sent =
+            self.connections.read().as_ref().map(|connections| {
+                connections.server(tag).commands.send(calls(&self.keys, connections), read)
+            });
+        pending_reply(sent)
     }
 
-    /// The same with one script of a partition.
-    fn ask_script<T: Send + 'static>(
+    /// Sends one script of a partition.
+    fn send_script<T: Send + 'static>(
         &self,
         partition: u16,
-        call: impl FnOnce(&Names, &str) -> Call,
+        call: impl FnOnce(&Keys, &str) -> Call,
         read: impl FnOnce(Value) -> Option<T> + Send + 'static,
-    ) -> Answering<T> {
-        let place = Place::Partition(partition);
-        let calls = |names: &Names, _: &Live| vec![call(names, &names.begin(place))];
-        self.ask(place, calls, |values| read(replies::one(values)?))
+    ) -> PendingReply<T> {
+        let tag = HashTag::Partition(partition);
+        let calls = |keys: &Keys, _: &Connections| vec![call(keys, &keys.prefix(tag))];
+        self.send(tag, calls, |values| read(replies::single(values)?))
     }
 
-    /// What `update` and `reap` both are told.
-    fn stakes(
-        names: &Names,
-        live: &Live,
+    /// A call of `update` or `reap`, with the arguments that both have.
+    fn group_script(
+        keys: &Keys,
+        connections: &Connections,
         script: &'static scripts::Script,
-        keys: &[String],
+        script_keys: &[String],
         partition: u16,
     ) -> Call {
-        let publish = live.group_verbs().publish;
-        script.call(keys).arg(publish).arg(partition).arg(names.node_topics())
+        let publish = connections.group_commands().publish;
+        script.call(script_keys).arg(publish).arg(partition).arg(keys.node_topic_prefix())
     }
 }
 
-fn answering<T: Send + 'static>(asked: Option<oneshot::Receiver<T>>) -> Answering<T> {
-    Box::pin(async move { asked.ok_or(Lost)?.await.map_err(|_| Lost) })
+fn pending_reply<T: Send + 'static>(sent: Option<oneshot::Receiver<T>>) -> PendingReply<T> {
+    Box::pin(async move { sent.ok_or(Unavailable)?.await.map_err(|_| Unavailable) })
 }
 
 fn flag(is_set: bool) -> &'static str {
@@ -204,199 +208,206 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-impl Driver for Redis {
-    fn update(&self, update: Update, is_noted: bool) -> Answering<Result<Answer, Refusal>> {
-        let Update { node, number, group, holds, here, gone, is_all, asks } = update;
+impl Broker for RedisClient {
+    fn publish(&self, messages: Vec<(Topic, Bytes)>) -> PendingReply<()> {
+        let connections = self.shared.connections.read();
+        let Some(connections) = &*connections else { return pending_reply(None) };
+        let mut calls: Vec<Vec<Call>> = connections.servers().iter().map(|_| Vec::new()).collect();
+        for (topic, message) in messages {
+            let call = Call::new(connections.commands(&topic).publish)
+                .arg(self.shared.keys.topic(&topic))
+                .arg(&message[..]);
+            calls[connections.server_index(HashTag::of(&topic))].push(call);
+        }
+        let sent = connections.servers().iter().zip(calls).filter(|(_, calls)| !calls.is_empty());
+        let sent: Vec<_> = sent.map(|(server, calls)| server.commands.send(calls, replies::ignore)).collect();
+        Box::pin(async move {
+            for reply in sent {
+                reply.await.map_err(|_| Unavailable)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn subscribe(&self, topic: Topic) -> PendingReply<()> {
+        let sent = self.shared.connections.read().as_ref().map(|connections| {
+            let (server, name) = (connections.server(HashTag::of(&topic)), self.shared.keys.topic(&topic));
+            let call = Call::new(connections.commands(&topic).subscribe).arg(&name);
+            server.subscriptions.add(&name, Destination::Node(topic));
+            server.subscription_commands.send(vec![call], replies::ignore)
+        });
+        pending_reply(sent)
+    }
+
+    fn unsubscribe(&self, topic: Topic) {
+        if let Some(connections) = &*self.shared.connections.read() {
+            let (server, name) = (connections.server(HashTag::of(&topic)), self.shared.keys.topic(&topic));
+            if server.subscriptions.remove(&name) {
+                let call = Call::new(connections.commands(&topic).unsubscribe).arg(&name);
+                drop(server.subscription_commands.send(vec![call], replies::ignore));
+            }
+        }
+    }
+}
+
+impl Coordinator for RedisClient {
+    fn update(&self, update: Update, is_recorded: bool) -> PendingReply<Result<Snapshot, Rejected>> {
+        let Update { node, sequence, group, holds, present, gone, is_complete, wants_members } = update;
         let partition = partition_of(&group);
-        let calls = |names: &Names, live: &Live| {
-            let mut keys = names.stakes(partition, node).to_vec();
-            keys.extend(names.group(&group));
-            keys.push(names.key(Place::Partition(partition), &format!("s:{node}:{group}")));
-            let mut call = Shared::stakes(names, live, &scripts::UPDATE, &keys, partition)
-                .arg(names.topic(&Topic::Group(Arc::clone(&group))))
+        let tag = HashTag::Partition(partition);
+        let calls = |keys: &Keys, connections: &Connections| {
+            let mut script_keys = keys.node_keys(partition, node).to_vec();
+            script_keys.extend(keys.group_keys(&group));
+            script_keys.push(keys.key(tag, &format!("s:{node}:{group}")));
+            let mut call = Shared::group_script(keys, connections, &scripts::UPDATE, &script_keys, partition)
+                .arg(keys.topic(&Topic::Group(Arc::clone(&group))))
                 .arg(node.to_string())
-                .arg(number)
+                .arg(sequence)
                 .arg(&*group)
                 .arg(flag(holds))
-                .arg(flag(is_all))
-                .arg(flag(asks))
-                .arg(flag(is_noted))
-                .arg(here.len());
-            for (id, info) in &here {
+                .arg(flag(is_complete))
+                .arg(flag(wants_members))
+                .arg(flag(is_recorded))
+                .arg(present.len());
+            for (id, info) in &present {
                 call = call.arg(&**id).arg(&info[..]);
             }
             vec![gone.iter().fold(call, |call, id| call.arg(&**id))]
         };
-        self.shared.ask(Place::Partition(partition), calls, |values| replies::update(replies::one(values)?))
+        self.shared.send(tag, calls, |values| replies::update(replies::single(values)?))
     }
 
-    fn look(&self, group: Group) -> Answering<Answer> {
-        let call = |names: &Names, _: &str| scripts::LOOK.call(&names.group(&group));
-        self.shared.ask_script(partition_of(&group), call, replies::look)
+    fn snapshot(&self, group: Group) -> PendingReply<Snapshot> {
+        let call = |keys: &Keys, _: &str| scripts::SNAPSHOT.call(&keys.group_keys(&group));
+        self.shared.send_script(partition_of(&group), call, replies::snapshot)
     }
 
-    fn occupied(&self, prefix: &str) -> Answering<Vec<(Group, usize)>> {
+    fn occupied(&self, prefix: &str) -> PendingReply<Vec<(Group, usize)>> {
         let (shared, prefix) = (Arc::clone(&self.shared), prefix.to_owned());
         Box::pin(async move {
             let mut groups = Vec::new();
-            for first in (0..PARTITIONS).step_by(OCCUPIED_AT_ONCE) {
-                let some = (first..PARTITIONS).take(OCCUPIED_AT_ONCE).map(|partition| {
-                    let call = |_: &Names, begin: &str| {
+            for first in (0..PARTITIONS).step_by(OCCUPIED_PARTITIONS_MAX) {
+                let some = (first..PARTITIONS).take(OCCUPIED_PARTITIONS_MAX).map(|partition| {
+                    let call = |_: &Keys, begin: &str| {
                         scripts::OCCUPIED.call(&[format!("{begin}o")]).arg(&prefix).arg(begin)
                     };
-                    shared.ask_script(partition, call, replies::occupied)
+                    shared.send_script(partition, call, replies::occupied)
                 });
-                for answered in some.collect::<Vec<_>>() {
-                    groups.append(&mut answered.await?);
+                for reply in some.collect::<Vec<_>>() {
+                    groups.append(&mut reply.await?);
                 }
             }
             Ok(groups)
         })
     }
 
-    fn publish(&self, messages: Vec<(Topic, Bytes)>) -> Answering<()> {
-        let live = self.shared.live.read();
-        let Some(live) = &*live else { return answering(None) };
-        let mut calls: Vec<Vec<Call>> = live.links().iter().map(|_| Vec::new()).collect();
-        for (topic, message) in messages {
-            let call =
-                Call::new(live.verbs(&topic).publish).arg(self.shared.names.topic(&topic)).arg(&message[..]);
-            calls[live.link_of(Place::of(&topic))].push(call);
-        }
-        let asked = live.links().iter().zip(calls).filter(|(_, calls)| !calls.is_empty());
-        let asked: Vec<_> = asked.map(|(link, calls)| link.commands.ask(calls, replies::any)).collect();
-        Box::pin(async move {
-            for answered in asked {
-                answered.await.map_err(|_| Lost)?;
-            }
-            Ok(())
-        })
-    }
-
-    fn keep(&self, group: Group, message: Bytes, ttl: Duration) -> Answering<()> {
-        let place = Place::Partition(partition_of(&group));
-        let calls = |names: &Names, live: &Live| {
-            let keys = [names.key(place, "v"), names.key(place, &format!("k:{group}"))];
-            let call = scripts::KEEP
-                .call(&keys)
-                .arg(live.group_verbs().publish)
-                .arg(names.topic(&Topic::Group(Arc::clone(&group))))
+    fn publish_cached(&self, group: Group, message: Bytes, ttl: Duration) -> PendingReply<()> {
+        let tag = HashTag::Partition(partition_of(&group));
+        let calls = |keys: &Keys, connections: &Connections| {
+            let script_keys = [keys.key(tag, "v"), keys.key(tag, &format!("k:{group}"))];
+            let call = scripts::CACHE
+                .call(&script_keys)
+                .arg(connections.group_commands().publish)
+                .arg(keys.topic(&Topic::Group(Arc::clone(&group))))
                 .arg(millis(ttl))
                 .arg(&message[..]);
             vec![call]
         };
-        self.shared.ask(place, calls, replies::any)
+        self.shared.send(tag, calls, replies::ignore)
     }
 
-    fn kept(&self, group: Group) -> Answering<Option<Kept>> {
-        let call = |_: &Names, begin: &str| scripts::KEPT.call(&[format!("{begin}k:{group}")]);
-        self.shared.ask_script(partition_of(&group), call, replies::kept)
+    fn cached(&self, group: Group) -> PendingReply<Option<CachedMessage>> {
+        let call = |_: &Keys, prefix: &str| scripts::CACHED.call(&[format!("{prefix}k:{group}")]);
+        self.shared.send_script(partition_of(&group), call, replies::cached)
     }
 
-    fn listen(&self, topic: Topic) -> Answering<()> {
-        let asked = self.shared.live.read().as_ref().map(|live| {
-            let (link, name) = (live.link(Place::of(&topic)), self.shared.names.topic(&topic));
-            let call = Call::new(live.verbs(&topic).subscribe).arg(&name);
-            link.hearing.listen(&name, Ear::Node(topic));
-            link.subscriptions.ask(vec![call], replies::any)
-        });
-        answering(asked)
-    }
-
-    fn ignore(&self, topic: Topic) {
-        if let Some(live) = &*self.shared.live.read() {
-            let (link, name) = (live.link(Place::of(&topic)), self.shared.names.topic(&topic));
-            if link.hearing.ignore(&name) {
-                let call = Call::new(live.verbs(&topic).unsubscribe).arg(&name);
-                drop(link.subscriptions.ask(vec![call], replies::any));
-            }
-        }
-    }
-
-    fn renew(&self, node: NodeId, is_new: bool, lease: Duration) -> Answering<Result<Leases, Refusal>> {
-        let calls = |names: &Names, _: &Live| {
-            let call = scripts::RENEW.call(&[names.key(Place::Global, "leases")]);
+    fn renew_lease(
+        &self,
+        node: NodeId,
+        is_new: bool,
+        lease: Duration,
+    ) -> PendingReply<Result<Leases, Rejected>> {
+        let calls = |keys: &Keys| {
+            let call = scripts::RENEW.call(&[keys.key(HashTag::Global, "leases")]);
             vec![call.arg(node.to_string()).arg(flag(is_new)).arg(millis(lease))]
         };
-        // A lease that runs out because much is to be done would make it more.
-        let asked = self.shared.live.read().as_ref().map(|live| {
-            let read = |values| replies::leases(replies::one(values)?);
-            live.link(Place::Global).commands.ask_first(calls(&self.shared.names, live), read)
+        // Ahead of other requests: a lease that expires under load would add to the load.
+        let sent = self.shared.connections.read().as_ref().map(|connections| {
+            let read = |values| replies::leases(replies::single(values)?);
+            connections.server(HashTag::Global).commands.send_urgent(calls(&self.shared.keys), read)
         });
-        answering(asked)
+        pending_reply(sent)
     }
 
-    fn nodes(&self, partition: u16) -> Answering<Vec<NodeId>> {
-        let call = |_: &Names, begin: &str| Call::new("HKEYS").arg(format!("{begin}n"));
-        self.shared.ask_script(partition, call, replies::nodes)
-    }
-
-    fn reap(&self, partition: u16, node: NodeId) -> Answering<bool> {
-        let place = Place::Partition(partition);
-        let calls = |names: &Names, live: &Live| {
-            let call = Shared::stakes(names, live, &scripts::REAP, &names.stakes(partition, node), partition);
-            vec![call.arg(names.begin(place)).arg(node.to_string())]
+    fn remove_lease(&self, node: NodeId) -> PendingReply<()> {
+        let calls = |keys: &Keys, _: &Connections| {
+            vec![Call::new("ZREM").arg(keys.key(HashTag::Global, "leases")).arg(node.to_string())]
         };
-        self.shared.ask(place, calls, |values| Some(replies::number(&replies::one(values)?)? == 1))
+        self.shared.send(HashTag::Global, calls, replies::ignore)
     }
 
-    fn forget(&self, node: NodeId) -> Answering<()> {
-        let calls = |names: &Names, _: &Live| {
-            vec![Call::new("ZREM").arg(names.key(Place::Global, "leases")).arg(node.to_string())]
+    fn nodes(&self, partition: u16) -> PendingReply<Vec<NodeId>> {
+        let call = |_: &Keys, prefix: &str| Call::new("HKEYS").arg(format!("{prefix}n"));
+        self.shared.send_script(partition, call, replies::nodes)
+    }
+
+    fn reap(&self, partition: u16, node: NodeId) -> PendingReply<bool> {
+        let tag = HashTag::Partition(partition);
+        let calls = |keys: &Keys, connections: &Connections| {
+            let script_keys = keys.node_keys(partition, node);
+            let call = Shared::group_script(keys, connections, &scripts::REAP, &script_keys, partition);
+            vec![call.arg(keys.prefix(tag)).arg(node.to_string())]
         };
-        self.shared.ask(Place::Global, calls, replies::any)
+        self.shared.send(tag, calls, |values| Some(replies::number(&replies::single(values)?)? == 1))
     }
 
-    fn reserve(&self, what: Group, node: NodeId, wanted: u64, max: u64) -> Answering<u64> {
-        let partition = partition_of(&what);
-        let call = |names: &Names, begin: &str| {
-            let [_, numbers, given_up, listed, ..] = names.stakes(partition, node);
-            let call = scripts::RESERVE.call(&[format!("{begin}q:{what}"), numbers, given_up, listed]);
-            call.arg(node.to_string()).arg(wanted).arg(max).arg(&*what)
+    fn reserve(&self, quota: Group, node: NodeId, wanted: u64, max: u64) -> PendingReply<u64> {
+        let partition = partition_of(&quota);
+        let call = |keys: &Keys, prefix: &str| {
+            let [_, sequences, expired, owned, ..] = keys.node_keys(partition, node);
+            let call = scripts::RESERVE.call(&[format!("{prefix}q:{quota}"), sequences, expired, owned]);
+            call.arg(node.to_string()).arg(wanted).arg(max).arg(&*quota)
         };
-        self.shared.ask_script(partition, call, |value| replies::number(&value))
+        self.shared.send_script(partition, call, |value| replies::number(&value))
     }
 
-    fn claim(&self, partition: u16, node: NodeId, lease: Duration) -> Answering<bool> {
-        let call = |_: &Names, begin: &str| {
-            let keys = ["w", "d"].map(|rest| format!("{begin}{rest}"));
+    fn claim_records(&self, partition: u16, node: NodeId, lease: Duration) -> PendingReply<bool> {
+        let call = |_: &Keys, prefix: &str| {
+            let keys = ["w", "d"].map(|rest| format!("{prefix}{rest}"));
             scripts::CLAIM.call(&keys).arg(node.to_string()).arg(millis(lease))
         };
-        self.shared.ask_script(partition, call, move |value| {
+        self.shared.send_script(partition, call, move |value| {
             let (is_reader, dropped) = replies::claim(value)?;
             if dropped > 0 {
-                warn!(
-                    partition,
-                    dropped, "records were dropped: nobody has read them, and there were too many"
-                );
+                warn!(partition, dropped, "records for webhooks were dropped: no node has read them in time");
             }
             Some(is_reader)
         })
     }
 
-    fn unclaim(&self, partition: u16, node: NodeId) -> Answering<()> {
+    fn release_records(&self, partition: u16, node: NodeId) -> PendingReply<()> {
         let call =
-            |_: &Names, begin: &str| scripts::UNCLAIM.call(&[format!("{begin}w")]).arg(node.to_string());
-        self.shared.ask_script(partition, call, |_| Some(()))
+            |_: &Keys, prefix: &str| scripts::RELEASE.call(&[format!("{prefix}w")]).arg(node.to_string());
+        self.shared.send_script(partition, call, |_| Some(()))
     }
 
-    fn records(&self, partition: u16, after: Version, records_max: usize) -> Answering<Vec<Record>> {
-        // Whoever has the claim reads, so that a stream's own consumers have nothing to add; ids are versions.
-        let call = |_: &Names, begin: &str| {
+    fn records(&self, partition: u16, after: Version, records_max: usize) -> PendingReply<Vec<Record>> {
+        // A consumer group would add nothing: only the node with the claim reads, and ids are versions.
+        let call = |_: &Keys, prefix: &str| {
             let first = format!("{}-0", after.saturating_add(1));
-            Call::new("XRANGE").arg(format!("{begin}r")).arg(first).arg("+").arg("COUNT").arg(records_max)
+            Call::new("XRANGE").arg(format!("{prefix}r")).arg(first).arg("+").arg("COUNT").arg(records_max)
         };
-        self.shared.ask_script(partition, call, replies::records)
+        self.shared.send_script(partition, call, replies::records)
     }
 
-    fn settle(&self, partition: u16, versions: Vec<Version>) -> Answering<()> {
+    fn ack_records(&self, partition: u16, versions: Vec<Version>) -> PendingReply<()> {
         if versions.is_empty() {
             return Box::pin(std::future::ready(Ok(())));
         }
-        let call = |_: &Names, begin: &str| {
+        let call = |_: &Keys, prefix: &str| {
             let ids = versions.iter().map(|version| format!("{version}-0"));
-            ids.fold(Call::new("XDEL").arg(format!("{begin}r")), Call::arg)
+            ids.fold(Call::new("XDEL").arg(format!("{prefix}r")), Call::arg)
         };
-        self.shared.ask_script(partition, call, |_| Some(()))
+        self.shared.send_script(partition, call, |_| Some(()))
     }
 }

@@ -1,29 +1,29 @@
-//! Where Redis is, and how it is spoken to.
+//! Options: the servers, and how to connect to them.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach Redis (6.2 or later), or what speaks as it does.
+/// How to connect to Redis (6.2 or later) or a compatible server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which servers.
+    /// The servers.
     pub servers: Servers,
-    /// TLS to all of them.
+    /// TLS to all servers; `None`: plain connections.
     pub tls: Option<TlsOptions>,
-    /// The user of Redis 6's access lists; `None`: the default user.
+    /// The user of Redis' ACL; `None`: the default user.
     pub username: Option<String>,
-    /// `None`: none is asked for.
+    /// `None`: no authentication.
     pub password: Option<Password>,
     /// The number of the database; a Redis Cluster has only 0.
     pub database: u32,
-    /// What the names of all keys and topics begin with, so that several clusters can share a Redis. Default `pusherd`.
+    /// The prefix of all keys and topics, so that several clusters can share a Redis. Default `pusherd`.
     pub prefix: String,
-    /// An answer that takes longer than this is none. Default 2 s.
+    /// How long to wait for connections and replies. Default 2 s.
     pub timeout: Duration,
 }
 
-/// A server of this machine that asks for no password.
+/// A server on this machine without a password.
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -43,47 +43,47 @@ impl Default for Options {
 pub struct Server {
     /// A name or an address; or the path of a Unix socket, if it begins with `/`.
     pub host: String,
-    /// Of no use with a Unix socket.
+    /// Ignored for a Unix socket.
     pub port: u16,
 }
 
-/// Where Redis is if nothing is said, as with Laravel.
+/// The same as Laravel's default.
 impl Default for Server {
     fn default() -> Self {
         Self { host: "127.0.0.1".to_owned(), port: 6379 }
     }
 }
 
-/// Which servers there are.
+/// How servers are found.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Servers {
-    /// One.
+    /// A single server.
     Single(Server),
-    /// One at a time, which these know.
+    /// The master that sentinels name.
     Sentinels {
-        /// Some of the sentinels; they tell of the others.
+        /// Some of the sentinels; they name the others.
         sentinels: Vec<Server>,
-        /// What they call the servers that they watch.
+        /// The name of the master.
         master: String,
-        /// As whom to speak to the sentinels themselves.
+        /// The user at the sentinels themselves.
         username: Option<String>,
-        /// The same.
+        /// The password at the sentinels themselves.
         password: Option<Password>,
     },
-    /// Some of the servers of a Redis Cluster; they tell of the others.
+    /// Some of the servers of a Redis Cluster; they name the others.
     Cluster(Vec<Server>),
 }
 
-/// How servers prove who they are.
+/// How certificates of servers are verified.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TlsOptions {
-    /// A PEM file with the certificates of authorities; `None`: those of the system.
+    /// A PEM file with CA certificates; `None`: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// Whether any certificate will do.
+    /// Whether any certificate is accepted.
     pub accepts_any: bool,
 }
 
-/// A password that no log shows.
+/// A password, which `Debug` does not show.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Password(pub String);
 

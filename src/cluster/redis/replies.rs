@@ -1,7 +1,7 @@
-//! What Redis answers, read with distrust: `None` is an answer that makes no sense.
+//! Reading replies of Redis, which are not trusted: `None` is a malformed reply.
 #![expect(
     clippy::wildcard_enum_match_arm,
-    reason = "of many kinds of values, few make sense, and there will be more"
+    reason = "a reply has one of few kinds, and the library may add more"
 )]
 
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::Value;
 
-use crate::cluster::driver::{Kept, Leases, Record};
+use crate::cluster::coordinator::{CachedMessage, Leases, Record};
 use crate::cluster::envelope;
-use crate::cluster::truth::{Answer, Group, MemberId, NodeId, Refusal, Version};
+use crate::cluster::group::{Group, MemberId, NodeId, Rejected, Snapshot, Version};
 
-/// Digits of a kept message's number, which stands before it.
-const NUMBER_DIGITS: usize = 20;
+/// Digits of the version before a cached message.
+const VERSION_DIGITS: usize = 20;
 
-/// Anything but an error will do.
-#[expect(clippy::unnecessary_wraps, reason = "one of many that may fail")]
-pub(super) fn any(_: Vec<Value>) -> Option<()> {
+/// Accepts any reply that is not an error.
+#[expect(clippy::unnecessary_wraps, reason = "one of many readers, which may fail")]
+pub(super) fn ignore(_: Vec<Value>) -> Option<()> {
     Some(())
 }
 
-/// Of one command.
-pub(super) fn one(values: Vec<Value>) -> Option<Value> {
+/// The reply to a single command.
+pub(super) fn single(values: Vec<Value>) -> Option<Value> {
     let [value] = <[Value; 1]>::try_from(values).ok()?;
     Some(value)
 }
@@ -59,33 +59,33 @@ pub(super) fn list(value: Value) -> Option<Vec<Value>> {
     }
 }
 
-/// Of `update`.
-pub(super) fn update(value: Value) -> Option<Result<Answer, Refusal>> {
+/// The reply of `update`.
+pub(super) fn update(value: Value) -> Option<Result<Snapshot, Rejected>> {
     let values = list(value)?;
     let word = text(values.first()?.clone())?;
     match word.as_str() {
-        "given up" => Some(Err(Refusal::GivenUp)),
-        "late" => Some(Err(Refusal::Late)),
-        "done" => {
+        "expired" => Some(Err(Rejected::LeaseExpired)),
+        "stale" => Some(Err(Rejected::Stale)),
+        "ok" => {
             let [_, version, occupied, members] = <[Value; 4]>::try_from(values).ok()?;
             let members = match members {
                 Value::Nil => None,
-                members => Some(everyone(members)?),
+                members => Some(members_by_age(members)?),
             };
             let (version, occupied) = (number(&version)?, number(&occupied)? == 1);
-            Some(Ok(Answer { version, occupied, members }))
+            Some(Ok(Snapshot { version, occupied, members }))
         }
         _ => None,
     }
 }
 
-/// Of `look`.
-pub(super) fn look(value: Value) -> Option<Answer> {
+/// The reply of `snapshot`.
+pub(super) fn snapshot(value: Value) -> Option<Snapshot> {
     update(value)?.ok()
 }
 
-/// A hash of members, by time of joining.
-fn everyone(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
+/// A hash of members, sorted by the version of their joining.
+fn members_by_age(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
     let mut members = Vec::new();
     for (id, entry) in pairs(value)? {
         let entry = bytes(entry)?;
@@ -98,7 +98,7 @@ fn everyone(value: Value) -> Option<Vec<(MemberId, Bytes)>> {
     Some(members.into_iter().map(|(_, id, info)| (id, info)).collect())
 }
 
-/// Of `occupied`.
+/// The reply of `occupied`.
 pub(super) fn occupied(value: Value) -> Option<Vec<(Group, usize)>> {
     let group = |(name, members): (Value, Value)| {
         Some((Group::from(text(name)?), usize::try_from(number(&members)?).ok()?))
@@ -106,28 +106,28 @@ pub(super) fn occupied(value: Value) -> Option<Vec<(Group, usize)>> {
     pairs(value)?.into_iter().map(group).collect()
 }
 
-/// Of `kept`.
-pub(super) fn kept(value: Value) -> Option<Option<Kept>> {
+/// The reply of `cached`.
+pub(super) fn cached(value: Value) -> Option<Option<CachedMessage>> {
     if value == Value::Nil {
         return Some(None);
     }
-    let [numbered, ttl_ms] = <[Value; 2]>::try_from(list(value)?).ok()?;
-    let numbered = bytes(numbered)?;
-    let number = std::str::from_utf8(numbered.get(..NUMBER_DIGITS)?).ok()?.parse().ok()?;
-    let ttl = Duration::from_millis(self::number(&ttl_ms)?);
-    Some(Some(Kept { number, message: numbered.slice(NUMBER_DIGITS..), ttl }))
+    let [versioned, ttl_ms] = <[Value; 2]>::try_from(list(value)?).ok()?;
+    let versioned = bytes(versioned)?;
+    let version = std::str::from_utf8(versioned.get(..VERSION_DIGITS)?).ok()?.parse().ok()?;
+    let ttl = Duration::from_millis(number(&ttl_ms)?);
+    Some(Some(CachedMessage { version, message: versioned.slice(VERSION_DIGITS..), ttl }))
 }
 
-/// Of `claim`: whether the node is the reader, and how many records were dropped.
+/// The reply of `claim`: whether the node is the reader, and the number of dropped records.
 pub(super) fn claim(value: Value) -> Option<(bool, u64)> {
     let [is_reader, dropped] = <[Value; 2]>::try_from(list(value)?).ok()?;
     Some((number(&is_reader)? == 1, number(&dropped)?))
 }
 
-/// Of `renew`.
-pub(super) fn leases(value: Value) -> Option<Result<Leases, Refusal>> {
+/// The reply of `renew`.
+pub(super) fn leases(value: Value) -> Option<Result<Leases, Rejected>> {
     if value == Value::Nil {
-        return Some(Err(Refusal::GivenUp));
+        return Some(Err(Rejected::LeaseExpired));
     }
     let [alive, expired] = <[Value; 2]>::try_from(list(value)?).ok()?;
     Some(Ok(Leases { alive: nodes(alive)?, expired: nodes(expired)? }))
@@ -137,7 +137,8 @@ pub(super) fn nodes(value: Value) -> Option<Vec<NodeId>> {
     list(value)?.into_iter().map(|node| NodeId::parse(&text(node)?)).collect()
 }
 
-/// Of `XRANGE`. What is no record of this release is left out, so that it does not hide those behind it.
+/// The reply of `XRANGE`. Entries that are not records of this release are skipped, so that they do not hide later
+/// ones.
 pub(super) fn records(value: Value) -> Option<Vec<Record>> {
     Some(list(value)?.into_iter().filter_map(record).collect())
 }
@@ -182,7 +183,7 @@ mod tests {
             Just(Value::Nil),
             Just(Value::Okay),
             any::<i64>().prop_map(Value::Int),
-            "[0-9]{0,25}|done|late|group|change|time|1 1 x"
+            "[0-9]{0,25}|ok|stale|group|change|time|1 1 x"
                 .prop_map(|text| Value::BulkString(text.into_bytes())),
             any::<Vec<u8>>().prop_map(Value::BulkString),
         ];
@@ -198,11 +199,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_makes_it_panic(value in value()) {
+        fn reading_a_reply_never_panics(value in value()) {
             let _ = update(value.clone());
-            let _ = look(value.clone());
+            let _ = snapshot(value.clone());
             let _ = occupied(value.clone());
-            let _ = kept(value.clone());
+            let _ = cached(value.clone());
             let _ = leases(value.clone());
             let _ = claim(value.clone());
             let _ = nodes(value.clone());
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_among_the_records_is_left_out() {
+    fn an_entry_that_is_not_a_record_is_skipped() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let fields = ["group", "g", "change", "0 7 o 0 ", "time", "5"].map(text).to_vec();
         let entries = vec![

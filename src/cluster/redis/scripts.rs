@@ -1,4 +1,4 @@
-//! What is done in one step: scripts, which Redis knows by their hashes.
+//! Scripts: operations that are carried out in one step. Redis runs them by their hashes.
 
 use std::sync::LazyLock;
 
@@ -16,22 +16,22 @@ macro_rules! scripts {
         $(pub(super) static $name: LazyLock<Script> =
             LazyLock::new(|| Script::new(concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+)));)+
 
-        /// All of them.
+        /// All scripts.
         pub(super) static ALL: &[&LazyLock<Script>] = &[$(&$name),+];
     };
 }
 
 scripts! {
-    UPDATE: "version" "stakes" "update";
-    REAP: "version" "stakes" "reap";
-    LOOK: "look";
+    UPDATE: "version" "group" "update";
+    REAP: "version" "group" "reap";
+    SNAPSHOT: "snapshot";
     OCCUPIED: "occupied";
-    KEEP: "version" "keep";
-    KEPT: "kept";
+    CACHE: "version" "cache";
+    CACHED: "cached";
     RESERVE: "reserve";
     RENEW: "renew";
     CLAIM: "claim";
-    UNCLAIM: "unclaim";
+    RELEASE: "release";
 }
 
 impl Script {
@@ -39,14 +39,14 @@ impl Script {
         Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    /// Has Redis know the script.
+    /// The command that loads the script.
     pub(super) fn load(&self) -> Cmd {
         let mut command = redis::cmd("SCRIPT");
         command.arg("LOAD").arg(self.text);
         command
     }
 
-    /// Runs the script, which takes these keys and then what is added to the command.
+    /// A call of the script with these keys. The caller appends its arguments.
     pub(super) fn call(&'static self, keys: &[String]) -> Call {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.hash).arg(keys.len()).arg(keys);
@@ -54,7 +54,7 @@ impl Script {
     }
 }
 
-/// A command, which may be that to run a script.
+/// A command, or the call of a script.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) command: Cmd,
@@ -72,11 +72,11 @@ impl Call {
     }
 }
 
-/// The command that runs a script which Redis has forgotten, by its text, in place of `forgotten`.
-pub(super) fn by_text(script: &Script, forgotten: &Cmd) -> Cmd {
+/// Replaces a call by hash with one by text, for a Redis that has lost the script.
+pub(super) fn by_text(script: &Script, by_hash: &Cmd) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(script.text);
-    for argument in forgotten.args_iter().skip(2) {
+    for argument in by_hash.args_iter().skip(2) {
         if let redis::Arg::Simple(bytes) = argument {
             command.arg(bytes);
         }

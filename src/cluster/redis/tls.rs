@@ -1,4 +1,4 @@
-//! How Redis proves who it is.
+//! TLS to Redis, and the verification of its certificate.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use super::options::TlsOptions;
 use crate::bounded_file;
 use crate::pem::{self, Wanted};
 
-/// Largest file of authorities. All that a system trusts are a quarter of it.
+/// Largest CA file: four times the size of a system's bundle.
 const CA_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Reads the certificates once: what cannot be read is known at the start.
+/// Reads the CA certificates once, so that errors show at the start.
 pub(super) fn connector(options: &TlsOptions) -> Result<TlsConnector, StartError> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .expect("ring has the default versions of TLS");
     let config = if options.accepts_any {
-        config.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        config.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
     } else {
         config.with_root_certificates(roots(options)?)
     };
@@ -40,17 +40,14 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, StartError> {
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
             let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-            warn!(
-                errors = errors.join("; "),
-                "the system has no certificates to trust: TLS to Redis will fail"
-            );
+            warn!(errors = errors.join("; "), "the system has no CA certificates: TLS to Redis will fail");
         }
         return Ok(roots);
     };
     Ok(authorities(path)?)
 }
 
-/// Why the file of authorities cannot be used. The text begins with its path.
+/// Why a CA file cannot be used. The text begins with its path.
 #[derive(Debug, thiserror::Error)]
 #[error("{} {why}", path.display())]
 pub struct AuthoritiesError {
@@ -58,38 +55,39 @@ pub struct AuthoritiesError {
     why: String,
 }
 
-/// Looks whether the file `path` holds certificates of authorities that can be used.
+/// Checks that the file `path` holds usable CA certificates.
 ///
 /// # Errors
-/// Why it does not.
+/// [`AuthoritiesError`].
 pub fn check_authorities(path: &Path) -> Result<(), AuthoritiesError> {
     authorities(path).map(drop)
 }
 
-/// The certificates in the file `path`. What the libraries say of wrong ones is for their developers, and not repeated.
+/// Reads the certificates in the file `path`. The libraries' error texts are for their developers, so they are not
+/// shown.
 fn authorities(path: &Path) -> Result<RootCertStore, AuthoritiesError> {
-    let wrong = |why: String| AuthoritiesError { path: path.to_owned(), why };
-    let bytes = bounded_file::read(path, CA_FILE_BYTES_MAX).map_err(|why| wrong(why.to_string()))?;
+    let error = |why: String| AuthoritiesError { path: path.to_owned(), why };
+    let bytes = bounded_file::read(path, CA_FILE_BYTES_MAX).map_err(|why| error(why.to_string()))?;
     let mut roots = RootCertStore::empty();
     for (at, certificate) in (1..).zip(CertificateDer::pem_slice_iter(&bytes)) {
         let certificate = certificate.map_err(|_| {
-            wrong(format!("is not a valid PEM file: certificate {at} in it is cut off or changed"))
+            error(format!("is not a valid PEM file: certificate {at} in it is cut off or changed"))
         })?;
         roots.add(certificate).map_err(|_| {
-            wrong(format!("holds something else than a certificate of X.509 as certificate {at}"))
+            error(format!("holds something else than a certificate of X.509 as certificate {at}"))
         })?;
     }
     if roots.is_empty() {
-        return Err(wrong(pem::instead(Wanted::Certificates, path, &bytes)));
+        return Err(error(pem::instead(Wanted::Certificates, path, &bytes)));
     }
     Ok(roots)
 }
 
-/// Takes any certificate that the other end has the key of.
+/// Accepts any certificate, as long as the peer has its key.
 #[derive(Debug)]
-pub struct Anyone(pub Arc<CryptoProvider>);
+pub struct AcceptAnyCertificate(pub Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

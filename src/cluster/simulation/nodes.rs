@@ -1,9 +1,8 @@
-//! Whole nodes over one broker, on a clock that a test moves: leases run out, nodes are cut off, pause and die, answers
-//! come late, and the broker forgets, in an order that a seed decides.
+//! Whole nodes over one engine, on a paused clock: leases expire, nodes are disconnected, paused and killed, replies
+//! are late, and the engine loses its state, in an order that a seed decides.
 //!
-//! Nodes name themselves, so a seed gives nearly the same life each time, not quite.
-//! What each node tells its audience fits together at any time, and some beats after the last fault everybody knows the
-//! truth again.
+//! At any time the events that each node's handler gets are consistent, and some heartbeats after the last fault all
+//! nodes have the shared state. Node ids are random, so runs of one seed are similar, not equal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,32 +16,32 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::cluster::driver::Arrivals;
-use crate::cluster::memory::{Memory, MemoryDriver};
-use crate::cluster::node::{Audience, Cluster, Reply, Room, Timing, Unwanted};
-use crate::cluster::seat::Ticket;
-use crate::cluster::truth::{Group, MemberId, MemberInfo, NodeId, Version};
+use crate::cluster::broker::IncomingReceiver;
+use crate::cluster::group::{Group, MemberId, MemberInfo, NodeId, Version};
+use crate::cluster::local_groups::EntryId;
+use crate::cluster::memory::{MemoryClient, MemoryServer};
+use crate::cluster::node::{Capacity, Cluster, EntryDenied, Handler, Reply, Timing};
 use crate::metrics::Metrics;
 
 const NODES: usize = 3;
 const GROUPS: usize = 3;
 const USERS: usize = 4;
 
-/// After the last fault: a lease, all parts looked through, and the first of the others to reap has not done it.
-fn patience(timing: &Timing) -> Duration {
-    timing.lease + timing.beat * 12
+/// After the last fault: a lease expires, all partitions are scanned, and the first node that should reap does not.
+fn recovery_time(timing: &Timing) -> Duration {
+    timing.lease + timing.heartbeat * 12
 }
 
-/// What a node's audience was told, and what did not fit.
+/// Follows the events of a node, and collects contradictions.
 #[derive(Debug, Default)]
-struct Told(Mutex<State>);
+struct Observer(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    clients: BTreeMap<Ticket, Client>,
-    /// Who is in a group, as those who have entered were told.
+    clients: BTreeMap<EntryId, Client>,
+    /// The members of each group, as the admitted entries have seen them.
     seen: BTreeMap<Group, BTreeSet<MemberId>>,
-    heard: Vec<Bytes>,
+    messages: Vec<Bytes>,
     wrong: Vec<String>,
 }
 
@@ -51,46 +50,45 @@ struct Client {
     group: Group,
     member: Option<MemberId>,
     entered: bool,
-    /// It is not let in.
-    unwanted: bool,
+    /// The handler denies its entry.
+    denied: bool,
 }
 
 impl State {
-    /// What fits is true.
-    fn fits(&mut self, fits: bool, what: &str) {
-        if !fits {
-            self.wrong.push(what.to_owned());
+    fn check(&mut self, holds: bool, rule: &str) {
+        if !holds {
+            self.wrong.push(rule.to_owned());
         }
     }
 }
 
-impl Audience for Told {
+impl Handler for Observer {
     fn entered(
         &self,
         group: &Group,
-        ticket: Ticket,
-        everyone: Option<Vec<MemberInfo>>,
-    ) -> Result<(), Unwanted> {
+        entry: EntryId,
+        members: Option<Vec<MemberInfo>>,
+    ) -> Result<(), EntryDenied> {
         let mut state = self.0.lock();
-        if let Some(everyone) = everyone {
+        if let Some(members) = members {
             let is_first = state.clients.values().all(|client| !client.entered || client.group != *group);
-            state.fits(is_first, "the list is for the first one");
-            let everyone = everyone.into_iter().map(|(id, _)| id).collect();
-            state.seen.insert(Arc::clone(group), everyone);
+            state.check(is_first, "the first entry gets the members");
+            let members = members.into_iter().map(|(id, _)| id).collect();
+            state.seen.insert(Arc::clone(group), members);
         }
-        let Some(client) = state.clients.get_mut(&ticket) else {
-            state.fits(false, "who has left does not enter");
+        let Some(client) = state.clients.get_mut(&entry) else {
+            state.check(false, "an entry that has left is not admitted");
             return Ok(());
         };
-        let (again, is_there) = (std::mem::replace(&mut client.entered, true), client.member.clone());
-        let unwanted = client.unwanted;
-        state.fits(!again, "a client enters once");
-        if let Some(member) = is_there {
-            let knows_itself = state.seen.get(group).is_some_and(|seen| seen.contains(&member));
-            state.fits(knows_itself, "who enters is in the list");
+        let (again, member) = (std::mem::replace(&mut client.entered, true), client.member.clone());
+        let denied = client.denied;
+        state.check(!again, "an entry is admitted once");
+        if let Some(member) = member {
+            let sees_itself = state.seen.get(group).is_some_and(|seen| seen.contains(&member));
+            state.check(sees_itself, "a member is among the members that it gets");
         }
-        if unwanted && let Some(client) = state.clients.remove(&ticket) {
-            return Err(Unwanted(client.member));
+        if denied && let Some(client) = state.clients.remove(&entry) {
+            return Err(EntryDenied(client.member));
         }
         Ok(())
     }
@@ -98,88 +96,93 @@ impl Audience for Told {
     fn vacated(&self, group: &Group) {
         let mut state = self.0.lock();
         let is_empty = state.clients.values().all(|client| client.group != *group);
-        state.fits(is_empty, "a group is vacated by the last one");
+        state.check(is_empty, "a group is vacated by its last entry");
         state.seen.remove(group);
     }
 
-    fn added(&self, group: &Group, member: &MemberId, _: &Bytes) {
+    fn member_added(&self, group: &Group, member: &MemberId, _: &Bytes) {
         let mut state = self.0.lock();
         let is_new = state.seen.get_mut(group).is_some_and(|seen| seen.insert(Arc::clone(member)));
-        state.fits(is_new, "who is there does not come");
+        state.check(is_new, "a present member is not added");
     }
 
-    fn removed(&self, group: &Group, member: &MemberId) {
+    fn member_removed(&self, group: &Group, member: &MemberId) {
         let mut state = self.0.lock();
-        let was_there = state.seen.get_mut(group).is_some_and(|seen| seen.remove(member));
-        state.fits(was_there, "who is not there does not go");
+        let was_present = state.seen.get_mut(group).is_some_and(|seen| seen.remove(member));
+        state.check(was_present, "an absent member is not removed");
     }
 
-    fn message(&self, _: &Group, _: Option<Version>, message: Bytes) -> Option<Room> {
-        self.0.lock().heard.push(message);
+    fn message(&self, _: &Group, _: Option<Version>, message: Bytes) -> Option<Capacity> {
+        self.0.lock().messages.push(message);
         None
     }
 
-    fn asked(&self, question: Bytes) -> Reply {
-        Box::pin(std::future::ready(question))
+    fn request(&self, request: Bytes) -> Reply {
+        Box::pin(std::future::ready(request))
     }
 
-    fn is_noted(&self, _: &Group) -> bool {
+    fn is_recorded(&self, _: &Group) -> bool {
         false
     }
 
-    fn recorded(&self, _: u16) {}
+    fn records_available(&self, _: u16) {}
 
-    fn alive(&self, _: &[NodeId]) {}
+    fn nodes_alive(&self, _: &[NodeId]) {}
 
-    fn broker(&self, _: bool) {}
+    fn availability_changed(&self, _: bool) {}
 }
 
 /// A node, from its start to its death.
 struct Node {
     cluster: Cluster,
-    told: Arc<Told>,
-    driver: Arc<MemoryDriver>,
+    observer: Arc<Observer>,
+    client: Arc<MemoryClient>,
     pause: watch::Sender<bool>,
     running: JoinHandle<()>,
 }
 
 impl Node {
-    fn start(broker: &Memory) -> Self {
-        let (driver, arrivals) = broker.driver();
-        let cluster = Cluster::new(Arc::clone(&driver) as _, Timing::default(), Arc::new(Metrics::default()));
-        let told = Arc::new(Told::default());
-        cluster.tell(&told);
+    fn start(server: &MemoryServer) -> Self {
+        let (client, incoming) = server.connect();
+        let cluster = Cluster::new(
+            Arc::clone(&client) as _,
+            Arc::clone(&client) as _,
+            Timing::default(),
+            Arc::new(Metrics::default()),
+        );
+        let observer = Arc::new(Observer::default());
+        cluster.set_handler(&observer);
         let (pause, paused) = watch::channel(false);
-        let running = tokio::spawn(run(cluster.clone(), arrivals, paused));
-        Self { cluster, told, driver, pause, running }
+        let running = tokio::spawn(run(cluster.clone(), incoming, paused));
+        Self { cluster, observer, client, pause, running }
     }
 
-    fn enters(&self, group: &Group, member: Option<MemberId>, ticket: Ticket, unwanted: bool) {
-        let client = Client { group: Arc::clone(group), member: member.clone(), entered: false, unwanted };
-        self.cluster.act(group, |acting| {
-            self.told.0.lock().clients.insert(ticket, client);
+    fn enter(&self, group: &Group, member: Option<MemberId>, entry: EntryId, denied: bool) {
+        let client = Client { group: Arc::clone(group), member: member.clone(), entered: false, denied };
+        self.cluster.with_group(group, |partition| {
+            self.observer.0.lock().clients.insert(entry, client);
             let member = member.map(|id| (id, Bytes::from_static(b"{}")));
-            acting.enter(group, member.is_some(), member, ticket);
+            partition.enter(group, member.is_some(), member, entry);
         });
     }
 
-    fn leaves(&self, group: &Group, ticket: Ticket) {
-        self.cluster.act(group, |acting| {
-            let left = self.told.0.lock().clients.remove(&ticket);
+    fn leave(&self, group: &Group, entry: EntryId) {
+        self.cluster.with_group(group, |partition| {
+            let left = self.observer.0.lock().clients.remove(&entry);
             if let Some(client) = left {
-                acting.leave(group, client.member.as_ref(), ticket);
+                partition.leave(group, client.member.as_ref(), entry);
             }
         });
     }
 
-    fn clients(&self) -> Vec<(Ticket, Client)> {
-        self.told.0.lock().clients.iter().map(|(ticket, client)| (*ticket, client.clone())).collect()
+    fn clients(&self) -> Vec<(EntryId, Client)> {
+        self.observer.0.lock().clients.iter().map(|(entry, client)| (*entry, client.clone())).collect()
     }
 }
 
-/// Runs a node, but while it is paused: it hears nothing, and its lease is not renewed.
-async fn run(cluster: Cluster, arrivals: Arrivals, mut paused: watch::Receiver<bool>) {
-    let mut running = std::pin::pin!(cluster.run(arrivals));
+/// Runs a node except while it is paused: then it receives nothing, and its lease is not renewed.
+async fn run(cluster: Cluster, incoming: IncomingReceiver, mut paused: watch::Receiver<bool>) {
+    let mut running = std::pin::pin!(cluster.run(incoming));
     loop {
         let is_paused = *paused.borrow_and_update();
         tokio::select! {
@@ -190,10 +193,10 @@ async fn run(cluster: Cluster, arrivals: Arrivals, mut paused: watch::Receiver<b
 }
 
 struct World {
-    broker: Memory,
+    server: MemoryServer,
     nodes: Vec<Node>,
     rng: TestRng,
-    tickets: Ticket,
+    entries: EntryId,
     faults: usize,
 }
 
@@ -201,28 +204,28 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let broker = Memory::default();
-        let nodes = (0..NODES).map(|_| Node::start(&broker)).collect();
-        Self { broker, nodes, rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes), tickets: 0, faults: 0 }
+        let server = MemoryServer::default();
+        let nodes = (0..NODES).map(|_| Node::start(&server)).collect();
+        Self { server, nodes, rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes), entries: 0, faults: 0 }
     }
 
     fn below(&mut self, max: usize) -> usize {
         (self.rng.next_u64() % max as u64) as usize
     }
 
-    /// A client comes or goes.
+    /// A client enters or leaves.
     fn client(&mut self, at: usize) {
-        let there = self.nodes[at].clients();
-        if !there.is_empty() && self.below(5) < 2 {
-            let (ticket, client) = &there[self.below(there.len())];
-            return self.nodes[at].leaves(&client.group, *ticket);
+        let clients = self.nodes[at].clients();
+        if !clients.is_empty() && self.below(5) < 2 {
+            let (entry, client) = &clients[self.below(clients.len())];
+            return self.nodes[at].leave(&client.group, *entry);
         }
         let group = self.below(GROUPS);
-        // In one of the groups nobody says who they are.
+        // One of the groups has no members.
         let member = (group > 0).then(|| MemberId::from(format!("u{}", self.below(USERS))));
-        self.tickets += 1;
-        let unwanted = self.below(10) == 0;
-        self.nodes[at].enters(&Group::from(format!("g{group}")), member, self.tickets, unwanted);
+        self.entries += 1;
+        let denied = self.below(10) == 0;
+        self.nodes[at].enter(&Group::from(format!("g{group}")), member, self.entries, denied);
     }
 
     async fn step(&mut self) {
@@ -232,27 +235,27 @@ impl World {
             60..65 => {
                 let delays = [0, 0, 1, 50, 1000];
                 let delay = delays[self.below(delays.len())];
-                self.nodes[at].driver.delay(Duration::from_millis(delay));
+                self.nodes[at].client.delay(Duration::from_millis(delay));
             }
             65..68 => {
                 let cluster = self.nodes[at].cluster.clone();
-                tokio::spawn(async move { cluster.ask(b"who").await });
+                tokio::spawn(async move { cluster.request_all(b"who").await });
             }
-            68..70 => self.fault(|world| world.nodes[at].driver.cut()),
-            70..74 => self.nodes[at].driver.mend(),
+            68..70 => self.fault(|world| world.nodes[at].client.disconnect()),
+            70..74 => self.nodes[at].client.reconnect(),
             74 => self.fault(|world| {
                 world.nodes[at].pause.send_replace(true);
             }),
             75..78 => {
                 self.nodes[at].pause.send_replace(false);
             }
-            78 => self.fault(|world| world.nodes[at].driver.expire()),
+            78 => self.fault(|world| world.nodes[at].client.expire_lease()),
             79 => self.fault(|world| {
-                world.nodes[at].driver.cut();
+                world.nodes[at].client.disconnect();
                 world.nodes[at].running.abort();
-                world.nodes[at] = Node::start(&world.broker);
+                world.nodes[at] = Node::start(&world.server);
             }),
-            80 if self.below(3) == 0 => self.fault(|world| world.broker.forget_all()),
+            80 if self.below(3) == 0 => self.fault(|world| world.server.flush_all()),
             80..95 => tokio::task::yield_now().await,
             95..99 => sleep(Duration::from_millis(self.below(2000) as u64)).await,
             _ => sleep(Duration::from_secs(self.below(20) as u64)).await,
@@ -260,7 +263,7 @@ impl World {
         if self.below(3) == 0 {
             sleep(Duration::from_millis(self.below(20) as u64)).await;
         }
-        self.fits();
+        self.check();
     }
 
     fn fault(&mut self, make: impl FnOnce(&mut Self)) {
@@ -268,79 +271,80 @@ impl World {
         make(self);
     }
 
-    fn fits(&self) {
+    fn check(&self) {
         for node in &self.nodes {
-            let wrong = std::mem::take(&mut node.told.0.lock().wrong);
+            let wrong = std::mem::take(&mut node.observer.0.lock().wrong);
             assert!(wrong.is_empty(), "{wrong:?}");
         }
     }
 
-    /// Nothing goes wrong any more.
-    async fn settle(&self) {
+    /// Ends all faults, and waits.
+    async fn recover(&self) {
         for node in &self.nodes {
             node.pause.send_replace(false);
-            node.driver.mend();
-            node.driver.delay(Duration::ZERO);
+            node.client.reconnect();
+            node.client.delay(Duration::ZERO);
         }
-        sleep(patience(self.nodes[0].cluster.timing())).await;
-        self.fits();
+        sleep(recovery_time(self.nodes[0].cluster.timing())).await;
+        self.check();
     }
 
-    /// Everybody knows the truth, and it is that of the clients.
-    async fn is_true(&self) {
+    /// The shared state is that of the clients, and every node has it.
+    async fn is_consistent(&self) {
         let mut wanted: BTreeMap<Group, BTreeSet<MemberId>> = BTreeMap::new();
         for (_, client) in self.nodes.iter().flat_map(Node::clients) {
             assert!(client.entered, "{client:?}");
             wanted.entry(Arc::clone(&client.group)).or_default().extend(client.member.clone());
         }
         for group in (0..GROUPS).map(|group| Group::from(format!("g{group}"))) {
-            let found = self.broker.look(&group);
+            let found = self.server.snapshot(&group);
             assert_eq!(found.occupied, wanted.contains_key(&group), "{group}");
-            let there = found.members.unwrap_or_default().into_iter().map(|(id, _)| id).collect();
-            assert_eq!(wanted.get(&group).cloned().unwrap_or_default(), there, "{group}");
+            let present = found.members.unwrap_or_default().into_iter().map(|(id, _)| id).collect();
+            assert_eq!(wanted.get(&group).cloned().unwrap_or_default(), present, "{group}");
         }
         for node in &self.nodes {
             assert!(node.cluster.is_ready());
-            for (group, seen) in &node.told.0.lock().seen {
+            for (group, seen) in &node.observer.0.lock().seen {
                 assert_eq!(Some(seen), wanted.get(group), "{group}");
             }
             for (_, client) in node.clients().iter().filter(|(_, client)| client.member.is_some()) {
-                assert!(node.told.0.lock().seen.contains_key(&client.group));
+                assert!(node.observer.0.lock().seen.contains_key(&client.group));
             }
-            assert_eq!(node.cluster.ask(b"who").await.unwrap().len(), NODES - 1, "all are asked, none twice");
-            node.told.0.lock().heard.clear();
+            let replies = node.cluster.request_all(b"who").await.unwrap();
+            assert_eq!(replies.len(), NODES - 1, "each other node replies once");
+            node.observer.0.lock().messages.clear();
         }
-        // What is said in a group is heard once, by all who are in it.
+        // A message arrives once on each node that has an entry.
         for group in wanted.keys() {
             let message = [(Arc::clone(group), Bytes::from(group.to_string()))];
             self.nodes[0].cluster.publish(message).await.unwrap();
         }
         sleep(Duration::from_secs(1)).await;
         for node in &self.nodes {
-            let mut heard = std::mem::take(&mut node.told.0.lock().heard);
-            heard.sort();
+            let mut messages = std::mem::take(&mut node.observer.0.lock().messages);
+            messages.sort();
             let groups: BTreeSet<_> = node.clients().into_iter().map(|(_, client)| client.group).collect();
             let groups: Vec<_> = groups.into_iter().map(|group| Bytes::from(group.to_string())).collect();
-            assert_eq!(heard, groups);
+            assert_eq!(messages, groups);
         }
     }
 
-    /// Everybody leaves, and nothing is left.
-    async fn ends(&self) {
+    /// All clients leave, and no state is left.
+    async fn end(&self) {
         for node in &self.nodes {
-            for (ticket, client) in node.clients() {
-                node.leaves(&client.group, ticket);
+            for (entry, client) in node.clients() {
+                node.leave(&client.group, entry);
             }
         }
         sleep(Duration::from_secs(1)).await;
-        self.fits();
-        assert!(self.broker.is_empty());
+        self.check();
+        assert!(self.server.is_empty());
         self.nodes.iter().for_each(|node| node.running.abort());
     }
 }
 
-/// Lives through what `seed` says; how many faults there were.
-fn live(seed: u64, steps: usize) -> usize {
+/// Runs the world of `seed`; returns the number of faults.
+fn run_world(seed: u64, steps: usize) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(async {
         let mut world = World::new(seed);
@@ -348,25 +352,25 @@ fn live(seed: u64, steps: usize) -> usize {
             for _ in 0..steps {
                 world.step().await;
             }
-            world.settle().await;
-            world.is_true().await;
+            world.recover().await;
+            world.is_consistent().await;
         }
-        world.ends().await;
+        world.end().await;
         world.faults
     })
 }
 
 #[test]
-fn whatever_happens_to_nodes_all_know_the_truth_some_beats_later() {
-    let faults: usize = (0..20).map(|seed| live(seed, 100)).sum();
+fn nodes_converge_on_the_shared_state_some_heartbeats_after_any_fault() {
+    let faults: usize = (0..20).map(|seed| run_world(seed, 100)).sum();
     assert!(faults > 200, "{faults}");
 }
 
 proptest! {
-    // More lives: `PROPTEST_CASES` says how many. No seed is simpler than another.
+    // `PROPTEST_CASES` sets the number of cases. No seed is simpler than another.
     #![proptest_config(ProptestConfig { max_shrink_iters: 0, ..ProptestConfig::with_cases(24) })]
     #[test]
-    fn and_whatever_else_does(seed in any::<u64>()) {
-        live(seed, 100);
+    fn nodes_converge_for_any_seed(seed in any::<u64>()) {
+        run_world(seed, 100);
     }
 }

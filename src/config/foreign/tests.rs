@@ -343,9 +343,9 @@ fn laravel_websockets_is_replaced_on_its_port() {
     let settings = of(dotenv);
     assert_eq!((settings.server.port, remarks(&settings).as_str()), (6001, ""));
     let replicated = of(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=redis\n"));
-    assert!(replicated.server.options.cluster.broker.is_some());
+    assert!(replicated.server.options.cluster.engine.is_some());
     let alone = of(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=local\n"));
-    assert!(alone.server.options.cluster.broker.is_none());
+    assert!(alone.server.options.cluster.engine.is_none());
 }
 
 #[test]

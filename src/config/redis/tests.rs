@@ -2,7 +2,7 @@ use super::super::tests::settings;
 use super::checks::{PASSWORD_BYTES_MAX, PREFIX_BYTES_MAX, SOCKET_PATH_BYTES_MAX};
 use super::url::NOT_A_URL;
 use super::*;
-use crate::cluster::Broker;
+use crate::cluster::Engine;
 
 /// Laravel's own `.env`, as far as it is about Redis.
 const LARAVEL: &str =
@@ -11,9 +11,9 @@ const LARAVEL: &str =
 /// What the cluster is told, of a configuration file and a `.env` file.
 fn options(toml: &str, dotenv: &str) -> Result<Option<Options>, Vec<String>> {
     let settings = settings(toml, dotenv, &[("A", "")])?;
-    Ok(settings.server.options.cluster.broker.map(|broker| match broker {
-        Broker::Redis(options) => *options,
-        Broker::Memory(_) => panic!("nobody can ask for that"),
+    Ok(settings.server.options.cluster.engine.map(|broker| match broker {
+        Engine::Redis(options) => *options,
+        Engine::Memory(_) => panic!("nobody can ask for that"),
     }))
 }
 

@@ -97,7 +97,7 @@ describe('Redis', { concurrency: true }, () => {
 
   test('drops the connections that messages come over', async (t) => {
     const all = await peopled(t);
-    const lost = (node) => node.output.split(/the cluster's Redis is lost/).length - 1;
+    const lost = (node) => node.output.split(/disconnected from Redis/).length - 1;
     assert.ok(Number(await all.stage.broker.command('CLIENT', 'KILL', 'TYPE', 'pubsub')) >= all.stage.nodes.length);
     await eventually(() => assert.ok(all.stage.nodes.every((node) => lost(node) === 1)));
     await repaired(all);

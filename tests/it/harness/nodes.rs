@@ -3,8 +3,8 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use pusherd::cluster::Broker;
-use pusherd::cluster::memory::{Memory, MemoryDriver};
+use pusherd::cluster::Engine;
+use pusherd::cluster::memory::{MemoryClient, MemoryServer};
 
 use super::{Request, Server, Setup, eventually};
 
@@ -12,9 +12,9 @@ use super::{Request, Server, Setup, eventually};
 pub struct Node {
     server: Server,
     /// The broker of all nodes.
-    pub broker: Memory,
+    pub broker: MemoryServer,
     /// The node's link to the broker, which can be cut and restored.
-    pub link: MemoryDriver,
+    pub link: MemoryClient,
 }
 
 impl Deref for Node {
@@ -33,20 +33,20 @@ pub async fn nodes<const N: usize>() -> [Node; N] {
 /// A cluster of nodes that `change` has adjusted. Heartbeats are frequent, and leases so long that none expires unless a
 /// test says so.
 pub async fn nodes_with<const N: usize>(change: impl Fn(&mut Setup)) -> [Node; N] {
-    let broker = Memory::default();
+    let broker = MemoryServer::default();
     let mut nodes = Vec::with_capacity(N);
     for nth in 0..N {
         let server = Server::with(|setup| {
-            setup.options.cluster.broker = Some(Broker::Memory(broker.clone()));
+            setup.options.cluster.engine = Some(Engine::Memory(broker.clone()));
             let timing = &mut setup.options.cluster.timing;
-            (timing.lease, timing.beat) = (Duration::from_secs(60), Duration::from_millis(50));
+            (timing.lease, timing.heartbeat) = (Duration::from_secs(60), Duration::from_millis(50));
             change(setup);
         })
         .await;
         // Its driver is registered before that of the next node.
         let ready = async || server.send(Request::get("/ready")).await.status == 200;
         eventually("a node is ready", ready).await;
-        nodes.push(Node { server, broker: broker.clone(), link: broker.driver_of(nth) });
+        nodes.push(Node { server, broker: broker.clone(), link: broker.client_of(nth) });
     }
     nodes.try_into().ok().unwrap()
 }
@@ -63,14 +63,14 @@ impl Node {
 
     /// Ends the node without a shutdown: the other nodes notice when its lease expires.
     pub fn crash(self) {
-        self.link.cut();
+        self.link.disconnect();
         self.server.abort();
     }
 
     /// As [`Node::crash`], and the lease expires at once.
     pub fn crash_with_expired_lease(self) {
-        self.link.cut();
-        self.link.expire();
+        self.link.disconnect();
+        self.link.expire_lease();
         self.server.abort();
     }
 

@@ -1,8 +1,8 @@
--- Makes a node the reader of a partition's records unless another one is; whether it is (1 or 0), and how many records
--- were dropped since somebody was told of them.
+-- Makes a node the reader of a partition's records unless another one is. Returns whether it is (1 or 0), and how many
+-- records were dropped since the last claim.
 --
 -- KEYS: reader, dropped of the partition
--- ARGV: node, for how many milliseconds
+-- ARGV: node, duration of the claim in milliseconds
 local reader = redis.call('GET', KEYS[1])
 if reader and reader ~= ARGV[1] then
   return { 0, 0 }

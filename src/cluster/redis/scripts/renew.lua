@@ -1,8 +1,8 @@
--- Renews a node's lease; nodes that have one, and nodes whose lease has passed. Refused (false) to a node that has none
--- or whose lease has passed, also if nobody has noticed yet.
+-- Renews a node's lease. Returns the nodes with a valid lease and those with an expired one; false if the node has no
+-- lease or it has expired, even if no node has noticed yet.
 --
--- KEYS: leases, a sorted set by when they end, in milliseconds
--- ARGV: node, is_new (1 or 0), for how many milliseconds
+-- KEYS: leases, a sorted set by their ends in milliseconds
+-- ARGV: node, is_new (1 or 0), duration in milliseconds
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[2] == '0' then

@@ -1,12 +1,12 @@
--- Makes a node's share as large as is wanted, or as is possible; what it is then.
+-- Sets a node's share of a quota to what it wants, or to what is left. Returns the share.
 --
--- KEYS: shares, numbers, given up, listed of the partition (and the node)
--- ARGV: node, wanted, max, what
-local shares, numbers, given_up, listed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS: shares of the quota; sequences, expired, owned of the partition (and the node)
+-- ARGV: node, wanted, max, quota
+local shares, sequences, expired, owned = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local node, wanted, max, item = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 'q' .. ARGV[4]
 
-if redis.call('EXISTS', given_up) == 1 then
-  -- Nothing of it counts any more, and it will ask again under another name.
+if redis.call('EXISTS', expired) == 1 then
+  -- A node whose lease has expired has no share. It asks again under its new id.
   return ARGV[2]
 end
 local own = tonumber(redis.call('HGET', shares, node) or 0)
@@ -20,11 +20,11 @@ if wanted > own then
 end
 if share > 0 then
   redis.call('HSET', shares, node, string.format('%.0f', share))
-  redis.call('ZADD', listed, 2, item)
-  -- So that it is reaped.
-  redis.call('HSETNX', numbers, node, 0)
+  redis.call('ZADD', owned, 2, item)
+  -- Makes the node known in the partition, so that it is reaped.
+  redis.call('HSETNX', sequences, node, 0)
 else
   redis.call('HDEL', shares, node)
-  redis.call('ZREM', listed, item)
+  redis.call('ZREM', owned, item)
 end
 return string.format('%.0f', share)

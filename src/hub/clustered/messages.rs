@@ -1,0 +1,190 @@
+//! Events on the topics of groups: how they are encoded, published, and delivered.
+//!
+//! A message is the JSON that subscribers get, behind a few bytes:
+//!
+//! ```text
+//! e<json>                       to all subscribers
+//! x<socket><json>               to all subscribers but one: its number, 8 bytes
+//! c<node><count><wants_counts> 16 and 4 bytes: the node's subscribers; `?` if it asks the others for theirs (`counts`)
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::task::yield_now;
+
+use super::{Clustered, Shared, cache, channel_group, group_of, key};
+use crate::apps::App;
+use crate::cluster::broker::{PendingReply, Unavailable};
+use crate::cluster::coordinator::CachedMessage;
+use crate::cluster::group::{Group, Version};
+use crate::cluster::node::Capacity;
+use crate::protocol::message::{Event, Source};
+use crate::protocol::wire::{Frame, pusher, websocket};
+use crate::protocol::{ChannelName, SocketId, UserId};
+use crate::registry::Backlog;
+
+/// First byte of a message with the subscriber count of a node.
+pub(super) const COUNT: u8 = b'c';
+const TO_ALL: u8 = b'e';
+const TO_ALL_BUT_ONE: u8 = b'x';
+
+/// Client events in flight to the broker, all together. Further ones are rejected as if the broker were unavailable.
+const IN_FLIGHT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+fn encode_event(event: &Event<'_>) -> Vec<u8> {
+    let frame = pusher::encode(&event.message());
+    let json = frame.text().as_bytes();
+    let mut message = Vec::with_capacity(1 + 8 + json.len());
+    match event.except {
+        Some(socket) => {
+            message.push(TO_ALL_BUT_ONE);
+            message.extend_from_slice(&socket.number().to_be_bytes());
+        }
+        None => message.push(TO_ALL),
+    }
+    message.extend_from_slice(json);
+    message
+}
+
+/// Returns the socket to skip and the frame for the others; `None`: the message is malformed.
+pub(super) fn decode_event(message: &Bytes) -> Option<(Option<SocketId>, Frame)> {
+    match message.split_first()? {
+        (&TO_ALL, json) => Some((None, frame(json)?)),
+        (&TO_ALL_BUT_ONE, rest) => {
+            let (socket, json) = rest.split_first_chunk::<8>()?;
+            Some((Some(SocketId::from_number(u64::from_be_bytes(*socket))), frame(json)?))
+        }
+        _ => None,
+    }
+}
+
+/// `None`: `json` is not UTF-8.
+fn frame(json: &[u8]) -> Option<Frame> {
+    std::str::from_utf8(json).ok()?;
+    Some(websocket::text_frame(|out| out.extend_from_slice(json)))
+}
+
+impl Clustered {
+    /// See [`crate::hub::Hub::publish`].
+    pub(in crate::hub) async fn publish<'e>(
+        &self,
+        hub: &Shared,
+        app: &App,
+        events: impl Iterator<Item = Event<'e>>,
+    ) -> Result<(), Unavailable> {
+        let (mut messages, mut cached, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for event in events {
+            hub.log(app, &event);
+            let group = group_of(app, event.channel);
+            let message = encode_event(&event).into();
+            if matches!(event.source, Source::App) && event.channel.is_cached() {
+                cached.push(self.cluster.publish_cached(group, message, app.limits.cache_ttl));
+            } else {
+                messages.push((group, message));
+            }
+            keys.push(key(app, event.channel));
+        }
+        let published = if messages.is_empty() { None } else { Some(self.cluster.publish(messages)) };
+        for published in published.into_iter().chain(cached) {
+            published.await?;
+        }
+        // A publisher that is faster than this node's deliveries waits, as on a node that is alone.
+        for key in keys {
+            if let Some(mut backlog) = hub.registry.backlog(&key) {
+                std::future::poll_fn(|cx| backlog.poll_ready(cx)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`crate::hub::Hub::publish_from_client`]; returns whether it was published. A connection that is not
+    /// subscribed, because its join is pending or was refused, cannot publish.
+    pub(in crate::hub) fn publish_from_client(
+        &self,
+        hub: &Shared,
+        app: &App,
+        event: &Event<'_>,
+    ) -> Result<bool, Unavailable> {
+        if !self.cluster.is_ready() {
+            return Err(Unavailable);
+        }
+        let key = key(app, event.channel);
+        if event.except.is_some_and(|socket| !hub.registry.is_subscribed(&key, socket)) {
+            return Ok(false);
+        }
+        hub.log(app, event);
+        let message = encode_event(event);
+        let bytes = message.len();
+        let in_flight = Arc::clone(&self.in_flight);
+        if in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes > IN_FLIGHT_BYTES_MAX {
+            in_flight.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Unavailable);
+        }
+        let group = channel_group(&app.id.0, event.channel.as_str());
+        let published = self.cluster.publish([(group, message.into())]);
+        hub.runtime.spawn(async move {
+            let _ = published.await;
+            in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        });
+        Ok(true)
+    }
+
+    /// Closes the connections of a user on all nodes, this one among them.
+    pub(in crate::hub) fn terminate_user(&self, app: &App, user: &UserId) -> PendingReply<()> {
+        // To all nodes: a node whose sign-in is pending may not be subscribed to the user's group yet.
+        self.cluster.notify_all(format!("t{}/{user}", app.id).as_bytes())
+    }
+
+    /// Handles a message that arrived on the topic of a channel's group.
+    pub(super) fn deliver(
+        &self,
+        hub: &Shared,
+        group: &Group,
+        (app, channel): (&Arc<App>, ChannelName),
+        version: Option<Version>,
+        message: &Bytes,
+    ) -> Option<Capacity> {
+        if message.first() == Some(&COUNT) {
+            self.receive_count(hub, group, (app, &channel), message);
+            return None;
+        }
+        let Some((except, frame)) = decode_event(message) else {
+            hub.metrics.cluster.dropped.count();
+            return None;
+        };
+        let cache = cache(app, app.limits.cache_ttl);
+        let key = key(app, &channel);
+        let published =
+            hub.registry.deliver(&key, frame, except, version.map(|version| (cache, version)), hub.now());
+        if let Some(limit) = published.limit {
+            hub.report_not_cached(limit, app, &key.channel);
+        }
+        hub.deliver(published.drive);
+        published
+            .backlog
+            .filter(Backlog::exceeds_hard_limit)
+            .map(|mut backlog| Box::pin(std::future::poll_fn(move |cx| backlog.poll_ready(cx))) as Capacity)
+    }
+
+    /// Delivers events that were cached while the broker was unavailable to the subscribers of cache channels.
+    pub(super) async fn deliver_missed_cached(&self, hub: &Shared) {
+        let mut caches = hub.registry.subscribed_caches();
+        while let Some(chunk) = caches.next_chunk() {
+            for key in chunk {
+                let Some(app) = self.apps.by_id(&key.app) else { continue };
+                let cached = self.cluster.cached(channel_group(&key.app, key.channel.as_str())).await;
+                // If the broker is disconnected again, this starts again when it is back.
+                let Ok(cached) = cached else { return };
+                if let Some(CachedMessage { version, message, ttl }) = cached
+                    && let Some((except, frame)) = decode_event(&message)
+                {
+                    let cached = (cache(app, ttl), version);
+                    hub.drive(hub.registry.deliver(&key, frame, except, Some(cached), hub.now()).drive);
+                }
+            }
+            yield_now().await;
+        }
+    }
+}

@@ -95,7 +95,7 @@ async fn parameters_may_come_in_the_query() {
     let mut client = server.connect().await;
     client.subscribe("a").await;
     client.subscribe("b").await;
-    // The form in the specification of the Ruby SDK (vector H7 of protocol.md).
+    // The form in the specification of the Ruby SDK (protocol.md §8.3, vector H7).
     let request = Request::post(EVENTS, "")
         .with("name", "greet")
         .with("channels[]", "a")

@@ -31,7 +31,7 @@ const QUEUED_BYTES_MIN: usize = 64 * 1024 * 1024;
 /// How the endpoint serves, whatever the app.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// After this silence clients ping; they are told it at the start. 5 to 600 s, default 30 s.
+    /// After this silence clients ping. Sent to them in the first frame. 5 to 600 s, default 30 s.
     pub activity_timeout: Duration,
     /// After this silence a client is pinged. Default 50 s, under the 60 s after which proxies disconnect.
     pub ping_interval: Duration,

@@ -298,11 +298,14 @@ mod tests {
             (&short, days(4) + 1, Some("expires in 47 hours, on")),
         ];
         for (certificate, now, expected) in table {
-            let said = certificate.validity_message(now);
+            let message = certificate.validity_message(now);
             match expected {
-                None => assert_eq!(said, None),
+                None => assert_eq!(message, None),
                 Some(words) => {
-                    assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{words}: {said:?}")
+                    assert!(
+                        message.as_ref().is_some_and(|message| message.contains(words)),
+                        "{words}: {message:?}"
+                    )
                 }
             }
         }
@@ -312,16 +315,16 @@ mod tests {
     fn a_validity_warning_is_due_at_each_change_and_once_a_day() {
         let (certificate, renewed) = (certificate(90), certificate(120));
         let mut warned = ValidityWarnings::at_start(&certificate, FROM);
-        let mut said = Vec::new();
+        let mut warned_at = Vec::new();
         for hour in 0..=93 * 24 {
             if warned.due(&certificate, FROM + hour * HOUR).is_some() {
-                said.push(hour);
+                warned_at.push(hour);
             }
         }
         // From the first hour with less than 14 days to go, once a day, and in the first hour after the expiry.
         let mut expected: Vec<i64> = (0..14).map(|day| 76 * 24 + 1 + day * 24).collect();
         expected.extend((0..3).map(|day| 90 * 24 + 1 + day * 24));
-        assert_eq!(said, expected);
+        assert_eq!(warned_at, expected);
         assert_eq!(warned.due(&renewed, FROM + 93 * DAY), None, "no warning for a renewed one");
         let mut expired = ValidityWarnings::at_start(&certificate, FROM + 91 * DAY);
         assert_eq!(expired.due(&certificate, FROM + 91 * DAY + HOUR), None, "the start has shown it");

@@ -32,7 +32,7 @@ async fn the_first_frame_says_that_the_connection_is_established() {
 }
 
 #[tokio::test]
-async fn clients_are_told_the_activity_timeout_that_is_set() {
+async fn the_first_frame_contains_the_activity_timeout() {
     let server = Server::with(|setup| setup.options.pusher.activity_timeout = Duration::from_secs(120)).await;
     let mut client = server.upgrade("/app/demo-key", &[]).await.client();
     let data: Value = serde_json::from_str(client.next().await["data"].as_str().unwrap()).unwrap();

@@ -175,7 +175,7 @@ async fn a_signed_subscription_or_a_sign_in_authorises_a_connection() {
 }
 
 #[tokio::test]
-async fn connections_need_no_authorisation_unless_the_app_says_so() {
+async fn connections_need_no_authorisation_unless_the_app_requires_it() {
     let server = with_authorized_connections().await;
     let mut other = server.connect_to("/app/other-key").await;
     server.connect().await.expect_close(4009).await;

@@ -1,5 +1,5 @@
-//! Configuration files: what a TOML file says, it says as JSON and as YAML too, right or wrong, and no secret is
-//! repeated. The first byte of the input chooses the format, the rest is the text.
+//! Configuration files: TOML, JSON and YAML with the same content give the same settings or the same errors, and no output
+//! contains a secret. The first byte of the input selects the format, the rest is the text.
 
 use std::fs;
 
@@ -8,10 +8,10 @@ use pusherd::config::{Settings, Sources, load};
 
 use super::naive::Folder;
 
-/// Stands where the fuzzer's input has a secret of this name.
+/// The text of a secret in the input.
 const SECRET: &str = "hunter2hunter2";
 
-/// The settings that may hold it.
+/// The settings that may contain it.
 const SECRETS: [&str; 3] = ["secret", "password", "sentinel_password"];
 
 /// See the module.
@@ -38,7 +38,7 @@ pub fn holds(data: &[u8]) {
     }
 }
 
-/// Whether the secret stands where none is expected: in the name of a setting or in the value of another one.
+/// Whether the secret is in a place that is not secret: in the name of a setting or in the value of another one.
 fn is_told(key: &str, value: &Value) -> bool {
     let inside = match &value.kind {
         ValueKind::String(text) => !SECRETS.contains(&key) && text.contains(SECRET),
@@ -49,7 +49,7 @@ fn is_told(key: &str, value: &Value) -> bool {
     inside || key.contains(SECRET)
 }
 
-/// What comes of a file: the settings, or what is wrong with them.
+/// Loads a file: the settings, or the errors.
 fn loaded(directory: &Folder, ending: &str, text: &str) -> Result<String, String> {
     let path = directory.path().join(format!("file.{ending}"));
     fs::write(&path, text).unwrap();
@@ -73,7 +73,7 @@ fn loaded(directory: &Folder, ending: &str, text: &str) -> Result<String, String
     }
 }
 
-/// A table as JSON; `None` if JSON cannot say it.
+/// A table as JSON; `None` if JSON cannot represent it.
 fn object(table: &Map<String, Value>) -> Option<String> {
     let entry = |(key, value): (&String, &Value)| {
         Some(format!("{}:{}", serde_json::to_string(key).ok()?, json(&value.kind)?))
@@ -88,7 +88,7 @@ fn json(kind: &ValueKind) -> Option<String> {
         ValueKind::Boolean(is) => is.to_string(),
         ValueKind::I64(number) => number.to_string(),
         ValueKind::U64(number) => number.to_string(),
-        // Not told apart from what the parser of JSON makes of them.
+        // The JSON parser reads these numbers in another type.
         ValueKind::I128(_) | ValueKind::U128(_) | ValueKind::Float(_) => return None,
         ValueKind::String(text) => serde_json::to_string(text).ok()?,
         ValueKind::Table(table) => object(table)?,

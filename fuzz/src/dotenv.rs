@@ -1,5 +1,5 @@
-//! `.env` files: whatever stands in one, what follows is read as it is written in any of the ways that Laravel reads.
-//! The input is the text in front, and the value.
+//! `.env` files: after any text, a variable is read in each of the forms that Laravel accepts. The input is the text before
+//! the variable, and the value.
 
 use std::fs;
 
@@ -12,13 +12,13 @@ const SECRET: &str = "hunter2hunter2";
 
 #[derive(Arbitrary, Debug)]
 struct File<'a> {
-    /// What the value is and how it is written.
+    /// The value, and its form.
     value: Vec<u8>,
     style: Style,
     exports: bool,
     comment: bool,
     returns: bool,
-    /// Everything else.
+    /// The text before the variable.
     before: &'a str,
 }
 
@@ -38,12 +38,13 @@ pub fn holds(data: &[u8]) {
         fs::write(directory.path().join(".env"), text).unwrap();
         load(&Sources::of([], directory.path().to_owned()))
     };
-    // Bytes that are no text are read too.
+    // Bytes that are not UTF-8 must not cause a panic.
     fs::write(directory.path().join(".env"), data).unwrap();
     let _ = pusherd::config::load(&Sources::of([], directory.path().to_owned()));
 
     let Ok(file) = File::arbitrary_take_rest(Unstructured::new(data)) else { return };
-    // A key: visible ASCII but for the few that a key cannot have; in front a letter, so that it is no word of env().
+    // A key: visible ASCII without the characters that a key cannot have, and a first letter, so that it is no word of
+    // env().
     let allowed = |byte: &u8| (33..127).contains(byte) && !b"/?#%:".contains(byte);
     let key: String =
         file.value.iter().filter(|byte| allowed(byte)).take(100).map(|byte| char::from(*byte)).collect();
@@ -65,7 +66,7 @@ pub fn holds(data: &[u8]) {
     let alone = load(&lines).unwrap();
     assert_eq!(&*alone.apps[0].keys[0].key, &*key, "{lines}");
 
-    // A quote that is open at the end of what stands in front may go on; a quote and a line end close any.
+    // An open quote in the text before may continue into the variable.
     if file.before.contains(SECRET) {
         return;
     }

@@ -1,5 +1,5 @@
-//! Variables: whatever they hold is a setting or is refused by name, no secret is repeated, and a `.env` file that
-//! holds the same means the same.
+//! Variables: any value is a setting or an error that names the variable, no output contains a secret, and a `.env` file
+//! with the same variables gives the same result.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,10 +12,10 @@ use super::naive::Folder;
 
 const SECRET: &str = "hunter2hunter2";
 
-/// A URL of Redis that holds it.
+/// A URL of Redis that contains it.
 const SECRET_URL: &str = "rediss://me:hunter2hunter2@redis.test:6380/2";
 
-/// All variables of the reference, but for those that name files.
+/// All variables of the reference except those that name files.
 static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let reference = reference();
     let words =
@@ -26,7 +26,7 @@ static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     named
 });
 
-/// Values that mean something are found sooner than by chance.
+/// Values with a meaning, which the fuzzer would seldom find by chance.
 #[derive(Arbitrary, Debug)]
 enum Text {
     Any(String),
@@ -132,7 +132,7 @@ pub fn holds(data: &[u8]) {
     let (Ok(text) | Err(text)) = &told;
     assert!(others || !text.contains(SECRET), "a secret is told: {text}");
 
-    // In double quotes every value can be written.
+    // Every value can be written in double quotes.
     let escape = |value: &str| {
         value
             .replace('\\', "\\\\")

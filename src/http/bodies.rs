@@ -4,7 +4,7 @@
 //! is charged to its app and to the node, from its arrival until the response. Bytes that are only announced are not
 //! charged, so that no client can reserve bytes without sending them.
 //!
-//! The signature of a head proves who signed it, not who sends it: a head that was intercepted can be sent again. So of the
+//! The signature of a head identifies its signer, not its sender: a head that was intercepted can be sent again. So of the
 //! requests with one signature, one at a time may send such a body; the next one waits until the body is complete or its
 //! request ended. Retries, and workers that publish the same event in the same second, still succeed.
 

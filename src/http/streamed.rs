@@ -1,5 +1,5 @@
 //! Responses that may be long: they are encoded in chunks, and other tasks run in between. A list of half a million
-//! channels blocks nobody and takes the memory of one chunk.
+//! channels takes the memory of one chunk and does not block other tasks.
 //!
 //! A response of one chunk, as nearly all are, is sent with its length. A longer one is streamed at the speed of the
 //! client, at most for as long as a request body may take to arrive.

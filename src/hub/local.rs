@@ -17,7 +17,7 @@ use crate::rejections::Example;
 use crate::webhooks::{self, DeliveryGuard};
 
 impl Shared {
-    /// Subscribes a connection on this node, or tells it why it is refused.
+    /// Subscribes a connection on this node, or sends it the refusal.
     pub(super) fn join(
         &self,
         app: &App,
@@ -46,7 +46,7 @@ impl Shared {
         joined
     }
 
-    /// Counts a refused join and tells the client why.
+    /// Counts a refused join and sends the refusal to the client.
     pub(super) fn refuse_join(&self, app: &App, outbox: &Outbox, channel: &ChannelName, error: JoinError) {
         let (limit, refusal) = refusal::of_join(error, app, channel);
         let example = Example::default().socket(outbox.socket()).channel(channel.as_str());
@@ -145,7 +145,8 @@ impl Shared {
         );
     }
 
-    /// The webhooks of a join, in the order in which a channel fills. In a cluster, the broker records who is where.
+    /// The webhooks of a join, in the order in which a channel fills. In a cluster, the records of the broker replace those
+    /// of edges.
     fn join_webhooks(
         &self,
         mut guard: DeliveryGuard<'_>,

@@ -153,7 +153,7 @@ impl Shared {
         self.deliver(left.and_then(|left| left.drive));
     }
 
-    /// Makes a connection a watcher of `watchlist`, and tells it if the list was truncated.
+    /// Makes a connection a watcher of `watchlist`, and sends an error frame if the list was truncated.
     pub(super) fn watch(
         &self,
         app: &Arc<str>,

@@ -136,7 +136,7 @@ impl ChannelName {
             .any(|prefix| self.0.starts_with(prefix))
     }
 
-    /// Whether the channel is a presence channel: subscribers receive who joins and leaves.
+    /// Whether the channel is a presence channel: subscribers receive member events.
     #[must_use]
     pub fn is_presence(&self) -> bool {
         self.access() == Access::Presence

@@ -86,7 +86,7 @@ impl Users {
         Self(Arc::new(Shared { in_cluster: true, ..Shared::default() }))
     }
 
-    /// Runs `act` on a user, who is added if missing.
+    /// Runs `act` on a user, which is added if it is missing.
     fn with<T>(&self, key: &UserKey, act: impl FnOnce(&mut User) -> T) -> T {
         loop {
             let found = Arc::clone(&self.0.users.entry(key.clone()).or_default());

@@ -130,7 +130,7 @@ fn http_vectors_h1_to_h13_hold() {
         ),
     ];
     for (name, method, path, more, body, signature) in table {
-        // The order of parameters and the place of the signature are free.
+        // Parameters may be in any order, including the signature.
         for query in [
             format!("{A}&{more}&auth_signature={signature}"),
             format!("auth_signature={signature}&{more}&{A}"),

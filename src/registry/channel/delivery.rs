@@ -93,7 +93,7 @@ impl Drop for Drive {
     }
 }
 
-/// One batch on its way to everyone who was subscribed when it was taken from the queue.
+/// The delivery of one batch to the subscribers at the time at which it was taken from the queue.
 #[derive(Debug)]
 pub struct Pass {
     batch: Batch,

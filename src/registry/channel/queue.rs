@@ -141,7 +141,7 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Whether the channel has more undelivered bytes than 8 MiB, so that nobody may publish to it, not even other nodes.
+    /// Whether the channel has more undelivered bytes than 8 MiB. Then messages of other nodes must wait too.
     #[must_use]
     pub fn exceeds_hard_limit(&self) -> bool {
         self.channel.state.lock().queue.bytes > BACKLOG_HARD_BYTES

@@ -100,7 +100,7 @@ fn the_examples_of_the_specification_are_inflated() {
         &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
         &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
         &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
-        // The last block is an empty one, whose length is what does not travel.
+        // The last block is empty, and its length is the part that is not sent.
         &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x04],
         // The last block with nothing after it, as a sender has it that adds no octet.
         &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
@@ -130,7 +130,7 @@ fn an_incomplete_or_invalid_message_is_rejected() {
     let table: [&[u8]; _] = [
         b"\xff\xff\xff\xff",
         b"{\"event\":\"pusher:ping\"}",
-        // A reserved kind of block, a stored block whose length is wrong, and one that is not all there.
+        // A reserved type of block, a stored block with a wrong length, and an incomplete one.
         &[0x06],
         &[0x00, 0x05, 0x00, 0xfa, 0xfe, b'H', b'e', b'l', b'l', b'o', 0x00],
         &[0x00, 0x05, 0x00, 0xfa, 0xff, b'H'],

@@ -1,7 +1,7 @@
-//! What a message costs in user space: decoding, encoding, compressing, signatures, joining and delivering.
+//! The cost of a message in user space: decoding, encoding, compression, signatures, joining and delivery.
 //!
-//! `cargo bench` runs them all, `cargo bench -- deliver` some; `cargo bench -- deflate` also prints what compression
-//! saves, for docs/compression.md. What the kernel adds is measured over sockets.
+//! `cargo bench` runs all benchmarks, `cargo bench -- deliver` some. `cargo bench -- deflate` also prints the savings of
+//! compression, for docs/compression.md. The cost of the kernel is measured by `scripts/load`, over sockets.
 
 mod laravel;
 
@@ -50,7 +50,7 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-/// Messages of a Laravel application out and in, as they go over the wire.
+/// Messages of a Laravel application in both directions, as on the wire.
 fn deflate(c: &mut Criterion) {
     let mut group = c.benchmark_group("deflate");
     group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
@@ -86,7 +86,7 @@ fn deflate(c: &mut Criterion) {
     }
 }
 
-/// Prints what each level makes of the messages, and how long it takes at best: the table of docs/compression.md.
+/// Prints the size of the messages at each level and the best time: the table of docs/compression.md.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
 fn levels() {
     const LEVELS: [u32; 6] = [1, 2, 3, 4, 6, 9];
@@ -94,7 +94,7 @@ fn levels() {
     for (name, frame) in laravel::frames() {
         let text = frame.text();
         let mut payload = Vec::with_capacity(text.len() + 64);
-        // A compressor and its best time for each level; in turns, so that what disturbs one disturbs all.
+        // A compressor and its best time for each level. They alternate, so that disturbances affect all levels.
         let mut compressors = LEVELS.map(|level| (Compress::new(Level::new(level), false), Duration::MAX, 0));
         for _ in 0..500 {
             for (compress, best, bytes) in &mut compressors {
@@ -118,7 +118,7 @@ fn levels() {
     }
 }
 
-/// A frame of the server as a client would send it: the mask is zeros, which change nothing.
+/// A frame of the server as a client would send it, with a mask of zeros, which leaves the payload unchanged.
 fn masked(frame: &[u8]) -> Vec<u8> {
     let head = match frame[1] {
         126 => 4,

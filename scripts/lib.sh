@@ -1,4 +1,4 @@
-# What the scripts share. To be sourced.
+# Functions that the scripts share. Source this file.
 
 heading() {
   printf '\n== %s ==\n' "$*"
@@ -31,7 +31,7 @@ has_nginx() {
   has nginx || [[ -x /usr/sbin/nginx ]]
 }
 
-# install_with_apt WHAT PACKAGE...: WHAT is for the message where there is no apt.
+# install_with_apt WHAT PACKAGE...: WHAT is the name in messages.
 install_with_apt() {
   local what=$1
   shift
@@ -63,7 +63,7 @@ need_redis() {
   need has_redis Redis redis-server
 }
 
-# Unless PUSHERD_BIN names a binary.
+# Builds pusherd, unless PUSHERD_BIN names a binary.
 build() {
   [[ -z ${PUSHERD_BIN:-} ]] || return 0
   has cargo || fail 'cargo is missing: please install a Rust toolchain'

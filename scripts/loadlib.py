@@ -22,18 +22,18 @@ PORTS = range(7100, 7200)
 
 
 class Failed(Exception):
-    """Something that ends the script, or a row of it, with its text."""
+    """Ends the script, or one row of it, with this text."""
 
 
 class Skip(Exception):
-    """A row that cannot be measured here, and why."""
+    """The reason why a row cannot be measured on this machine."""
 
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-# ---- processes: all that is started is in this list until it has ended ----
+# ---- processes: the list contains every process that was started and is still running ----
 
 _running = []
 
@@ -142,7 +142,7 @@ def free_port():
         port = PORTS[_next_port % len(PORTS)]
         _next_port += 1
         with socket.socket() as s:
-            # As servers do, so that connections that linger from the last run do not count.
+            # Like servers, so that lingering connections of the last run do not matter.
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 s.bind(("127.0.0.1", port))
@@ -154,7 +154,7 @@ def free_port():
 
 
 class Server:
-    """A server on a port of its own, in a folder of its own; `with` ends it."""
+    """A server with its own port and folder; `with` stops it."""
 
     name = ""
     patience = 15
@@ -221,7 +221,7 @@ def _toml(table):
 
 
 def pusherd_config(folder, server=None, limits=None, app=None, sections=None):
-    """Writes a configuration whose limits do not stand in the way; returns its path."""
+    """Writes a configuration with limits that are never reached; returns its path."""
     path = Path(folder) / "pusherd.toml"
     others = "".join(f"[{name}]\n{_toml(values)}" for name, values in (sections or {}).items())
     path.write_text(
@@ -233,7 +233,7 @@ def pusherd_config(folder, server=None, limits=None, app=None, sections=None):
 
 
 def _clean_environment():
-    """Without the settings that pusherd would take from variables."""
+    """The environment without variables of pusherd."""
     families = ("PUSHERD_", "PUSHER_", "REVERB_", "SOKETI_", "LARAVEL_WEBSOCKETS_")
     return {key: value for key, value in os.environ.items() if not key.startswith(families)}
 
@@ -264,7 +264,7 @@ class Pusherd(Server):
 
 
 def knows_settings(binaries, server=None, app=None, limits=None):
-    """Whether this pusherd takes these settings."""
+    """Whether this pusherd accepts these settings."""
     with tempfile.TemporaryDirectory(prefix="pusherd-load-") as folder:
         config = pusherd_config(folder, server, limits, app)
         check = subprocess.run(
@@ -283,7 +283,7 @@ def knows_settings(binaries, server=None, app=None, limits=None):
 
 
 def load(binaries, arguments, host="127.0.0.1", port=None, pid=None, app=APP, extra=(), patience=900):
-    """One run of pusherload; its report."""
+    """Runs pusherload; returns its report."""
     command = [binaries.pusherload, *arguments, "--quiet", "--host", host, "--port", port]
     for key, value in app.items():
         command += [f"--{key}", value]
@@ -304,7 +304,7 @@ def load(binaries, arguments, host="127.0.0.1", port=None, pid=None, app=APP, ex
 
 
 def other_cpu(report):
-    """The most that other processes took while it ran, % of a core."""
+    """The maximum CPU usage of other processes during the run, in % of a core."""
     values = [value for key, value in report.items() if key.endswith("other_cpu_pct") and value is not None]
     return max(values, default=0.0)
 
@@ -319,7 +319,7 @@ def median(values):
 
 
 def figure(value):
-    """A number for people: three digits that count."""
+    """A number with three significant digits."""
     if value is None:
         return "–"
     if value == 0:
@@ -341,7 +341,7 @@ def table(rows):
 
 
 def machine():
-    """What it was measured on, without what differs between two boots."""
+    """The machine, without values that change between boots."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -353,7 +353,7 @@ def machine():
 
 
 def commit():
-    """What was measured."""
+    """The commit that was measured."""
     if os.environ.get("PUSHERD_BIN"):
         return "of PUSHERD_BIN"
     out = subprocess.run(

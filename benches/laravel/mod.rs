@@ -1,12 +1,12 @@
-//! Messages as subscribers of a Laravel application get them, small to large: an event's data is JSON, escaped into
-//! a string of the message's own JSON.
+//! Messages to subscribers of a Laravel application, from small to large. The data of an event is JSON, escaped into a string
+//! of the JSON message.
 
 use pusherd::protocol::message::ServerMessage;
 use pusherd::protocol::wire::{Frame, pusher};
 use pusherd::protocol::{ChannelName, NameRules};
 use serde_json::{Value, json};
 
-/// What each is, and the frame it goes out in.
+/// The name of each message, and its frame.
 pub(crate) fn frames() -> Vec<(&'static str, Frame)> {
     let order_with_everything = {
         let mut order = order(1);
@@ -87,7 +87,7 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame)> {
     ]
 }
 
-/// A model with nothing of its relations. What differs from one to the next is what differs in practice.
+/// A model without its relations. The fields that differ between models are those that differ in practice.
 fn order(at: u64) -> Value {
     let time = |hour: u64, second: u64| {
         format!("2026-11-2{}T0{}:1{}:{:02}.000000Z", at % 3, hour % 9, at % 6, second % 60)

@@ -1,6 +1,5 @@
-//! Counts by valgrind what pusherd executes: instructions and allocations of one publish, one delivery, one
-//! connection. Unlike time these hardly depend on the machine or on what else it does, so that a rise is a fact and CI
-//! can reject it.
+//! Counts, with valgrind, the instructions and allocations of pusherd for one publish, one delivery or one connection.
+//! Unlike time, they hardly depend on the machine or its load, so CI can reject an increase.
 //!
 //! Each scenario runs twice, with few and with many repetitions. The difference, divided by the repetitions, is the
 //! cost of one, without start and stop. One worker thread and one request at a time make the runs alike.
@@ -18,10 +17,10 @@ use std::time::Duration;
 use clap::Parser;
 use pusherload::sign::Signer;
 
-/// A rise above this many percent over the baseline is refused.
+/// An increase of more than this many percent over the baseline fails.
 const RISE_PERCENT_MAX: f64 = 5.0;
 
-/// How long a benchmark waits for what must happen; valgrind makes everything fifty times slower.
+/// The timeout of each step; valgrind makes the server fifty times slower.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Counts what a pusherd executes, and compares it with a baseline.
@@ -56,16 +55,16 @@ messages_per_second = 1000000
 messages_burst = 1000000
 "#;
 
-/// One kind of work.
+/// A scenario.
 struct Scenario {
     name: &'static str,
-    /// What is counted once a repetition.
+    /// The unit that is counted.
     unit: &'static str,
-    /// How many of `unit` a repetition has.
+    /// The number of units in a repetition.
     units: u64,
-    /// Repetitions of the two runs.
+    /// The repetitions of the two runs.
     repetitions: (u64, u64),
-    /// Prepares, then gives the work of one repetition.
+    /// Prepares the scenario; returns the work of one repetition.
     prepare: fn(&Server) -> Box<dyn FnMut()>,
 }
 
@@ -151,7 +150,7 @@ const SCENARIOS: &[Scenario] = &[
                 let mut client = Socket::subscribed(address, "private-churn");
                 client.stream.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
                 client.next();
-                // The end of the stream: the server is done with the connection.
+                // The end of the stream: the server has closed the connection.
                 assert_eq!(client.stream.read(&mut [0; 16]).unwrap(), 0);
             })
         },
@@ -187,7 +186,7 @@ fn main() -> ExitCode {
         let before = baseline.get(name);
         let is_wanted = wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
         let cost = if is_wanted { Some(scenario.measure(&pusherd)) } else { None };
-        // What is not counted keeps its baseline.
+        // Scenarios that did not run keep their baseline.
         if let Some(cost) = cost.as_ref().or(before) {
             writeln!(table, "{name}\t{unit}\t{:.0}\t{:.2}", cost.instructions, cost.allocations).unwrap();
         }
@@ -198,7 +197,7 @@ fn main() -> ExitCode {
         let change = before.map(|before| {
             let percent = (cost.instructions / before.instructions - 1.0) * 100.0;
             let allocations = cost.allocations - before.allocations;
-            // Half an allocation is no noise: they are counted, and a repetition is like the other.
+            // Allocations are exact and equal in all repetitions, so half of one is no noise.
             if percent > RISE_PERCENT_MAX || allocations > 0.5 {
                 risen.push(name);
             }
@@ -223,7 +222,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What something costs.
+/// The cost of a unit.
 #[derive(Clone, Copy)]
 struct Cost {
     instructions: f64,
@@ -250,7 +249,7 @@ impl Scenario {
         }
     }
 
-    /// What the server executes from its start to its end.
+    /// The total from the start of the server to its end.
     fn run(&self, pusherd: &Path, repetitions: u64) -> Cost {
         let mut server = Server::start(pusherd);
         let mut work = (self.prepare)(&server);
@@ -283,7 +282,7 @@ impl Server {
             .arg(format!("--callgrind-out-file={}", counts.display()));
         command.arg(pusherd).args(["serve", "--port", "0", "--log-format", "json"]);
         command.arg("--config").arg(&config).arg("--env-file").arg("/dev/null");
-        // One worker, so that no run differs by who woke whom.
+        // One worker, so that the order of wake-ups does not differ between runs.
         command.env_clear().env("PATH", path()).env("TOKIO_WORKER_THREADS", "1").current_dir(&directory);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("valgrind is installed");
@@ -296,7 +295,7 @@ impl Server {
                 break rest.split('"').next().unwrap().parse().unwrap();
             }
         };
-        // What else it says is of no interest, but must be read.
+        // The rest of the output is not used, but must be read.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Self { child, address, directory, counts }
     }
@@ -319,18 +318,18 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Only where a scenario failed; otherwise it has ended.
+        // Only if a scenario failed; otherwise the process has ended.
         let _ = self.child.kill();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// Where valgrind is looked for.
+/// The paths where valgrind may be.
 fn path() -> std::ffi::OsString {
     std::env::var_os("PATH").unwrap_or_default()
 }
 
-/// All instructions, and all calls of the functions that allocate, in a file of callgrind.
+/// The total of instructions and of calls to allocation functions in a file of callgrind.
 fn read_counts(text: &str) -> Cost {
     let mut names: HashMap<&str, &str> = HashMap::new();
     let (mut callee, mut instructions, mut allocations) = ("", 0.0, 0.0);
@@ -345,7 +344,7 @@ fn read_counts(text: &str) -> Cost {
         } else if let Some((kind, function)) = line.split_once('=')
             && matches!(kind, "fn" | "cfn")
         {
-            // The first time with its name, then by number only.
+            // A name appears at its first use, later only its number.
             let (number, name) = function.split_once(' ').unwrap_or((function, ""));
             if !name.is_empty() {
                 names.insert(number, name.split('\'').next().unwrap());
@@ -373,7 +372,7 @@ struct Http {
 }
 
 impl Http {
-    /// Sends a request, and takes its answer, which must be 200 with a body of `{}`.
+    /// Sends a request. The response must be 200 with the body `{}`.
     fn ask(&mut self, request: &[u8]) {
         self.stream.write_all(request).unwrap();
         let mut len = 0;
@@ -438,7 +437,7 @@ impl Socket {
     }
 }
 
-/// A client's text frame; the mask is zeros, which costs the server the same.
+/// A text frame of a client. The mask is zeros, which costs the server the same.
 fn masked(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81];
     match text.len() {

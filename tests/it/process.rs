@@ -1,4 +1,4 @@
-//! The process and what surrounds it: standard streams, signals, terminals. Each test runs the binary.
+//! The process: standard streams, signals, terminals. Each test runs the binary.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Write as _, pipe};
@@ -22,17 +22,17 @@ use crate::harness::{
     webhook,
 };
 
-/// What a pipe takes without a reader.
+/// The capacity of a pipe.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// What waits for standard error at most, and more than it.
+/// The capacity of the queue of the log.
 const QUEUE_BYTES: usize = 1024 * 1024;
 
-/// A server in a process of its own, that is killed with the test.
+/// A server in its own process. Dropping it kills the process.
 struct Daemon {
     child: Child,
     address: SocketAddr,
-    _place: TempDir,
+    _directory: TempDir,
 }
 
 impl Drop for Daemon {
@@ -42,16 +42,16 @@ impl Drop for Daemon {
     }
 }
 
-/// How a server is to be, before it starts.
+/// The configuration of a server before its start.
 struct Setup {
-    place: TempDir,
+    directory: TempDir,
     address: SocketAddr,
     command: Command,
 }
 
 impl Setup {
-    /// `pusherd serve` with the demo app and `arguments`, on an address that nobody else has: standard streams, which
-    /// would tell a port, are what is broken here.
+    /// `pusherd serve` with the demo app and `arguments`, on an unused address. The port is fixed, because these tests break
+    /// the standard streams that would report a free one.
     fn new(arguments: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pusherd"));
         command.arg("serve");
@@ -63,16 +63,16 @@ impl Setup {
         let [_, high, middle, low] = std::process::id().to_be_bytes();
         let ip = Ipv4Addr::new(127, 128 | high, middle, low);
         let address = SocketAddr::from((ip, NEXT.fetch_add(1, Ordering::Relaxed)));
-        let place = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         command.args(["--host", &ip.to_string(), "--port", &address.port().to_string()]);
-        command.args(arguments.split_whitespace()).env_clear().current_dir(place.path());
+        command.args(arguments.split_whitespace()).env_clear().current_dir(directory.path());
         command.envs([
             ("PUSHERD_APP_ID", DEMO.app_id),
             ("PUSHERD_APP_KEY", DEMO.key),
             ("PUSHERD_APP_SECRET", DEMO.secret),
         ]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { place, address, command }
+        Self { directory, address, command }
     }
 
     fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
@@ -92,22 +92,22 @@ impl Setup {
 
     async fn start(mut self) -> Daemon {
         let child = self.command.spawn().unwrap();
-        // The command has its own ends of pipes.
+        // The command holds ends of the pipes.
         drop(self.command);
-        Daemon { child, address: self.address, _place: self.place }.listening().await
+        Daemon { child, address: self.address, _directory: self.directory }.listening().await
     }
 
-    /// Starts with a standard error whose lines are read.
+    /// Starts with a pipe as standard error, and reads its lines.
     async fn start_logging(self) -> (Daemon, Lines) {
         let (reader, writer) = pipe().unwrap();
         (self.stderr(writer).start().await, Lines::of(reader))
     }
 
-    /// Starts on a terminal, as its foreground.
+    /// Starts in the foreground of a terminal.
     async fn start_on_terminal(self) -> (Daemon, Terminal) {
         let (terminal, inside) = open_terminal().unwrap();
         let child = pty_process::blocking::Command::from(self.command).spawn(inside).unwrap();
-        let daemon = Daemon { child, address: self.address, _place: self.place };
+        let daemon = Daemon { child, address: self.address, _directory: self.directory };
         (daemon.listening().await, Terminal(BufReader::new(OwnedFd::from(terminal).into())))
     }
 }
@@ -115,7 +115,7 @@ impl Setup {
 impl Daemon {
     async fn listening(mut self) -> Self {
         eventually("the server listens", || {
-            assert_eq!(self.child.try_wait().unwrap(), None, "it ended early");
+            assert_eq!(self.child.try_wait().unwrap(), None, "the process ended early");
             async { TcpStream::connect(self.address).await.is_ok() }
         })
         .await;
@@ -137,15 +137,15 @@ impl Daemon {
         raw
     }
 
-    /// Shows that it serves.
+    /// Checks that the server accepts WebSockets and publishes.
     async fn serves(&self) {
         self.websocket().await.fence().await;
         let event = json!({ "name": "e", "channel": NEWS, "data": "" }).to_string();
         self.http().await.send(Request::post("/apps/1001/events", event).signed()).await.ok();
     }
 
-    /// Has so many bytes logged, by `--debug`.
-    async fn logs(&self, bytes: usize) {
+    /// Causes this many bytes of log, with `--debug`.
+    async fn cause_log(&self, bytes: usize) {
         let mut raw = self.websocket().await;
         let text = "x".repeat(16 * 1024);
         for _ in 0..bytes / text.len() + 1 {
@@ -163,14 +163,14 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
-    /// Ends it by SIGTERM, and checks that it drained and ended well.
-    async fn ends_well(self) {
+    /// Sends SIGTERM, and checks that the server drains and exits with 0.
+    async fn drains_on_sigterm(self) {
         let client = self.websocket().await;
         self.signal(Signal::TERM);
         self.drains(client).await;
     }
 
-    /// Checks that `client` is closed as by a drain, and that the process ends well.
+    /// Checks that a drain closes `client`, and that the process exits with 0.
     async fn drains(self, mut client: RawSocket) {
         is_closed(&mut client).await;
         assert_eq!(self.ended().await.code(), Some(0));
@@ -183,7 +183,7 @@ async fn is_closed(client: &mut RawSocket) {
     client.expect_close(4100).await;
 }
 
-/// What comes out of something, line by line.
+/// The lines of a stream.
 struct Lines(Receiver<String>);
 
 impl Lines {
@@ -207,12 +207,12 @@ impl Lines {
     }
 }
 
-/// A terminal, seen from outside. Dropping it closes it.
+/// The master side of a terminal. Dropping it closes the terminal.
 struct Terminal(BufReader<File>);
 
 impl Terminal {
-    /// The next line with `part` in it, and the terminal. Nobody reads it meanwhile, so that there is no other
-    /// descriptor of it when it is dropped.
+    /// The next line with `part` in it, and the terminal. It is moved, so that no other descriptor of it is open when it is
+    /// dropped.
     async fn with(mut self, part: &'static str) -> (Self, String) {
         let reading = spawn_blocking(move || {
             let mut line = String::new();
@@ -234,7 +234,7 @@ fn full_device() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// A pipe that takes nothing more, as long as nobody reads.
+/// A pipe that is full until it is read.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe().unwrap();
     writer.write_all(&[b'.'; PIPE_BYTES]).unwrap();
@@ -246,63 +246,63 @@ fn closed_pipe() -> PipeWriter {
 }
 
 #[tokio::test]
-async fn a_log_that_cannot_be_written_harms_nothing() {
+async fn a_failing_log_does_not_affect_the_server() {
     for stderr in [Stdio::from(full_device()), Stdio::from(closed_pipe())] {
         let daemon = Setup::new("--log-level trace --debug").stderr(stderr).start().await;
-        daemon.logs(2 * QUEUE_BYTES).await;
+        daemon.cause_log(2 * QUEUE_BYTES).await;
         daemon.serves().await;
-        daemon.ends_well().await;
+        daemon.drains_on_sigterm().await;
     }
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_harms_nothing() {
+async fn a_log_without_a_reader_does_not_affect_the_server() {
     let (reader, writer) = full_pipe();
     let daemon = Setup::new("--log-level trace --debug").stderr(writer).start().await;
-    daemon.logs(2 * QUEUE_BYTES).await;
+    daemon.cause_log(2 * QUEUE_BYTES).await;
     daemon.serves().await;
-    daemon.ends_well().await;
+    daemon.drains_on_sigterm().await;
     drop(reader);
 }
 
 #[tokio::test]
-async fn a_log_that_is_read_again_tells_how_much_was_lost_and_has_the_last_line() {
+async fn a_log_that_is_read_again_has_the_number_of_lost_lines_and_the_last_line() {
     let (reader, writer) = full_pipe();
     let daemon = Setup::new("--log-format json --log-level debug --debug").stderr(writer).start().await;
-    daemon.logs(2 * QUEUE_BYTES).await;
+    daemon.cause_log(2 * QUEUE_BYTES).await;
     let lines = Lines::of(reader);
     let lost: Value = serde_json::from_str(&lines.with("log lines lost")).unwrap();
     assert!(lost["fields"]["lines"].as_u64().unwrap() > 10, "{lost}");
-    daemon.ends_well().await;
+    daemon.drains_on_sigterm().await;
     lines.with("\"stopped\"");
 }
 
 #[tokio::test]
-async fn a_banner_that_cannot_be_printed_harms_nothing() {
+async fn a_failing_banner_does_not_affect_the_server() {
     let (reader, stalled) = full_pipe();
     for stdout in [Stdio::from(full_device()), Stdio::from(closed_pipe()), Stdio::from(stalled)] {
         let daemon = Setup::new("").stdout(stdout).start().await;
         daemon.serves().await;
-        daemon.ends_well().await;
+        daemon.drains_on_sigterm().await;
     }
     drop(reader);
 }
 
 #[tokio::test]
-async fn a_log_file_that_may_not_grow_harms_nothing() {
+async fn a_log_file_at_its_size_limit_does_not_affect_the_server() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -f 1; exec \"$0\" serve \"$@\"", env!("CARGO_BIN_EXE_pusherd")]);
     let log = tempfile::tempfile().unwrap();
     let setup = Setup::of(shell, "--log-level trace --debug").stderr(log.try_clone().unwrap());
     let daemon = setup.start().await;
-    daemon.logs(QUEUE_BYTES).await;
+    daemon.cause_log(QUEUE_BYTES).await;
     daemon.serves().await;
-    daemon.ends_well().await;
-    assert!((1..=1024).contains(&log.metadata().unwrap().len()), "it was full");
+    daemon.drains_on_sigterm().await;
+    assert!((1..=1024).contains(&log.metadata().unwrap().len()), "the limit was reached");
 }
 
 #[test]
-fn a_reader_that_has_read_enough_is_no_error_and_a_full_disk_is_told() {
+fn a_closed_standard_output_is_no_error_and_a_full_disk_is_reported() {
     let run = |arguments: &str, stdout: Stdio| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pusherd"));
         command.args(arguments.split(' ')).env_clear().stdout(stdout).stderr(Stdio::piped());
@@ -312,29 +312,32 @@ fn a_reader_that_has_read_enough_is_no_error_and_a_full_disk_is_told() {
     for arguments in ["config show", "config reference", "config check", "--help", "--version"] {
         let (code, errors) = run(arguments, closed_pipe().into());
         assert_eq!(code, Some(0), "{arguments}");
-        assert!(!errors.contains("panic") && !errors.contains("takes no more"), "{errors}");
+        assert!(!errors.contains("panic") && !errors.contains("cannot write"), "{errors}");
         let (_, errors) = run(arguments, full_device().into());
         assert!(!errors.contains("panic"), "{errors}");
-        assert!(arguments.starts_with('-') || errors.contains("standard output takes no more: "), "{errors}");
+        assert!(
+            arguments.starts_with('-') || errors.contains("cannot write to standard output: "),
+            "{errors}"
+        );
     }
 }
 
 #[tokio::test]
-async fn signals_that_mean_nothing_to_it_are_logged_and_harm_nothing() {
+async fn ignored_signals_are_logged_and_do_not_affect_the_server() {
     let (daemon, lines) = Setup::new("").start_logging().await;
-    for (signal, said) in [
-        (Signal::HUP, "SIGHUP received: nothing to read again"),
+    for (signal, line) in [
+        (Signal::HUP, "SIGHUP received: no certificate to reload"),
         (Signal::USR1, "SIGUSR1 ignored"),
         (Signal::USR2, "SIGUSR2 ignored"),
     ] {
         daemon.signal(signal);
-        lines.with(said);
+        lines.with(line);
         daemon.serves().await;
     }
     daemon.signal(Signal::PIPE);
     daemon.signal(Signal::XFSZ);
     daemon.serves().await;
-    daemon.ends_well().await;
+    daemon.drains_on_sigterm().await;
     lines.with("stopped");
 }
 
@@ -349,11 +352,11 @@ async fn sigquit_and_sigint_drain_as_sigterm_does() {
 }
 
 #[tokio::test]
-async fn a_signal_that_comes_twice_in_one_moment_is_one() {
+async fn two_signals_within_200_ms_count_as_one() {
     let (daemon, lines) = Setup::new("--drain-secs 600").start_logging().await;
     let (mut one, mut two) = (daemon.websocket().await, daemon.websocket().await);
-    // A terminal sends one to all of a group, and a process manager in the group passes it on. Both wait for a stopped
-    // process, so that it gets them together.
+    // A terminal sends a signal to a process group, and a process manager in the group passes it on. While the process is
+    // stopped, both are pending, so that it receives them together.
     for signal in [Signal::STOP, Signal::INT, Signal::TERM, Signal::CONT] {
         daemon.signal(signal);
     }
@@ -363,7 +366,7 @@ async fn a_signal_that_comes_twice_in_one_moment_is_one() {
         () = is_closed(&mut two) => one,
     };
     left.fence().await;
-    // A later one is another. Nothing tells when the moment is over: it is pressed again and again, as people do.
+    // A later signal counts. The end of the window is not observable, so the signal is repeated.
     let ended = async {
         loop {
             daemon.signal(Signal::INT);
@@ -379,13 +382,13 @@ async fn a_signal_that_comes_twice_in_one_moment_is_one() {
 }
 
 #[tokio::test]
-async fn a_closed_terminal_ends_the_server_that_was_started_on_it() {
+async fn a_server_drains_when_its_terminal_is_closed() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     for with_tls in [false, true] {
         let setup = Setup::new("--log-level debug");
         let setup = if with_tls {
-            std::fs::write(setup.place.path().join("cert.pem"), made.cert.pem()).unwrap();
-            std::fs::write(setup.place.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+            std::fs::write(setup.directory.path().join("cert.pem"), made.cert.pem()).unwrap();
+            std::fs::write(setup.directory.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
             let port = setup.address.port() - 1000;
             let setup = setup.env("PUSHERD_TLS_CERT", "cert.pem").env("PUSHERD_TLS_KEY", "key.pem");
             setup.env("PUSHERD_TLS_PORT", &port.to_string())
@@ -393,40 +396,40 @@ async fn a_closed_terminal_ends_the_server_that_was_started_on_it() {
             setup
         };
         let (daemon, terminal) = setup.start_on_terminal().await;
-        // A SIGHUP of somebody else's is none of the terminal's.
+        // While the terminal is open, SIGHUP is a reload.
         daemon.signal(Signal::HUP);
-        let said = if with_tls { "reading the certificate again" } else { "nothing to read again" };
-        let (terminal, _) = terminal.with(said).await;
+        let line = if with_tls { "reloading the certificate" } else { "no certificate to reload" };
+        let (terminal, _) = terminal.with(line).await;
         daemon.serves().await;
         let client = daemon.websocket().await;
         let address = daemon.address;
         drop(terminal);
         daemon.drains(client).await;
-        assert!(TcpStream::connect(address).await.is_err(), "nothing holds the port");
+        assert!(TcpStream::connect(address).await.is_err(), "the port is free");
     }
 }
 
 #[tokio::test]
-async fn a_closed_terminal_ends_no_server_that_has_no_stream_on_it() {
-    // As nohup starts it.
+async fn a_server_without_streams_on_a_terminal_ignores_its_end() {
+    // Like nohup.
     let (terminal, inside) = open_terminal().unwrap();
     let (reader, writer) = pipe().unwrap();
     let setup = Setup::new("");
     let command = pty_process::blocking::Command::from(setup.command);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn(inside).unwrap();
-    let daemon = Daemon { child, address: setup.address, _place: setup.place }.listening().await;
+    let daemon = Daemon { child, address: setup.address, _directory: setup.directory }.listening().await;
     let lines = Lines::of(reader);
     drop(terminal);
-    lines.with("SIGHUP received: nothing to read again");
+    lines.with("SIGHUP received: no certificate to reload");
     daemon.serves().await;
-    daemon.ends_well().await;
+    daemon.drains_on_sigterm().await;
     lines.with("stopped");
 }
 
 #[tokio::test]
-async fn control_c_ends_at_once_what_waits_for_nothing() {
+async fn a_node_with_nothing_to_wait_for_stops_at_once_on_control_c() {
     let (daemon, terminal) = Setup::new("").start_on_terminal().await;
-    // Two tabs of a browser, and a connection that it opens ahead.
+    // Two tabs of a browser, and a connection that it opens in advance.
     let clients = [daemon.websocket().await, daemon.websocket().await];
     let ahead = TcpStream::connect(daemon.address).await.unwrap();
     let begin = Instant::now();
@@ -436,13 +439,13 @@ async fn control_c_ends_at_once_what_waits_for_nothing() {
     }
     let (_terminal, _) = terminal.with("stopped").await;
     assert_eq!(daemon.ended().await.code(), Some(0));
-    // A machine that is busy with other tests may take longer than the second that it takes at most.
+    // It takes a second at most; other tests may slow the machine down.
     assert!(begin.elapsed().as_secs() < 5, "{:?}", begin.elapsed());
     drop(ahead);
 }
 
 #[tokio::test]
-async fn control_c_says_what_it_waits_for_and_a_second_one_ends_it() {
+async fn control_c_logs_what_the_drain_waits_for_and_a_second_one_stops_it() {
     let mut dead = HookReceiver::with_replies(|_, _| Reply::Hang).await;
     let host = webhook(&dead.url("/")).url.authority().to_owned();
     let setup = Setup::new("--config pusherd.toml").env("NO_COLOR", "1");
@@ -450,7 +453,7 @@ async fn control_c_says_what_it_waits_for_and_a_second_one_ends_it() {
         "[[apps]]\nid = \"1001\"\nkey = \"demo-key\"\nsecret = \"demo-secret\"\nwebhooks = [{{ url = \"{}\", event_types = [\"channel_occupied\"] }}]\n",
         dead.url("/")
     );
-    std::fs::write(setup.place.path().join("pusherd.toml"), config).unwrap();
+    std::fs::write(setup.directory.path().join("pusherd.toml"), config).unwrap();
     let (daemon, terminal) = setup.start_on_terminal().await;
     let mut client = daemon.websocket().await;
     client.send(r#"{"event":"pusher:subscribe","data":{"channel":"news"}}"#).await;

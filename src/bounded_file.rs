@@ -1,29 +1,29 @@
 //! Reads files that an operator names: regular files of a bounded size.
 //!
-//! A FIFO or a device in the place of a file would block the reader, or never end. They are refused before they are
-//! opened. `/dev/null` is how an operator says "no file", and is empty.
+//! A FIFO or a device would block the reader or never end, so it is rejected before it is opened. `/dev/null` is accepted as
+//! an empty file, because operators use it for "no file".
 
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-/// Why a file was not read. The text follows the name of the file.
+/// The reason why a file was not read. The text follows the name of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// There is nothing of this name.
+    /// The file does not exist.
     #[error("does not exist")]
     Missing,
-    /// Its permissions are for others.
+    /// The permissions do not allow it.
     #[error("may not be read by the user that runs pusherd")]
     Forbidden,
-    /// It is something else than a regular file, named here.
+    /// It is not a regular file, but of this type.
     #[error("is {0}, and must be a regular file")]
     NotRegular(&'static str),
-    /// It has more than so many bytes.
+    /// It is larger than this limit in bytes.
     #[error("is larger than {} KiB", .0 / 1024)]
     TooLarge(u64),
-    /// What the system says.
+    /// Another error of the system.
     #[error("cannot be read: {0}")]
     Io(io::Error),
 }
@@ -40,10 +40,10 @@ impl From<io::Error> for FileError {
     }
 }
 
-/// The bytes of the regular file `path`, of which there may be `bytes_max`; none of `/dev/null`.
+/// Reads the regular file `path`, of at most `bytes_max` bytes. `/dev/null` is empty.
 ///
 /// # Errors
-/// [`FileError`] says what else it is, or what the system says.
+/// The file is missing, too large, not regular, or cannot be read.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
     let metadata = fs::metadata(path)?;
     let kind = metadata.file_type();
@@ -51,7 +51,7 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
         return Ok(Vec::new());
     }
     if !kind.is_file() {
-        return Err(FileError::NotRegular(name(kind)));
+        return Err(FileError::NotRegular(type_name(kind)));
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
@@ -61,13 +61,13 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// Whether it is the device that is `/dev/null`, by whatever name.
+/// Whether the file is the device of `/dev/null`, under any name.
 fn is_null(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device()
         && fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev())
 }
 
-fn name(kind: FileType) -> &'static str {
+fn type_name(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_regular_file_is_read_up_to_the_bound() {
+    fn a_regular_file_is_read_up_to_its_size_limit() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "12345678").unwrap();
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_block_or_never_end_is_refused_by_its_name() {
+    fn files_that_are_not_regular_are_rejected_by_type() {
         let directory = tempfile::tempdir().unwrap();
         let in_it = |name: &str| directory.path().join(name);
         mknodat(CWD, in_it("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

@@ -54,6 +54,7 @@
 //! | [`limits`] | the token bucket, the permits of a limit, the name of every limit. Pure. | nothing |
 //! | [`rejections`] | what clients, proxies and applications are refused, and how the operator learns of it | protocol, limits |
 //! | [`machine`] | the memory that there is | nothing |
+//! | [`secret`] | a password or another text that is never printed | nothing |
 //! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
 //! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
 //! | [`addresses`] | the address of a client behind proxies, and how many connections each address has | limits |
@@ -62,13 +63,13 @@
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
 //! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, bounded_file, pem, metrics |
+//! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, secret, bounded_file, pem, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
 //! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, hub |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | protocol, limits, rejections, machine, addresses, apps, session, outbox, metrics, hub |
 //! | [`server`] | builds the modules, binds, accepts, does TLS handshakes, drains | protocol, limits, rejections, machine, bounded_file, pem, addresses, apps, outbox, metrics, webhooks, cluster, hub, http, pusher |
-//! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment | protocol, limits, bounded_file, addresses, apps, webhooks, cluster, http, pusher, server |
+//! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment | protocol, limits, secret, bounded_file, addresses, apps, webhooks, cluster, http, pusher, server |
 //! | [`cli`] | the command line | protocol, limits, apps, webhooks, cluster, http, pusher, server, config |
 //!
 //! rustls is named in [`server`] (certificates and handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`]
@@ -159,6 +160,7 @@ pub mod protocol;
 pub mod pusher;
 pub mod registry;
 pub mod rejections;
+pub mod secret;
 pub mod server;
 pub mod session;
 pub mod webhooks;

@@ -1,28 +1,28 @@
-//! What the machine has, or the container, or what the process is allowed of it.
+//! The memory of the machine or the container, and the memory that the process uses.
 
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-/// Memory, in bytes. Zeroes where the system does not tell.
+/// Memory in bytes. Zero if the system does not report it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Memory {
-    /// What there is.
+    /// The size of the memory.
     pub total: usize,
-    /// What is left.
+    /// The memory that is available.
     pub free: usize,
 }
 
-/// The machine's memory, or the container's where it has a limit, and never more than the process may have of it.
+/// The memory of the machine, or the limit of the container if it is lower, or the limit of the process if that is lower.
 #[must_use]
 pub fn memory() -> Memory {
-    // Files of the kernel's, which never wait for a disk.
+    // These are files of the kernel, so reading them does not block.
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    let machine = read(Path::new("/proc/meminfo")).and_then(|text| of_machine(&text)).unwrap_or_default();
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| parse_meminfo(&text)).unwrap_or_default();
     let group = Path::new("/sys/fs/cgroup");
     let container =
         read(&group.join("memory.max")).zip(read(&group.join("memory.current"))).and_then(|(max, now)| {
-            of_container(&max, &now, &read(&group.join("memory.stat")).unwrap_or_default())
+            parse_cgroup(&max, &now, &read(&group.join("memory.stat")).unwrap_or_default())
         });
     let mut memory = match container {
         Some(container) if container.total < machine.total => container,
@@ -36,28 +36,28 @@ pub fn memory() -> Memory {
     memory
 }
 
-/// The memory that this process has, in bytes; `None` where the system does not tell.
+/// The resident memory of this process in bytes; `None` if the system does not report it.
 #[must_use]
-pub fn resident() -> Option<usize> {
-    bytes_of("VmRSS", &std::fs::read_to_string("/proc/self/status").ok()?)
+pub fn resident_bytes() -> Option<usize> {
+    parse_line("VmRSS", &std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// By `/proc/meminfo`.
-fn of_machine(text: &str) -> Option<Memory> {
-    Some(Memory { total: bytes_of("MemTotal", text)?, free: bytes_of("MemAvailable", text)? })
+/// Parses `/proc/meminfo`.
+fn parse_meminfo(text: &str) -> Option<Memory> {
+    Some(Memory { total: parse_line("MemTotal", text)?, free: parse_line("MemAvailable", text)? })
 }
 
-/// The line `name: … kB`.
-fn bytes_of(name: &str, text: &str) -> Option<usize> {
+/// The value of the line `name: … kB`, in bytes.
+fn parse_line(name: &str, text: &str) -> Option<usize> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().trim_end_matches(" kB").parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// By the files of a control group (version 2); `None` if it has no limit.
-fn of_container(max: &str, now: &str, stat: &str) -> Option<Memory> {
+/// Parses the files of a control group (version 2); `None` if it has no limit.
+fn parse_cgroup(max: &str, now: &str, stat: &str) -> Option<Memory> {
     let total = max.trim().parse::<usize>().ok()?;
     let used = now.trim().parse::<usize>().ok()?;
-    // What the kernel caches of files it gives back when memory is short.
+    // The kernel frees its file cache when memory is short.
     let cached =
         stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<usize>().ok());
     Some(Memory { total, free: total.saturating_sub(used.saturating_sub(cached.unwrap_or(0))) })
@@ -68,12 +68,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_files_are_read() {
+    fn files_of_the_kernel_are_parsed() {
         let machine = "MemTotal:        1000 kB\nMemFree:  5 kB\nMemAvailable:     400 kB\n";
-        assert_eq!(of_machine(machine), Some(Memory { total: 1_024_000, free: 409_600 }));
-        assert_eq!(of_machine("MemTotal: 1000 kB\n"), None);
-        let container = of_container("1000\n", "700\n", "anon 1\ninactive_file 300\n");
+        assert_eq!(parse_meminfo(machine), Some(Memory { total: 1_024_000, free: 409_600 }));
+        assert_eq!(parse_meminfo("MemTotal: 1000 kB\n"), None);
+        let container = parse_cgroup("1000\n", "700\n", "anon 1\ninactive_file 300\n");
         assert_eq!(container, Some(Memory { total: 1000, free: 600 }));
-        assert_eq!(of_container("max\n", "700\n", ""), None, "no limit");
+        assert_eq!(parse_cgroup("max\n", "700\n", ""), None, "no limit");
     }
 }

@@ -1,4 +1,4 @@
-//! The binary: everything is in the library, and compiled once.
+//! The binary. All code is in the library, so that it is compiled once.
 
 use std::process::ExitCode;
 

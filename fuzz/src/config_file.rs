@@ -53,7 +53,7 @@ fn is_told(key: &str, value: &Value) -> bool {
 fn loaded(directory: &Folder, ending: &str, text: &str) -> Result<String, String> {
     let path = directory.path().join(format!("file.{ending}"));
     fs::write(&path, text).unwrap();
-    let mut sources = Sources::of([], directory.path().to_owned());
+    let mut sources = Sources::new([], directory.path().to_owned());
     sources.config = Some(format!("file.{ending}").into());
     match load(&sources) {
         Ok(settings) => {

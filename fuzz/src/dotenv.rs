@@ -36,11 +36,11 @@ pub fn holds(data: &[u8]) {
     let directory = Folder::new();
     let load = |text: &str| {
         fs::write(directory.path().join(".env"), text).unwrap();
-        load(&Sources::of([], directory.path().to_owned()))
+        load(&Sources::new([], directory.path().to_owned()))
     };
     // Bytes that are not UTF-8 must not cause a panic.
     fs::write(directory.path().join(".env"), data).unwrap();
-    let _ = pusherd::config::load(&Sources::of([], directory.path().to_owned()));
+    let _ = pusherd::config::load(&Sources::new([], directory.path().to_owned()));
 
     let Ok(file) = File::arbitrary_take_rest(Unstructured::new(data)) else { return };
     // A key: visible ASCII without the characters that a key cannot have, and a first letter, so that it is no word of

@@ -116,7 +116,7 @@ pub fn holds(data: &[u8]) {
 
     let directory = Folder::new();
     let environment = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let sources = Sources::of(environment, directory.path().to_owned());
+    let sources = Sources::new(environment, directory.path().to_owned());
     let result = load(&sources).map(|settings| format!("{:?} {}", settings.apps, settings.show()));
     if let Err(problems) = &result {
         for problem in problems.iter() {
@@ -143,7 +143,7 @@ pub fn holds(data: &[u8]) {
     };
     let lines = variables.iter().map(|(name, value)| format!("{name}=\"{}\"\n", escape(value)));
     fs::write(directory.path().join(".env"), lines.collect::<String>()).unwrap();
-    let of_file = load(&Sources::of([], directory.path().to_owned()));
+    let of_file = load(&Sources::new([], directory.path().to_owned()));
     let of_file = of_file.map(|settings| format!("{:?} {}", settings.apps, settings.show()));
     let of_file = of_file.map_err(|problems| problems.to_string());
     let same = |text: &String| text.replace(".env: ", "environment: ");

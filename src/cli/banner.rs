@@ -1,4 +1,4 @@
-//! What `pusherd serve` prints first: what it serves, and what to paste into the application.
+//! The banner of `pusherd serve`: addresses, apps, and the configuration for the application.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::health::reachable;
 use crate::apps::App;
-use crate::config::{Credentials, Settings};
+use crate::config::{CredentialsSource, Settings};
 use crate::server::Listening;
 
-/// Apps that are listed; of more the number is told.
+/// The number of apps that are listed.
 const APPS_MAX: usize = 10;
 
-/// The banner of a server that listens there.
+/// The banner of a server that listens on these addresses.
 #[must_use]
 pub(super) fn banner(settings: &Settings, listening: &Listening) -> String {
     let style = Style { on: settings.colour && io::stdout().is_terminal() };
@@ -25,11 +25,11 @@ pub(super) fn banner(settings: &Settings, listening: &Listening) -> String {
         let _ = writeln!(text, "  {} {value}", style.dim(&format!("{name:<8}")));
     };
     let addresses = [(listening.plain, ""), (listening.tls, " with TLS")];
-    for (at, (address, how)) in
-        addresses.iter().filter_map(|(address, how)| Some(((*address)?, how))).enumerate()
+    for (index, (address, suffix)) in
+        addresses.iter().filter_map(|(address, suffix)| Some(((*address)?, suffix))).enumerate()
     {
-        let name = if at == 0 { "address" } else { "" };
-        row(name, &format!("listening on {}{how}", style.bold(&address.to_string())));
+        let name = if index == 0 { "address" } else { "" };
+        row(name, &format!("listening on {}{suffix}", style.bold(&address.to_string())));
     }
     for (index, app) in settings.apps.iter().take(APPS_MAX).enumerate() {
         row(if index == 0 { "apps" } else { "" }, &describe(app));
@@ -41,28 +41,27 @@ pub(super) fn banner(settings: &Settings, listening: &Listening) -> String {
         row("settings", &settings.files.join(", "));
     }
     if settings.default_secret {
-        row("note", "everybody knows the default credentials: they are for trying out, on this machine");
+        row("note", "the default credentials are public: use them only on this machine, to try pusherd");
     }
-    match (&settings.credentials, &settings.clients) {
-        (Credentials::Dotenv(file), Some(clients)) => {
-            let url = clients.url();
-            row("clients", &format!("connect to {} as {file} says", url));
+    match (&settings.credentials, &settings.client_address) {
+        (CredentialsSource::Dotenv(file), Some(address)) => {
+            row("clients", &format!("connect to {} according to {file}", address.url()));
         }
-        (Credentials::Dotenv(file), None) => {
-            let Way { host, port, scheme } = Way::of_application(settings, listening);
-            let (front, why) = if settings.of_reverb {
+        (CredentialsSource::Dotenv(file), None) => {
+            let Endpoint { host, port, scheme } = Endpoint::for_application(settings, listening);
+            let (prefix, why) = if settings.uses_reverb {
                 ("REVERB", "so that the application knows where to publish")
             } else {
-                ("PUSHER", "for the application publishes to pusher.com without")
+                ("PUSHER", "because the application publishes to pusher.com by default")
             };
             let _ = write!(
                 text,
-                "\n  {}\n\n{front}_HOST={host}\n{front}_PORT={port}\n{front}_SCHEME={scheme}\n",
+                "\n  {}\n\n{prefix}_HOST={host}\n{prefix}_PORT={port}\n{prefix}_SCHEME={scheme}\n",
                 style.dim(&format!("Add to {file}, {why}:"))
             );
         }
-        (Credentials::Default | Credentials::File | Credentials::Environment, _) => {
-            text.push_str(&blocks(settings, listening, style));
+        (CredentialsSource::Default | CredentialsSource::File | CredentialsSource::Environment, _) => {
+            text.push_str(&application_config(settings, listening, style));
         }
     }
     text.push('\n');
@@ -78,21 +77,21 @@ fn describe(app: &App) -> String {
     format!("{}, {noun} {}{prefix}{off}", app.id, keys.join(" "))
 }
 
-/// What to paste into the `.env` and the JavaScript of the application.
-fn blocks(settings: &Settings, listening: &Listening, style: Style) -> String {
+/// The configuration for the application: lines of its `.env` and of its JavaScript.
+fn application_config(settings: &Settings, listening: &Listening, style: Style) -> String {
     let Some(app) = settings.apps.get(settings.main_app) else { return String::new() };
     let App { id, keys, .. } = app;
-    // The newest key: the older ones are on their way out.
+    // The newest key, because older ones are being replaced.
     let key = keys.last().map(|pair| &*pair.key).unwrap_or_default();
     let secret = match settings.credentials {
-        Credentials::Default => "app-secret".to_owned(),
-        Credentials::File | Credentials::Environment | Credentials::Dotenv(_) => {
+        CredentialsSource::Default => "app-secret".to_owned(),
+        CredentialsSource::File | CredentialsSource::Environment | CredentialsSource::Dotenv(_) => {
             format!("<the secret of app {id}>")
         }
     };
-    let Way { host, port, scheme } = Way::of_application(settings, listening);
-    let browsers = Way::of_browsers(settings, listening);
-    // Where browsers take another way than the application, it is told them in so many words.
+    let Endpoint { host, port, scheme } = Endpoint::for_application(settings, listening);
+    let browsers = Endpoint::for_browsers(settings, listening);
+    // With two ports, browsers use another one than the application, so their variables have values of their own.
     let [vite_host, vite_port, vite_scheme] = match listening.plain.is_some() && listening.tls.is_some() {
         false => ["${PUSHER_HOST}", "${PUSHER_PORT}", "${PUSHER_SCHEME}"].map(str::to_owned),
         true => [browsers.host, browsers.port.to_string(), browsers.scheme.to_owned()],
@@ -144,18 +143,18 @@ window.Echo = new Echo({{
     )
 }
 
-/// How to come to the server.
-struct Way {
+/// The address of the server for its clients.
+struct Endpoint {
     host: String,
     port: u16,
     scheme: &'static str,
 }
 
-impl Way {
-    /// For an application on this machine: without TLS, where there is a way without.
-    fn of_application(settings: &Settings, listening: &Listening) -> Self {
+impl Endpoint {
+    /// For an application on this machine: without TLS, if there is a port without it.
+    fn for_application(settings: &Settings, listening: &Listening) -> Self {
         listening.plain.map_or_else(
-            || Self::of_browsers(settings, listening),
+            || Self::for_browsers(settings, listening),
             |address| Self {
                 host: client_host(settings, Some(address)),
                 port: address.port(),
@@ -164,8 +163,8 @@ impl Way {
         )
     }
 
-    /// For browsers: with TLS, where there is a way with it.
-    fn of_browsers(settings: &Settings, listening: &Listening) -> Self {
+    /// For browsers: with TLS, if there is a port with it.
+    fn for_browsers(settings: &Settings, listening: &Listening) -> Self {
         match (listening.tls, listening.plain) {
             (Some(address), _) => Self {
                 host: "<a name that the certificate is for>".to_owned(),
@@ -181,15 +180,15 @@ impl Way {
     }
 }
 
-/// The host that an application and a browser on this machine can use: the address that it became, or its name.
+/// The host for an application and a browser on this machine: the bound address, or its name.
 fn client_host(settings: &Settings, address: Option<SocketAddr>) -> String {
-    let named = &settings.server.host;
-    let address = address.filter(|_| named.parse::<IpAddr>().is_ok()).map(|address| address.ip().to_string());
-    let host = reachable(address.as_deref().unwrap_or(named));
+    let host = &settings.server.host;
+    let address = address.filter(|_| host.parse::<IpAddr>().is_ok()).map(|address| address.ip().to_string());
+    let host = reachable(address.as_deref().unwrap_or(host));
     if host.contains(':') { format!("[{host}]") } else { host }
 }
 
-/// Bold and dim on a terminal.
+/// Bold and dim text, on a terminal.
 #[derive(Clone, Copy)]
 struct Style {
     on: bool,
@@ -218,27 +217,27 @@ mod tests {
     fn banner_for(dotenv: &str) -> String {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join(".env"), dotenv).unwrap();
-        let settings = load(&Sources::of([], directory.path().to_owned())).unwrap();
+        let settings = load(&Sources::new([], directory.path().to_owned())).unwrap();
         let plain = Some(([127, 0, 0, 1], settings.server.port).into());
         banner(&settings, &Listening { plain, tls: None })
     }
 
     #[test]
-    fn an_application_that_lacks_the_address_is_told_the_lines_of_its_own_driver() {
+    fn an_application_without_the_address_gets_the_lines_for_its_driver() {
         let credentials = "X_APP_ID=1\nX_APP_KEY=k\nX_APP_SECRET=hunter2-hunter2\n";
         let reverb = banner_for(&credentials.replace('X', "REVERB"));
         let lines = "Add to .env, so that the application knows where to publish:\n\nREVERB_HOST=127.0.0.1\n\
                      REVERB_PORT=8080\nREVERB_SCHEME=http\n";
         assert!(reverb.contains(lines) && !reverb.contains("pusher.com"), "{reverb}");
         let pusher = banner_for(&credentials.replace('X', "PUSHER"));
-        let lines = "Add to .env, for the application publishes to pusher.com without:\n\nPUSHER_HOST=127.0.0.1\n\
+        let lines = "Add to .env, because the application publishes to pusher.com by default:\n\nPUSHER_HOST=127.0.0.1\n\
                      PUSHER_PORT=6001\nPUSHER_SCHEME=http\n";
         assert!(pusher.contains(lines), "{pusher}");
         assert!(!format!("{reverb}{pusher}").contains("hunter2"));
     }
 
     #[test]
-    fn where_clients_connect_to_is_told_as_a_url() {
+    fn the_address_of_clients_is_shown_as_a_url() {
         let credentials = "REVERB_APP_ID=1\nREVERB_APP_KEY=k\nREVERB_APP_SECRET=long-enough\n";
         for (lines, url) in [
             ("REVERB_HOST=localhost\nREVERB_PORT=8080\nREVERB_SCHEME=http\n", "http://localhost:8080"),
@@ -246,7 +245,7 @@ mod tests {
             ("REVERB_HOST=ws.test\n", "https://ws.test"),
         ] {
             let banner = banner_for(&format!("{credentials}{lines}"));
-            assert!(banner.contains(&format!("connect to {url} as .env says\n")), "{banner}");
+            assert!(banner.contains(&format!("connect to {url} according to .env\n")), "{banner}");
         }
     }
 }

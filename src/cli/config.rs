@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::{Config, ConfigCommand, EXIT_CONFIG, complain, print};
+use super::{Config, ConfigCommand, EXIT_CONFIG, print, print_error};
 use crate::config::{Settings, foreign_reference, load, reference};
 
 impl Config {
-    /// Does what it says.
+    /// Runs the command.
     #[must_use]
     pub fn run(&self) -> ExitCode {
         let settings = || load(&self.files.sources());
@@ -25,7 +25,7 @@ impl Config {
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(problems) => {
-                complain(problems);
+                print_error(problems);
                 ExitCode::from(EXIT_CONFIG)
             }
         }
@@ -33,8 +33,8 @@ impl Config {
 }
 
 fn check(settings: &Settings) {
-    for advice in &settings.advice {
-        complain(format_args!("warning: {advice}"));
+    for warning in &settings.warnings {
+        print_error(format_args!("warning: {warning}"));
     }
     let files = if settings.files.is_empty() { "no files".to_owned() } else { settings.files.join(", ") };
     let apps = match settings.apps.len() {
@@ -42,8 +42,9 @@ fn check(settings: &Settings) {
         apps => format!("{apps} apps"),
     };
     let server = &settings.server;
-    let with_tls = if server.port_speaks_tls() { " with TLS" } else { "" };
-    let beside = server.tls_port.map(|port| format!(" and {} with TLS", server.address_text(port)));
-    let address = format!("{}{with_tls}{}", server.address_text(server.port), beside.unwrap_or_default());
+    let with_tls = if server.port_uses_tls() { " with TLS" } else { "" };
+    let tls_address = server.tls_port.map(|port| format!(" and {} with TLS", server.address_text(port)));
+    let address =
+        format!("{}{with_tls}{}", server.address_text(server.port), tls_address.unwrap_or_default());
     print(format_args!("valid: {apps} on {address}; read: {files}\n"));
 }

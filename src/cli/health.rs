@@ -1,42 +1,52 @@
-//! `pusherd health`: one HTTP request by hand, for images that have no shell and no curl.
+//! `pusherd health`: asks a server whether it is ready, for images without a shell and curl.
 //!
-//! Over TLS the certificate is not looked at. The server is asked under the address that it listens on, for which
-//! no certificate is issued; it is told no secret, and believed no more than without TLS.
+//! TLS certificates are not verified. The request goes to the address that the server listens on, and certificates are not
+//! issued for it. The request contains no secret, and the response is trusted no more than one without TLS.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Health, complain};
+use super::{Health, print_error};
 use crate::cluster::redis::AcceptAnyCertificate;
 use crate::config::load;
 use crate::server::addresses_of;
 
-/// Time for everything: container engines ask every few seconds.
+/// The limit of the whole command. Container engines run it every few seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is read of an answer, and what is shown of it.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
-const SAID_BYTES_MAX: usize = 200;
+/// How much of a response is shown.
+const EXCERPT_BYTES_MAX: usize = 200;
 
-/// How long the rest of an answer is waited for, once it has begun.
-const REST_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long the body of a response may take after its head.
+const BODY_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What is asked for.
+/// The default path.
 const PATH: &str = "/ready";
 
-/// Where to ask.
+/// Where to send the request.
 #[derive(Debug, Eq, PartialEq)]
 struct Target {
     tls: bool,
@@ -46,7 +56,7 @@ struct Target {
     path: String,
 }
 
-/// Why the server does not count as ready.
+/// Why the server is not ready.
 #[derive(Debug, thiserror::Error)]
 enum Unhealthy {
     #[error("{0}")]
@@ -68,31 +78,32 @@ enum Unhealthy {
 }
 
 impl Health {
-    /// Asks, and answers by exit code.
+    /// Runs the command.
     #[must_use]
     pub fn run(&self) -> ExitCode {
-        let answer = self.target().and_then(|target| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let asked = runtime.block_on(async { timeout(TIMEOUT, ask(&target)).await });
-            // A name that is still being looked up would hold up the end.
-            runtime.shutdown_background();
-            let answer = asked.unwrap_or(Err(Unhealthy::Timeout)).map_err(|error| (target, error));
-            match answer {
-                Ok(answer) if answer.is_ready() => Ok(()),
-                Ok(answer) => Err(Unhealthy::Status(answer)),
-                Err((target, Unhealthy::Io(error))) => {
-                    let text = format!("{} port {}: {error}", target.host, target.port);
-                    Err(Unhealthy::Io(io::Error::new(error.kind(), text)))
-                }
-                Err((_, error)) => Err(error),
-            }
-        });
-        match answer {
+        match self.check() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                complain(error);
+                print_error(error);
                 ExitCode::FAILURE
             }
+        }
+    }
+
+    fn check(&self) -> Result<(), Unhealthy> {
+        let target = self.target()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(async { timeout(TIMEOUT, request(&target)).await });
+        // Without this, the process would wait for the end of a running name lookup.
+        runtime.shutdown_background();
+        match answer.unwrap_or(Err(Unhealthy::Timeout)) {
+            Ok(answer) if answer.is_ready() => Ok(()),
+            Ok(answer) => Err(Unhealthy::Status(answer)),
+            Err(Unhealthy::Io(error)) => {
+                let text = format!("{} port {}: {error}", target.host, target.port);
+                Err(Unhealthy::Io(io::Error::new(error.kind(), text)))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -101,7 +112,7 @@ impl Health {
             return Target::parse(url).map_err(Unhealthy::Target);
         }
         let mut sources = self.files.sources();
-        sources.reads_certificate = false;
+        sources.opens_files = false;
         let flags = [("--host", &self.host), ("--port", &self.port)];
         sources.flags.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
         let settings = load(&sources).map_err(|problems| {
@@ -109,12 +120,12 @@ impl Health {
             Unhealthy::Settings(problems.join("; "))
         })?;
         let server = &settings.server;
-        // `--port` may name either.
-        let tls = server.port_speaks_tls() || server.tls_port == Some(server.port);
+        // `--port` may name the TLS port.
+        let tls = server.port_uses_tls() || server.tls_port == Some(server.port);
         match server.port {
             0 => Err(Unhealthy::AnyPort),
             port => {
-                // Of two addresses of this machine, whichever it has.
+                // With a fallback, the server listens on one of the two loopback addresses.
                 let host = server.fallback_host.map_or(&*server.host, |_| "localhost");
                 Ok(Target { tls, host: reachable(host), port, path: PATH.to_owned() })
             }
@@ -122,7 +133,7 @@ impl Health {
     }
 }
 
-/// Where to connect to a server on this machine that listens on `host`.
+/// The host to connect to for a server on this machine that listens on `host`.
 pub(super) fn reachable(host: &str) -> String {
     match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1".to_owned(),
@@ -132,7 +143,7 @@ pub(super) fn reachable(host: &str) -> String {
 }
 
 impl Target {
-    /// Reads `http://HOST[:PORT][/PATH]`, or the same with `https`.
+    /// Parses `http://HOST[:PORT][/PATH]`, or the same with `https`.
     fn parse(url: &str) -> Result<Self, String> {
         let wrong = || format!("{url} is not a URL such as http://127.0.0.1:6001");
         let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
@@ -142,41 +153,47 @@ impl Target {
         };
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         let (host, port) = match authority.rsplit_once(':') {
-            // The last colon of a bare IPv6 address is within the brackets.
+            // The last colon of an IPv6 address without a port is inside its brackets.
             Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| wrong())?),
             _ => (authority, if tls { 443 } else { 80 }),
         };
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-        if host.is_empty() || !visible(host) || !visible(path) {
+        let path = if path.len() > 1 { path } else { PATH };
+        let is_visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if host.is_empty() || !is_visible(host) || !is_visible(path) || path.parse::<Uri>().is_err() {
             return Err(wrong());
         }
-        let path = if path.len() > 1 { path } else { PATH };
         Ok(Self { tls, host: host.to_owned(), port, path: path.to_owned() })
     }
 }
 
-/// What the server answered.
+/// The response of the server.
 #[derive(Debug, Eq, PartialEq)]
 struct Answer {
-    status: u16,
-    /// What it said about it, on one line.
-    said: String,
+    status: StatusCode,
+    /// The first line of the body.
+    text: String,
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.said.as_str() {
-            "" => write!(f, "status {}", self.status),
-            said => write!(f, "status {}: {said}", self.status),
+        match self.text.as_str() {
+            "" => write!(f, "status {}", self.status.as_u16()),
+            text => write!(f, "status {}: {text}", self.status.as_u16()),
         }
     }
 }
 
-async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
+impl Answer {
+    fn is_ready(&self) -> bool {
+        self.status == StatusCode::OK
+    }
+}
+
+async fn request(target: &Target) -> Result<Answer, Unhealthy> {
     let stream = TcpStream::connect(&*addresses_of(&target.host, target.port).await?).await?;
     if !target.tls {
-        return converse(target, stream).await;
+        return exchange(target, stream).await;
     }
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -185,20 +202,20 @@ async fn ask(target: &Target) -> Result<Answer, Unhealthy> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
         .with_no_client_auth();
-    // A host that is no name of the DNS is called by its address: the certificate is not looked at.
+    // A host that is no DNS name is replaced with its address: the certificate is not verified.
     let name = match ServerName::try_from(target.host.clone()) {
         Ok(name) => name,
         Err(_) => stream.peer_addr()?.ip().into(),
     };
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    // What rustls finds is no record of TLS; other errors are of the network, or of a handshake that was refused.
-    let explain = |error| if is_no_tls(&error) { Unhealthy::NotTls(error) } else { Unhealthy::Io(error) };
-    converse(target, connected.map_err(explain)?).await
+    let explain = |error| if is_not_tls(&error) { Unhealthy::NotTls(error) } else { Unhealthy::Io(error) };
+    exchange(target, connected.map_err(explain)?).await
 }
 
-fn is_no_tls(error: &io::Error) -> bool {
+/// Whether the peer does not speak TLS. Other errors come from the network or from a rejected handshake.
+fn is_not_tls(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref());
-    // The alert is how pusherd answers on a port without TLS.
+    // pusherd sends the alert on a port without TLS.
     matches!(
         error,
         Some(
@@ -208,79 +225,122 @@ fn is_no_tls(error: &io::Error) -> bool {
     )
 }
 
-async fn converse(
+/// Sends the request and reads the response.
+async fn exchange(
     Target { host, port, path, .. }: &Target,
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> Result<Answer, Unhealthy> {
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut bytes = Vec::new();
-    let read = loop {
-        let is_begun = !bytes.is_empty();
-        let more = stream.read_buf(&mut bytes);
-        let read = if is_begun { timeout(REST_TIMEOUT, more).await.unwrap_or(Ok(0)) } else { more.await };
-        let is_done =
-            bytes.len() >= ANSWER_BYTES_MAX || Answer::parse(&bytes).is_some_and(|answer| answer.is_ready());
-        match read {
-            Ok(1..) if !is_done => {}
-            Ok(_) => break Ok(()),
-            Err(error) => break Err(error),
-        }
+    let request = Request::get(path)
+        .header(HOST, format!("{host}:{port}"))
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let stream = Recorder { stream, received: Arc::clone(&received) };
+    let sent = async {
+        let io = TokioIo::new(stream);
+        let (mut sender, connection) = http1::Builder::new().title_case_headers(true).handshake(io).await?;
+        tokio::spawn(connection);
+        sender.send_request(request).await
     };
-    // A peer of another protocol may hang up in the middle; what it said says more.
-    match (read, Answer::parse(&bytes)) {
-        (_, Some(answer)) => Ok(answer),
-        (Err(error), None) if bytes.is_empty() => Err(error.into()),
-        (_, None) => Err(Unhealthy::NotHttp(match bytes.is_empty() {
-            true => "it hangs up without a word".to_owned(),
-            false => format!("it says {:?}", start_of(&bytes)),
-        })),
+    match sent.await {
+        Ok(response) => Ok(read(response).await),
+        Err(error) => Err(explain(&error, &received.lock())),
     }
 }
 
-impl Answer {
-    const fn is_ready(&self) -> bool {
-        self.status == 200
+/// Reads the status and the start of the body. A body that breaks off or stalls is shown as far as it came.
+async fn read(response: Response<Incoming>) -> Answer {
+    let (head, mut body) = response.into_parts();
+    let mut bytes = Vec::new();
+    while head.status != StatusCode::OK && bytes.len() < EXCERPT_BYTES_MAX {
+        let Ok(Some(Ok(frame))) = timeout(BODY_TIMEOUT, body.frame()).await else { break };
+        bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
     }
+    Answer { status: head.status, text: first_line(&bytes) }
+}
 
-    /// Reads `HTTP/1.1 503 …`, whatever comes between, and the first line of the body.
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let line = str::from_utf8(bytes.get(..12)?).ok()?;
-        let status = line.strip_prefix("HTTP/1.")?.split_once(' ')?.1.parse().ok()?;
-        let head_end =
-            bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
-        let body = bytes.get(head_end..).unwrap_or_default();
-        Some(Self { status, said: start_of(body) })
+/// Explains why there is no response. `received` is the start of what the peer sent: a peer that speaks another protocol
+/// may also close the connection, but its text says more.
+fn explain(error: &hyper::Error, received: &[u8]) -> Unhealthy {
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match io {
+        _ if !received.is_empty() => Unhealthy::NotHttp(format!("it says {:?}", first_line(received))),
+        Some(io) => Unhealthy::Io(io::Error::new(io.kind(), io.to_string())),
+        None => Unhealthy::NotHttp("it hangs up without a word".to_owned()),
     }
 }
 
-/// The first line of what a server said, fit to be printed.
-fn start_of(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SAID_BYTES_MAX)]);
+/// The first line of a text, without control characters.
+fn first_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(EXCERPT_BYTES_MAX)]);
     let line = text.lines().next().unwrap_or_default();
     line.chars().filter(|letter| !letter.is_control()).collect()
 }
 
+/// A stream that keeps the start of what is read from it, because errors of hyper do not contain it.
+struct Recorder<S> {
+    stream: S,
+    received: Arc<Mutex<Vec<u8>>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Recorder<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let mut received = self.received.lock();
+        let read = &buffer.filled()[before..];
+        let rest = EXCERPT_BYTES_MAX - received.len();
+        received.extend_from_slice(&read[..read.len().min(rest)]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Recorder<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
     use super::*;
 
+    fn target(host: &str, port: u16, path: &str) -> Target {
+        Target { tls: false, host: host.into(), port, path: path.into() }
+    }
+
     #[test]
-    fn a_url_says_where_to_ask() {
-        let target = |host: &str, port, path: &str| {
-            Some(Target { tls: false, host: host.into(), port, path: path.into() })
-        };
+    fn a_url_names_the_host_the_port_and_the_path() {
+        let plain = |host: &str, port, path: &str| Some(target(host, port, path));
         let over_tls = |target: Option<Target>| target.map(|target| Target { tls: true, ..target });
         let table = [
-            ("http://127.0.0.1:6001", target("127.0.0.1", 6001, "/ready")),
-            ("http://127.0.0.1:6001/", target("127.0.0.1", 6001, "/ready")),
-            ("http://localhost", target("localhost", 80, "/ready")),
-            ("http://[::1]:6001/up", target("::1", 6001, "/up")),
-            ("http://[::1]", target("::1", 80, "/ready")),
-            ("https://localhost", over_tls(target("localhost", 443, "/ready"))),
-            ("https://[::1]:6001/up", over_tls(target("::1", 6001, "/up"))),
+            ("http://127.0.0.1:6001", plain("127.0.0.1", 6001, "/ready")),
+            ("http://127.0.0.1:6001/", plain("127.0.0.1", 6001, "/ready")),
+            ("http://localhost", plain("localhost", 80, "/ready")),
+            ("http://[::1]:6001/up", plain("::1", 6001, "/up")),
+            ("http://[::1]", plain("::1", 80, "/ready")),
+            ("https://localhost", over_tls(plain("localhost", 443, "/ready"))),
+            ("https://[::1]:6001/up", over_tls(plain("::1", 6001, "/up"))),
             ("https://", None),
             ("localhost:6001", None),
             ("http://", None),
@@ -295,24 +355,38 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_answer_is_its_status_and_what_is_said_about_it() {
-        let table: [(&[u8], Option<&str>); 8] = [
-            (b"HTTP/1.1 200 OK\r\n\r\nOK", Some("status 200: OK")),
-            (b"HTTP/1.0 503", Some("status 503")),
+    #[tokio::test]
+    async fn a_response_is_explained_by_its_status_or_by_its_first_line() {
+        let table: [(&[u8], &str); 9] = [
+            (b"HTTP/1.1 200 OK\r\n\r\nOK", "status 200"),
+            (b"HTTP/1.0 503 \r\n\r\n", "status 503"),
             (
                 b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\nThis port speaks TLS\n<p>",
-                Some("status 400: This port speaks TLS"),
+                "status 400: This port speaks TLS",
             ),
-            (b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\n\x1b[2Jno", Some("status 400: [2Jno")),
-            (b"HTTP/1.1 400 \r\n\r\n\xff", Some("status 400: \u{fffd}")),
-            (b"SSH-2.0-OpenSSH_9", None),
-            (b"HTTP/1.1", None),
-            (b"", None),
+            (b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\n\x1b[2Jno", "status 400: [2Jno"),
+            (b"HTTP/1.1 400 \r\n\r\n\xff", "status 400: \u{fffd}"),
+            (b"HTTP/1.1 503 \r\nContent-Length: 9\r\n\r\nbusy", "status 503: busy"),
+            (b"SSH-2.0-OpenSSH_9\r\n", "what answers is no HTTP server: it says \"SSH-2.0-OpenSSH_9\""),
+            (b"HTTP/1.1", "what answers is no HTTP server: it says \"HTTP/1.1\""),
+            (b"", "what answers is no HTTP server: it hangs up without a word"),
         ];
-        for (bytes, expected) in table {
-            let answer = Answer::parse(bytes).map(|answer| answer.to_string());
-            assert_eq!(answer.as_deref(), expected, "{}", String::from_utf8_lossy(bytes));
+        for (response, expected) in table {
+            let (client, mut server) = duplex(1024);
+            let served = async {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(server.read_u8().await.unwrap());
+                }
+                server.write_all(response).await.unwrap();
+                drop(server);
+                String::from_utf8(request).unwrap()
+            };
+            let target = target("::1", 6001, "/up");
+            let (answer, request) = tokio::join!(exchange(&target, client), served);
+            let text = answer.map_or_else(|error| error.to_string(), |answer| answer.to_string());
+            assert_eq!(text, expected, "{}", String::from_utf8_lossy(response));
+            assert_eq!(request, "GET /up HTTP/1.1\r\nHost: [::1]:6001\r\nConnection: close\r\n\r\n");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Logs: on standard error, so that standard output is the banner's.
+//! Writes the log to standard error; standard output is for the banner.
 //!
-//! Logging never harms: standard error that is full, closed, gone or read by nobody stops, slows and ends nothing.
-//! Lines that cannot be written are lost, counted, and said to be lost when there is a way again ([`queue`]).
+//! The log never blocks or stops the server, even if standard error is full, closed, or has no reader. Lines that cannot be
+//! written are lost and counted, and the count is logged when standard error accepts lines again ([`queue`]).
 
 mod queue;
 
@@ -22,15 +22,16 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::config::{LogFormat, LogLevel, Settings};
 use queue::Queue;
 
-/// The target of what is logged at every level: that the server listens, and that it is open to strangers.
-pub(super) const LISTENING: &str = "pusherd::listening";
+/// The target of lines that are logged at every level: the addresses that the server listens on, and warnings about its
+/// safety.
+pub(super) const ALWAYS_LOGGED: &str = "pusherd::listening";
 
-/// How long the end of the process waits for standard error to take the last lines.
+/// How long the process waits at its end for the last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 const LINES_LOST: &str = "log lines lost: standard error did not take them";
 
-/// Dropping this writes the last lines, as far as standard error takes them within half a second.
+/// Dropping this flushes the log, for half a second at most.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Logging(Arc<Queue>);
@@ -41,10 +42,10 @@ impl Drop for Logging {
     }
 }
 
-/// Logs from here on, as the settings say.
+/// Starts logging with these settings.
 ///
 /// # Errors
-/// The system gives no thread.
+/// The thread of the log cannot be started.
 pub(super) fn start_logging(settings: &Settings) -> io::Result<Logging> {
     let level = match settings.log.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -57,11 +58,11 @@ pub(super) fn start_logging(settings: &Settings) -> io::Result<Logging> {
     let targets = Targets::new()
         .with_default(libraries)
         .with_target("pusherd", level)
-        .with_target(LISTENING, LevelFilter::INFO.max(level));
+        .with_target(ALWAYS_LOGGED, LevelFilter::INFO.max(level));
     let is_json = settings.log.format == LogFormat::Json;
     let queue = Queue::start(io::stderr(), move |lines| lines_lost(is_json, lines))?;
     let writer = Arc::clone(&queue);
-    // What goes wrong with standard error cannot be told on standard error: trying to would panic.
+    // An error of standard error cannot be printed to it: tracing would panic.
     let logs = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
         .log_internal_errors(false)
@@ -73,15 +74,15 @@ pub(super) fn start_logging(settings: &Settings) -> io::Result<Logging> {
         LogFormat::Human => logs.with_ansi(false).finish().with(targets).init(),
         LogFormat::Json => logs.json().finish().with(targets).init(),
     }
-    // The hook of the standard library waits for standard error.
+    // The hook of the standard library blocks on standard error.
     std::panic::set_hook(Box::new(log_panic));
     Ok(Logging(queue))
 }
 
-/// A line like those of the format, which the queue writes itself.
+/// The line about lost lines, in the format of the others. The queue writes it without tracing.
 fn lines_lost(is_json: bool, lines: u64) -> String {
     let mut now = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = time::time().format_time(&mut Writer::new(&mut now));
     let target = module_path!();
     if is_json {
@@ -94,12 +95,12 @@ fn lines_lost(is_json: bool, lines: u64) -> String {
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let text = panic.payload_as_str().unwrap_or("no text");
-    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
-        tracing::error!(place, %backtrace, "panic: {text}");
+        tracing::error!(location, %backtrace, "panic: {text}");
     } else {
-        tracing::error!(place, "panic: {text}");
+        tracing::error!(location, "panic: {text}");
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_lines_are_told_in_the_format_of_the_others() {
+    fn lost_lines_are_reported_in_the_format_of_the_log() {
         let human = lines_lost(false, 7);
         assert!(human.ends_with(
             "Z  WARN pusherd::cli::log: log lines lost: standard error did not take them lines=7\n"

@@ -1,6 +1,6 @@
-//! The command line: what there is to say to pusherd, and what it answers.
+//! The command line.
 //!
-//! Owns the grammar ([`Cli`]) and every command. Start at [`run`].
+//! This module owns the grammar ([`Cli`]) and every command. Start at [`run`].
 
 mod banner;
 mod config;
@@ -17,15 +17,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use banner::banner;
-use log::{LISTENING, start_logging};
-use signals::obey_signals;
+use log::{ALWAYS_LOGGED, start_logging};
+use signals::handle_signals;
 
 use crate::config::{Problems, Settings, Sources, load};
 
-/// Exit code for a configuration that is refused: `EX_CONFIG` of sysexits.h.
+/// Exit code for an invalid configuration: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 
-/// Does what the command line says, and answers with the exit code.
+/// Parses the command line and runs its command.
 #[must_use]
 pub fn run() -> ExitCode {
     match Cli::parse().command {
@@ -40,21 +40,21 @@ pub fn run() -> ExitCode {
 #[derive(Debug, Parser)]
 #[command(name = "pusherd", version, about, arg_required_else_help = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve clients and applications until told to stop
+    /// Serve clients and applications until a signal stops it
     Serve(Serve),
     /// Check, show and explain the configuration
     Config(Config),
     /// Ask a running server whether it is ready: exit code 0 if so, 1 if not
     Health(Health),
-    /// Send webhooks again that could not be delivered, or check the signature of one
+    /// Replay webhooks that could not be delivered, or check the signature of one
     Webhooks(Webhooks),
 }
 
@@ -85,7 +85,7 @@ pub struct Serve {
     /// How much to log: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// On shutdown, spread the closing of WebSockets over so many seconds
+    /// On shutdown, close WebSockets over this many seconds
     #[arg(long, value_name = "SECONDS")]
     drain_secs: Option<String>,
 }
@@ -112,24 +112,24 @@ pub struct Config {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Say what is wrong with the configuration, or that nothing is
+    /// Check the configuration and report all problems
     Check,
-    /// Print the settings in effect and where each was set, secrets masked
+    /// Print the settings in effect and the source of each, with secrets masked
     Show,
-    /// Print all settings there are, as Markdown
+    /// Print a reference of all settings, as Markdown
     Reference,
 }
 
 /// `pusherd health`
 #[derive(Args, Debug)]
 pub struct Health {
-    /// Where the server is [default: where the settings say that it listens]
+    /// URL of the server [default: the address in the settings]
     #[arg(long, conflicts_with_all = ["host", "port"])]
     url: Option<String>,
-    /// Address that the server listens on, if it was told so by flag
+    /// Address that the server listens on, if a flag of `serve` set it
     #[arg(long)]
     host: Option<String>,
-    /// Port that the server listens on, if it was told so by flag
+    /// Port that the server listens on, if a flag of `serve` set it
     #[arg(long)]
     port: Option<String>,
     #[command(flatten)]
@@ -147,16 +147,16 @@ pub struct Webhooks {
 
 #[derive(Debug, Subcommand)]
 enum WebhooksCommand {
-    /// Send what a file of dead letters holds, and leave in it what cannot be sent: exit code 1 if anything is left
+    /// Send the webhooks in a file of dead letters, and keep those that fail: exit code 1 if any is kept
     Replay {
         /// The file
         file: PathBuf,
-        /// Send with the time of now, for receivers that refuse what is older than five minutes
+        /// Send with the current time, for receivers that reject webhooks older than five minutes
         #[arg(long)]
         fresh_time: bool,
     },
-    /// Check a body against its signature, with the secret that the configuration has for the key: exit code 1 if it
-    /// does not hold
+    /// Check the signature of a body with the secret that the configuration has for the key: exit code 1 if it is not
+    /// valid
     Verify {
         /// The key, as in X-Pusher-Key
         #[arg(long)]
@@ -171,7 +171,7 @@ enum WebhooksCommand {
 
 impl Files {
     fn sources(&self) -> Sources {
-        let mut sources = Sources::of_process();
+        let mut sources = Sources::from_process();
         sources.config.clone_from(&self.config);
         sources.env_file.clone_from(&self.env_file);
         sources
@@ -179,10 +179,10 @@ impl Files {
 }
 
 impl Serve {
-    /// The settings, with the flags on top.
+    /// Loads the settings, including the flags.
     ///
     /// # Errors
-    /// Everything that is wrong with them.
+    /// All problems with them.
     fn settings(&self) -> Result<Settings, Problems> {
         let mut sources = self.files.sources();
         let flags = [
@@ -195,25 +195,26 @@ impl Serve {
         sources.flags.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
         let mut settings = load(&sources)?;
         if self.debug {
-            settings.debug();
+            settings.enable_debug();
         }
         Ok(settings)
     }
 }
 
-/// Writes to standard output. A reader that has gone, as `head` does, has read enough; what else is wrong is said.
+/// Writes to standard output. A closed pipe is no error, because readers such as `head` close it early; other errors are
+/// printed.
 fn print(text: impl std::fmt::Display) {
     let mut output = io::stdout();
     let written = output.write_all(text.to_string().as_bytes()).and_then(|()| output.flush());
     if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        complain(format_args!("standard output takes no more: {error}"));
+        print_error(format_args!("cannot write to standard output: {error}"));
     }
 }
 
-/// Writes a line to standard error, named as from this program.
-fn complain(text: impl std::fmt::Display) {
+/// Writes a line to standard error, with the name of the program in front.
+fn print_error(text: impl std::fmt::Display) {
     let _ = io::stderr().write_all(format!("pusherd: {}\n", text.to_string().trim_end()).as_bytes());
 }
 
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn files_may_be_named_before_or_after_the_command_of_config() {
+    fn file_flags_are_accepted_before_and_after_the_command_of_config() {
         for line in ["pusherd config check --config a.toml", "pusherd config --config a.toml check"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Config(Config { files, .. }) = cli.command else { panic!("{line}") };

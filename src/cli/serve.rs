@@ -1,24 +1,24 @@
-//! `pusherd serve`: starts logging, binds, says where the server listens, serves, and picks the exit code.
+//! `pusherd serve`: starts logging, binds, prints the addresses, serves, and chooses the exit code.
 
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{LISTENING, Serve, banner, complain, obey_signals, print, start_logging};
+use super::{ALWAYS_LOGGED, Serve, banner, handle_signals, print, print_error, start_logging};
 use crate::apps::Apps;
 use crate::config::{LogFormat, Settings};
 use crate::server::{self, Listeners};
 
-/// How long the banner is waited for, so that it comes before the log.
+/// How long the start waits for the banner, so that it is printed before the log.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Serve {
-    /// Serves until told to stop.
+    /// Serves until a signal stops it.
     pub(super) fn run(&self) -> ExitCode {
         match self.settings() {
             Ok(settings) => serve(settings),
             Err(problems) => {
-                complain(problems);
+                print_error(problems);
                 ExitCode::from(super::EXIT_CONFIG)
             }
         }
@@ -26,17 +26,17 @@ impl Serve {
 }
 
 fn serve(settings: Settings) -> ExitCode {
-    // Dropped last, so that the last lines are written.
+    // Dropped last, so that the last lines are flushed.
     let _logging = match start_logging(&settings) {
         Ok(logging) => logging,
         Err(error) => {
-            complain(format_args!("cannot start logging: {error}"));
+            print_error(format_args!("cannot start logging: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let served = tokio::runtime::Runtime::new().and_then(|runtime| {
         let served = runtime.block_on(run(settings));
-        // A name that is still being looked up, for a webhook, would hold up the end.
+        // Without this, the process would wait for the end of a running name lookup, of a webhook for example.
         runtime.shutdown_background();
         served
     });
@@ -50,43 +50,43 @@ fn serve(settings: Settings) -> ExitCode {
 }
 
 async fn run(settings: Settings) -> io::Result<()> {
-    for advice in &settings.advice {
-        if advice.loud {
-            tracing::warn!(target: LISTENING, "{advice}");
+    for warning in &settings.warnings {
+        if warning.always_logged {
+            tracing::warn!(target: ALWAYS_LOGGED, "{warning}");
         } else {
-            tracing::warn!("{advice}");
+            tracing::warn!("{warning}");
         }
     }
-    let mut shutdown = obey_signals(settings.server.tls.clone())?;
+    let mut shutdown = handle_signals(settings.server.tls.clone())?;
     server::raise_file_limit();
     let listeners = tokio::select! {
         listeners = listen(&settings) => listeners?,
-        // A name that nobody answers for can take half a minute.
+        // A lookup of the host without a response can take half a minute.
         _ = shutdown.recv() => return Ok(()),
     };
     let listening = listeners.addresses()?;
     match settings.log.format {
-        LogFormat::Auto | LogFormat::Human => print_aside(banner(&settings, &listening)).await,
+        LogFormat::Auto | LogFormat::Human => print_with_timeout(banner(&settings, &listening)).await,
         LogFormat::Json => {
             if let Some(address) = listening.plain {
-                tracing::info!(target: LISTENING, "listening on {address}");
+                tracing::info!(target: ALWAYS_LOGGED, "listening on {address}");
             }
             if let Some(address) = listening.tls {
-                tracing::info!(target: LISTENING, "listening on {address} with TLS");
+                tracing::info!(target: ALWAYS_LOGGED, "listening on {address} with TLS");
             }
         }
     }
     server::run(listeners, Apps::new(settings.apps), settings.server.options, shutdown).await
 }
 
-/// Prints, and does not wait for long: nobody may be reading.
-async fn print_aside(text: String) {
+/// Prints, but does not wait long: standard output may have no reader.
+async fn print_with_timeout(text: String) {
     let printed = tokio::task::spawn_blocking(move || print(text));
-    // What stalls goes on by itself.
+    // After the timeout, the thread continues by itself.
     let _ = tokio::time::timeout(PRINT_TIMEOUT, printed).await;
 }
 
-/// `port` without TLS, unless there is a certificate and no other port for it.
+/// Binds `port` without TLS, unless there is a certificate and no separate port for it.
 async fn listen(settings: &Settings) -> io::Result<Listeners> {
     let (port, tls_port) = (settings.server.port, settings.server.tls_port);
     let Some(tls) = settings.server.tls.clone() else {
@@ -105,13 +105,13 @@ async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::ne
         let hints = [
             (
                 io::ErrorKind::AddrInUse,
-                "; something else listens there, perhaps another pusherd, Reverb or Soketi",
+                "; another program uses the port, perhaps another pusherd, Reverb or Soketi",
             ),
-            (io::ErrorKind::PermissionDenied, "; ports below 1024 are the administrator's"),
+            (io::ErrorKind::PermissionDenied, "; ports below 1024 need privileges"),
             (io::ErrorKind::AddrNotAvailable, "; this machine does not have that address"),
         ];
         let hint = hints.iter().find(|(kind, _)| *kind == error.kind()).map_or("", |(_, hint)| hint);
-        let (host_from, port_from) = (settings.source_of("host"), settings.source_of(key));
+        let (host_from, port_from) = (settings.server_source("host"), settings.server_source(key));
         let text = format!(
             "cannot listen on {address}: {error}{hint} (server.host: {host_from}; server.{key}: {port_from})"
         );

@@ -1,11 +1,11 @@
-//! What signals mean to a server. None of them ends it without a drain.
+//! Signals. None of them ends the server without a drain.
 //!
 //! | signal | meaning |
 //! | --- | --- |
-//! | SIGTERM, SIGINT, SIGQUIT | drain; the second one ends the drain |
-//! | SIGHUP | read the certificate again; drain, if the terminal that the server was started on is gone |
-//! | SIGUSR1, SIGUSR2 | nothing: other servers open their logs anew, or replace themselves |
-//! | SIGXFSZ | nothing: a file that may not grow refuses what is written, as a full disk does |
+//! | SIGTERM, SIGINT, SIGQUIT | drain; a second one stops at once |
+//! | SIGHUP | reload the certificate; drain, if the terminal that the server was started on is closed |
+//! | SIGUSR1, SIGUSR2 | ignored: other servers reopen their logs or replace themselves |
+//! | SIGXFSZ | ignored: writing to a file at its size limit fails, as on a full disk |
 //!
 //! SIGPIPE is ignored by the standard library: a closed pipe is an error of the write.
 
@@ -20,30 +20,30 @@ use tracing::info;
 
 use crate::server::{Shutdown, Tls};
 
-/// A signal so soon after another that ends the server is the same one: a terminal sends it to all of a group, and a
-/// process manager in that group passes it on.
-const SAME_SIGNAL: Duration = Duration::from_millis(200);
+/// A second signal within this time is a duplicate: a terminal sends a signal to a whole process group, and a process
+/// manager in the group passes it on.
+const DUPLICATE_WINDOW: Duration = Duration::from_millis(200);
 
-/// Obeys signals from here on, in the current runtime. What ends the server is received; `tls` is what is read again.
+/// Handles signals in the current runtime. The receiver yields requests to shut down; SIGHUP reloads `tls`.
 ///
 /// # Errors
-/// A signal that the system does not let us handle.
-pub(super) fn obey_signals(tls: Option<Tls>) -> io::Result<mpsc::Receiver<Shutdown>> {
+/// The system rejects the handler of a signal.
+pub(super) fn handle_signals(tls: Option<Tls>) -> io::Result<mpsc::Receiver<Shutdown>> {
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup()];
     let [mut term, mut int, mut quit, mut hangup] = handle(kinds)?;
     let [mut user1, mut user2, mut file_size] =
-        handle([SignalKind::user_defined1(), SignalKind::user_defined2(), of(Signal::XFSZ)])?;
+        handle([SignalKind::user_defined1(), SignalKind::user_defined2(), kind(Signal::XFSZ)])?;
     let terminals = Terminals::of_process();
-    let (orders, shutdown) = mpsc::channel(2);
+    let (requests, shutdown) = mpsc::channel(2);
     tokio::spawn(async move {
-        let mut stops = Stops { orders, first: None, terminal_is_gone: false };
+        let mut shutdown = ShutdownRequests { requests, first: None, is_terminal_closed: false };
         loop {
             tokio::select! {
-                _ = term.recv() => stops.stop("SIGTERM"),
-                _ = int.recv() => stops.stop("SIGINT"),
-                _ = quit.recv() => stops.stop("SIGQUIT"),
-                _ = hangup.recv() => match terminals.are_gone() {
-                    true => stops.terminal_gone(),
+                _ = term.recv() => shutdown.request("SIGTERM"),
+                _ = int.recv() => shutdown.request("SIGINT"),
+                _ = quit.recv() => shutdown.request("SIGQUIT"),
+                _ = hangup.recv() => match terminals.are_closed() {
+                    true => shutdown.terminal_closed(),
                     false => reload(tls.clone()).await,
                 },
                 _ = user1.recv() => info!("SIGUSR1 ignored"),
@@ -55,7 +55,7 @@ pub(super) fn obey_signals(tls: Option<Tls>) -> io::Result<mpsc::Receiver<Shutdo
     Ok(shutdown)
 }
 
-fn of(signal: Signal) -> SignalKind {
+fn kind(signal: Signal) -> SignalKind {
     SignalKind::from_raw(signal.as_raw())
 }
 
@@ -64,49 +64,49 @@ fn handle<const N: usize>(kinds: [SignalKind; N]) -> io::Result<[tokio::signal::
     Ok(signals.try_into().expect("there is one for each kind"))
 }
 
-/// How the server was told to stop so far.
-struct Stops {
-    orders: mpsc::Sender<Shutdown>,
-    /// When the drain began.
+/// The requests to shut down so far.
+struct ShutdownRequests {
+    requests: mpsc::Sender<Shutdown>,
+    /// The time of the first request, when the drain began.
     first: Option<Instant>,
-    terminal_is_gone: bool,
+    is_terminal_closed: bool,
 }
 
-impl Stops {
-    fn stop(&mut self, cause: &str) {
-        let order = match self.first {
-            Some(first) if first.elapsed() < SAME_SIGNAL => return,
+impl ShutdownRequests {
+    fn request(&mut self, cause: &str) {
+        let shutdown = match self.first {
+            Some(first) if first.elapsed() < DUPLICATE_WINDOW => return,
             Some(_) => Shutdown::Now,
             None => Shutdown::Graceful,
         };
-        match order {
+        match shutdown {
             Shutdown::Graceful => info!("{cause} received: stopping"),
             Shutdown::Now => info!("{cause} received: stopping at once"),
         }
         self.first.get_or_insert_with(Instant::now);
-        // A server that has as many orders to read already, or none to read any more, is ending.
-        let _ = self.orders.try_send(order);
+        // The channel is full or closed only if the server is stopping already.
+        let _ = self.requests.try_send(shutdown);
     }
 
-    /// The system and the shell each say so: that is no second signal.
-    fn terminal_gone(&mut self) {
-        if !std::mem::replace(&mut self.terminal_is_gone, true) && self.first.is_none() {
-            self.stop("SIGHUP of a closed terminal");
+    /// The system and the shell both send SIGHUP when a terminal closes. Only the first one counts.
+    fn terminal_closed(&mut self) {
+        if !std::mem::replace(&mut self.is_terminal_closed, true) && self.first.is_none() {
+            self.request("SIGHUP of a closed terminal");
         }
     }
 }
 
 async fn reload(tls: Option<Tls>) {
     let Some(tls) = tls else {
-        info!("SIGHUP received: nothing to read again, settings are read at the start only");
+        info!("SIGHUP received: no certificate to reload, settings are read only at the start");
         return;
     };
-    info!("SIGHUP received: reading the certificate again, other settings are read at the start only");
-    // An error is a runtime that ends.
+    info!("SIGHUP received: reloading the certificate, other settings are read only at the start");
+    // The task fails only if the runtime shuts down.
     let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
 }
 
-/// Which of standard input, output and error were terminals at the start.
+/// Whether standard input, output and error were terminals at the start.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Terminals([bool; 3]);
 
@@ -115,8 +115,8 @@ impl Terminals {
         Self([io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()])
     }
 
-    /// Whether there were any, and none is left: a terminal that has hung up answers nothing any more.
-    fn are_gone(self) -> bool {
+    /// Whether there were terminals, and all of them are closed.
+    fn are_closed(self) -> bool {
         self.0.contains(&true) && !Self::of_process().0.contains(&true)
     }
 }

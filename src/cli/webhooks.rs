@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{EXIT_CONFIG, Webhooks, WebhooksCommand, complain, print};
+use super::{EXIT_CONFIG, Webhooks, WebhooksCommand, print, print_error};
 use crate::apps::App;
 use crate::config::{Settings, load};
 use crate::webhooks::dead_letters::DeadLetterFile;
@@ -19,11 +19,11 @@ impl Webhooks {
     #[must_use]
     pub fn run(&self) -> ExitCode {
         let mut sources = self.files.sources();
-        sources.reads_certificate = false;
+        sources.opens_files = false;
         let settings = match load(&sources) {
             Ok(settings) => settings,
             Err(problems) => {
-                complain(problems);
+                print_error(problems);
                 return ExitCode::from(EXIT_CONFIG);
             }
         };
@@ -39,7 +39,7 @@ impl Webhooks {
                 ExitCode::SUCCESS
             }
             Err(text) => {
-                complain(text);
+                print_error(text);
                 ExitCode::FAILURE
             }
         }

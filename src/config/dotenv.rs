@@ -1,59 +1,60 @@
 //! `.env` files as Laravel reads them. Pure: text in, variables out.
 //!
-//! Source: vlucas/phpdotenv 5, `Parser\EntryParser`, `Parser\Lines` and `Loader\Resolver`. Where phpdotenv
-//! gives up the whole file, this reads on after the line at fault and reports it: most of a Laravel `.env` is
-//! none of pusherd's business.
+//! Source: vlucas/phpdotenv 5, `Parser\EntryParser`, `Parser\Lines` and `Loader\Resolver`. phpdotenv rejects a file with a
+//! malformed line; this parser reports the line and continues, because most of a Laravel `.env` does not concern pusherd.
+//! The crate dotenvy is not used: its dialect differs from phpdotenv's.
 
 use std::fmt;
 
-/// The longest value, its variables put in. Without a bound, a few lines that name each other grow without end.
+/// The size limit of a value, after the substitution of variables. Without it, a few nested references could exhaust the
+/// memory.
 const VALUE_BYTES_MAX: usize = 64 * 1024;
 const TOO_LONG: &str = "the value is longer than 64 KiB";
 
-/// What a `.env` file holds. The later of two entries of one name counts. No `Debug`: it holds secrets.
+/// The content of a `.env` file. The last of several entries with one name counts. Not `Debug`, because it holds secrets.
 #[derive(Default)]
 pub(super) struct Dotenv {
     /// Names and values, in the order of the file.
     pub(super) entries: Vec<(String, String)>,
-    /// Entries that cannot be read.
+    /// Malformed entries.
     pub(super) malformed: Vec<Malformed>,
-    /// Lines that are no entries.
-    pub(super) stray: Option<Stray>,
+    /// Lines that are not entries.
+    pub(super) skipped: Option<SkippedLines>,
 }
 
-/// Lines that are neither entries nor comments. Nothing of them is kept: one may hold a secret.
+/// Lines that are neither entries nor comments. Their text is not kept, because it may hold a secret.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) struct Stray {
-    /// How many.
-    lines: usize,
-    /// The first of them, from 1.
+pub(super) struct SkippedLines {
+    /// Their number.
+    count: usize,
+    /// The number of the first, from 1.
     first: usize,
 }
 
-impl fmt::Display for Stray {
+impl fmt::Display for SkippedLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self { lines: 1, first } => write!(f, "line {first} is no assignment (NAME=value)"),
-            Self { lines, first } => {
-                write!(f, "{lines} lines are no assignments (NAME=value), the first of them line {first}")
+            Self { count: 1, first } => write!(f, "line {first} is not an assignment (NAME=value)"),
+            Self { count, first } => {
+                write!(f, "{count} lines are not assignments (NAME=value), the first is line {first}")
             }
         }
     }
 }
 
-/// An entry that cannot be read.
+/// A malformed entry.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct Malformed {
-    /// Which variable it is about.
+    /// The name of the variable.
     pub(super) name: String,
-    /// The line on which it begins, from 1.
+    /// The number of its first line, from 1.
     pub(super) line: usize,
-    /// What is wrong.
+    /// The reason.
     pub(super) why: &'static str,
 }
 
-/// Reads `text`. `${NAME}` stands for the value that `outside` has for the name, or else an earlier entry.
-pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dotenv {
+/// Parses `text`. `${NAME}` is replaced with the value in `environment`, else with that of an earlier entry.
+pub(super) fn parse(text: &str, environment: impl Fn(&str) -> Option<String>) -> Dotenv {
     let mut found = Dotenv::default();
     let mut rest = text;
     let mut line = 0;
@@ -68,8 +69,8 @@ pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dot
             continue;
         }
         let Some(name) = trimmed.split_once('=').and_then(|(name, _)| checked_name(name)) else {
-            found.stray.get_or_insert(Stray { lines: 0, first: line }).lines += 1;
-            // `NAME: value`, as in YAML, and `NAME value`: a variable of ours that is meant is not passed over.
+            found.skipped.get_or_insert(SkippedLines { count: 0, first: line }).count += 1;
+            // `NAME: value`, as in YAML, and `NAME value` are reported if NAME is a variable that pusherd reads.
             let end = trimmed.find(|char: char| char == ':' || is_space(char)).unwrap_or(trimmed.len());
             if let Some(name) = checked_name(&trimmed[..end]) {
                 found.malformed.push(Malformed { name: name.to_owned(), line, why: "is not followed by =" });
@@ -79,11 +80,11 @@ pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dot
         let value = &entry[entry.find('=').map_or(0, |at| at + 1)..];
         let lookup = |name: &str| {
             let earlier = |(_, value): &(String, String)| value.clone();
-            outside(name).or_else(|| found.entries.iter().rfind(|(known, _)| known == name).map(earlier))
+            environment(name).or_else(|| found.entries.iter().rfind(|(known, _)| known == name).map(earlier))
         };
         match parse_value(value, &lookup) {
             Ok((value, end)) => {
-                // A quoted value may have gone on over several lines.
+                // A quoted value may have several lines.
                 line += count_lines(&entry[..entry.len() - end.len()]);
                 rest = split_line(end).1;
                 found.entries.push((name.to_owned(), value));
@@ -94,12 +95,12 @@ pub(super) fn parse(text: &str, outside: impl Fn(&str) -> Option<String>) -> Dot
     found
 }
 
-/// What PHP's `trim` and `ctype_space` take for space.
+/// The characters that PHP's `trim` and `ctype_space` treat as space.
 fn is_space(char: char) -> bool {
     matches!(char, ' ' | '\t' | '\n' | '\r' | '\0' | '\x0b' | '\x0c')
 }
 
-/// The line at the start of `text`, and what follows its end.
+/// The first line of `text`, and the text after it.
 fn split_line(text: &str) -> (&str, &str) {
     match text.find(['\n', '\r']) {
         None => (text, ""),
@@ -114,7 +115,7 @@ fn count_lines(text: &str) -> usize {
     text.replace("\r\n", "\n").matches(['\n', '\r']).count()
 }
 
-/// The name without `export` and quotes; `None` if it is not one.
+/// The name without `export` and quotes; `None` if it is not valid.
 fn checked_name(text: &str) -> Option<&str> {
     let text = text.trim_matches(is_space);
     let text = match text.strip_prefix("export") {
@@ -127,7 +128,7 @@ fn checked_name(text: &str) -> Option<&str> {
     (!name.is_empty() && name.chars().all(valid)).then_some(name)
 }
 
-/// Reads the value at the start of `text`; answers it and what follows.
+/// Parses the value at the start of `text`. Returns it and the text after it.
 fn parse_value<'t>(
     text: &'t str,
     lookup: &dyn Fn(&str) -> Option<String>,
@@ -149,7 +150,7 @@ fn parse_value<'t>(
     }
 }
 
-/// A value up to the first space or `#`.
+/// Parses a value that ends at the first space or `#`.
 fn unquoted<'t>(
     line: &str,
     rest: &'t str,
@@ -171,7 +172,7 @@ fn unquoted<'t>(
     Ok((value, rest))
 }
 
-/// A value up to the next `"` that no backslash precedes, over as many lines as it takes.
+/// Parses a value that ends at the next `"` without a backslash, possibly on a later line.
 fn double_quoted<'t>(
     text: &'t str,
     lookup: &dyn Fn(&str) -> Option<String>,
@@ -207,7 +208,7 @@ fn double_quoted<'t>(
     Err("a quote is not closed")
 }
 
-/// Takes `char`, the first of `tail`, or the whole `${NAME}` that it begins; answers what follows.
+/// Appends `char`, the first of `tail`, or the value of the `${NAME}` that it begins. Returns the text after it.
 fn push_char<'t>(
     value: &mut String,
     char: char,
@@ -231,18 +232,18 @@ mod tests {
 
     use super::*;
 
-    fn outside(name: &str) -> Option<String> {
+    fn environment(name: &str) -> Option<String> {
         (name == "OUTSIDE").then(|| "out".to_owned())
     }
 
     fn entries(text: &str) -> Vec<(String, String)> {
-        let found = parse(text, outside);
+        let found = parse(text, environment);
         assert_eq!(found.malformed, [], "{text:?}");
         found.entries
     }
 
     #[test]
-    fn variables_that_multiply_each_other_end_somewhere() {
+    fn nested_references_are_limited_in_size() {
         let mut text = "A0=0123456789\n".to_owned();
         for at in 1..40 {
             text += &format!("A{at}=${{A{0}}}${{A{0}}}\nB{at}=\"${{A{0}}} ${{A{0}}}\"\n", at - 1);
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_what_laravel_reads() {
+    fn a_value_is_parsed_as_by_laravel() {
         let table = [
             ("A=1", "1"),
             ("A=", ""),
@@ -291,37 +292,39 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_in_any_way_and_comments_are_passed_over() {
+    fn all_line_ends_are_accepted_and_comments_are_ignored() {
         let text = "# A=0\r\nA=1\r\n\r\n   # B=\"unclosed\rB=2\n\nJUST_A_NAME\nC=\"x\ny\"\nD=${A}${C}\n=5\n";
         let expected = [("A", "1"), ("B", "2"), ("C", "x\ny"), ("D", "1x\ny")];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(entries(text), expected);
-        assert_eq!(parse(text, outside).stray, Some(Stray { lines: 1, first: 11 }));
+        assert_eq!(parse(text, environment).skipped, Some(SkippedLines { count: 1, first: 11 }));
     }
 
     #[test]
-    fn lines_that_are_no_assignments_are_counted_and_a_name_at_their_begin_is_kept() {
+    fn lines_that_are_not_assignments_are_counted_and_their_names_are_reported() {
         let text = "# comment\n\nA=1\nexport B\nC: hunter2\n- D=hunter2\nE hunter2\nhunter2/x\n  F : x=1\n";
-        let found = parse(text, outside);
-        assert_eq!(found.stray, Some(Stray { lines: 5, first: 5 }));
-        let named: Vec<_> = found.malformed.iter().map(|at| (at.name.as_str(), at.line, at.why)).collect();
+        let found = parse(text, environment);
+        assert_eq!(found.skipped, Some(SkippedLines { count: 5, first: 5 }));
+        let named: Vec<_> =
+            found.malformed.iter().map(|entry| (entry.name.as_str(), entry.line, entry.why)).collect();
         let why = "is not followed by =";
         assert_eq!(named, [("C", 5, why), ("E", 7, why), ("F", 9, why)]);
-        assert_eq!(parse("A=1\nB\n", outside).stray, None);
+        assert_eq!(parse("A=1\nB\n", environment).skipped, None);
     }
 
     #[test]
-    fn the_environment_and_the_latest_entry_are_what_a_reference_means() {
+    fn a_reference_is_replaced_from_the_environment_or_the_latest_entry() {
         let expected = [("A", "1"), ("A", "2"), ("B", "2"), ("OUTSIDE", "in"), ("C", "out")];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(entries("A=1\nA=2\nB=${A}\nOUTSIDE=in\nC=${OUTSIDE}"), expected);
     }
 
     #[test]
-    fn a_line_at_fault_is_reported_and_the_rest_is_read() {
+    fn a_malformed_line_is_reported_and_the_rest_is_read() {
         let text = "A=\"x\ny\"\nBAD=one two\nB='open\nC=\"a\"b\nD=\"\\x\"\nE=\"never closed\nF=6\n";
-        let found = parse(text, outside);
-        let malformed: Vec<_> = found.malformed.iter().map(|at| (at.name.as_str(), at.line)).collect();
+        let found = parse(text, environment);
+        let malformed: Vec<_> =
+            found.malformed.iter().map(|entry| (entry.name.as_str(), entry.line)).collect();
         assert_eq!(malformed, [("BAD", 3), ("B", 4), ("C", 5), ("D", 6), ("E", 7)]);
         assert_eq!(found.malformed[4].why, "a quote is not closed");
         let read: Vec<_> = found.entries.iter().map(|(name, _)| name.as_str()).collect();
@@ -330,17 +333,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_without_a_panic(text in "\\PC{0,80}") {
-            parse(&text, outside);
+        fn any_text_is_parsed_without_a_panic(text in "\\PC{0,80}") {
+            parse(&text, environment);
         }
 
         #[test]
-        fn any_text_of_the_syntax_is_read_without_a_panic(text in "(A|=|\"|'|\\\\|\\$\\{|\\}|#| |\n|\r|é|\u{feff}){0,40}") {
-            parse(&text, outside);
+        fn any_text_of_the_syntax_is_parsed_without_a_panic(text in "(A|=|\"|'|\\\\|\\$\\{|\\}|#| |\n|\r|é|\u{feff}){0,40}") {
+            parse(&text, environment);
         }
 
         #[test]
-        fn a_single_quoted_value_is_read_as_it_stands(value in "[^'\r\n]{0,40}") {
+        fn a_single_quoted_value_is_literal(value in "[^'\r\n]{0,40}") {
             prop_assert_eq!(entries(&format!("A='{value}'\nB=1")), [
                 ("A".to_owned(), value),
                 ("B".to_owned(), "1".to_owned()),

@@ -1,22 +1,22 @@
-//! Bytes of a file become text, or it is said which encoding they have. Pure.
+//! Decodes the bytes of a file as UTF-8, or recognises their encoding. Pure.
 
 use std::fmt;
 
 /// Bytes that are not UTF-8.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum NotUtf8 {
-    /// They are text of another encoding, of which nothing reads as UTF-8.
+    /// They are UTF-16 or UTF-32.
     Wide {
-        /// The encoding as iconv(1) calls it.
+        /// The name of the encoding in iconv(1).
         name: &'static str,
-        /// How many lines it has.
+        /// The number of lines.
         lines: usize,
     },
-    /// Most of them are UTF-8, or ASCII.
+    /// They are in another encoding, but most of them are ASCII or UTF-8.
     Bytes {
-        /// The first line that is not, from 1.
+        /// The first line that is not UTF-8, from 1.
         line: usize,
-        /// The text with U+FFFD for what is not.
+        /// The text, with U+FFFD for invalid bytes.
         lossy: String,
     },
 }
@@ -42,9 +42,9 @@ impl fmt::Display for NotUtf8 {
     }
 }
 
-/// The text without a byte order mark.
+/// The text, without a byte order mark.
 pub(super) fn text(bytes: Vec<u8>) -> Result<String, NotUtf8> {
-    if let Some(wide) = Wide::of(&bytes) {
+    if let Some(wide) = Wide::detect(&bytes) {
         return Err(NotUtf8::Wide { name: wide.name, lines: wide.lines(&bytes) });
     }
     match String::from_utf8(bytes) {
@@ -60,15 +60,15 @@ pub(super) fn text(bytes: Vec<u8>) -> Result<String, NotUtf8> {
     }
 }
 
-/// An encoding of two or four bytes a character.
+/// An encoding with two or four bytes a character.
 struct Wide {
     name: &'static str,
     mark: &'static [u8],
-    /// Where the ASCII character stands in its bytes; all others are zero.
+    /// The index of the byte that holds an ASCII character; its other bytes are zero.
     at: usize,
 }
 
-/// The longer marks first: that of UTF-32LE begins as that of UTF-16LE.
+/// The longer marks first, because the mark of UTF-32LE begins with that of UTF-16LE.
 const WIDE: [Wide; 4] = [
     Wide { name: "UTF-32LE", mark: b"\xff\xfe\0\0", at: 0 },
     Wide { name: "UTF-32BE", mark: b"\0\0\xfe\xff", at: 3 },
@@ -77,8 +77,8 @@ const WIDE: [Wide; 4] = [
 ];
 
 impl Wide {
-    /// By its mark, or by zeros around the first character: settings begin with ASCII.
-    fn of(bytes: &[u8]) -> Option<&'static Self> {
+    /// Recognises the encoding by its mark, or by zeros around the first character, because settings begin with ASCII.
+    fn detect(bytes: &[u8]) -> Option<&'static Self> {
         WIDE.iter().find(|wide| {
             let first = bytes.get(..wide.mark.len());
             let is_text = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
@@ -105,7 +105,7 @@ impl Wide {
 mod tests {
     use super::*;
 
-    /// `text` with each character as so many bytes.
+    /// `text` with each character as `width` bytes.
     fn wide(text: &str, width: usize, is_big: bool) -> Vec<u8> {
         let unit = |char: char| {
             let mut bytes = u32::from(char).to_le_bytes()[..width].to_vec();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encoding_of_several_bytes_a_character_is_named_with_and_without_a_mark() {
+    fn utf_16_and_utf_32_are_recognised_with_and_without_a_byte_order_mark() {
         let cases =
             [(2, false, "UTF-16LE"), (2, true, "UTF-16BE"), (4, false, "UTF-32LE"), (4, true, "UTF-32BE")];
         for (width, is_big, name) in cases {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_of_utf_8_is_no_text() {
+    fn a_utf_8_byte_order_mark_is_removed() {
         assert_eq!(text(b"\xef\xbb\xbfA=1".to_vec()).unwrap(), "A=1");
         for same in ["", "A", "A=1\nB=é"] {
             assert_eq!(text(same.as_bytes().to_vec()).unwrap(), same);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_line_of_another_encoding_is_named() {
+    fn the_first_line_in_another_encoding_is_reported() {
         let found = text(b"A=1\nB=caf\xe9\nC=hunter2\xff\n".to_vec()).unwrap_err();
         assert!(found.to_string().contains("line 2") && !found.to_string().contains("hunter2"), "{found}");
         let lossy = "A=1\nB=caf\u{fffd}\nC=hunter2\u{fffd}\n".to_owned();

@@ -1,19 +1,19 @@
-//! Configuration files of other servers: recognised, so that it can be said what to write instead.
+//! Recognises configuration files of other servers, to report the equivalent settings.
 //!
-//! Source: the documentation of Soketi ("Configuration"), of Sockudo and of laravel-echo-server, and the files that
-//! Laradock brings.
+//! Source: the documentation of Soketi ("Configuration"), of Sockudo and of laravel-echo-server, and the files in
+//! Laradock.
 
 use config::{Map, Value, ValueKind};
 
-/// A kind of file that others read.
+/// A configuration file of another program.
 struct Foreign {
-    /// What it is.
+    /// The name of the program.
     name: &'static str,
-    /// Paths of which any tells it from others, and from a file of pusherd.
+    /// Keys that identify it. A file with any of them is of this program.
     marks: &'static [&'static str],
-    /// Its settings, and how each is called here.
-    twins: &'static [(&'static str, &'static str)],
-    /// What else to do.
+    /// Its settings, each with the equivalent of pusherd.
+    equivalents: &'static [(&'static str, &'static str)],
+    /// Further advice.
     advice: &'static str,
 }
 
@@ -49,19 +49,19 @@ const FOREIGN: &[Foreign] = &[
     Foreign {
         name: "Soketi",
         marks: &["appManager", "eventLimits", "channelLimits", "cliAppManager"],
-        twins: SOKETI,
+        equivalents: SOKETI,
         advice: "Soketi's variables (SOKETI_…) are read as they are",
     },
     Foreign {
         name: "Sockudo",
         marks: &["app_manager", "event_limits", "channel_limits"],
-        twins: SOKETI,
+        equivalents: SOKETI,
         advice: "the credentials stay as they are",
     },
     Foreign {
         name: "laravel-echo-server",
         marks: &["authEndpoint", "authHost", "databaseConfig", "apiOriginAllow"],
-        twins: &[
+        equivalents: &[
             ("host", "server.host"),
             ("port", "server.port"),
             ("sslCertPath", "server.tls_cert"),
@@ -74,7 +74,7 @@ const FOREIGN: &[Foreign] = &[
     Foreign {
         name: "Centrifugo",
         marks: &["token_hmac_secret_key", "client.token.hmac_secret_key", "client_insecure", "http_api.key"],
-        twins: &[
+        equivalents: &[
             ("port", "server.port"),
             ("address", "server.host"),
             ("allowed_origins", "allowed_origins of each app"),
@@ -85,16 +85,16 @@ const FOREIGN: &[Foreign] = &[
     Foreign {
         name: "Docker Compose",
         marks: &["services"],
-        twins: &[],
+        equivalents: &[],
         advice: "what pusherd needs of it are the variables of a service, which go into a .env file",
     },
 ];
 
-/// What to say of the file that holds `table`, if another server or program reads it.
+/// The problem with `table`, if it is a file of another program.
 pub(super) fn recognise(table: &Map<String, Value>) -> Option<String> {
-    let Foreign { name, twins, advice, .. } =
+    let Foreign { name, equivalents, advice, .. } =
         FOREIGN.iter().find(|foreign| foreign.marks.iter().any(|path| has(table, path)))?;
-    let known: Vec<_> = twins
+    let known: Vec<_> = equivalents
         .iter()
         .filter(|(path, _)| has(table, path))
         .map(|(path, own)| format!("{path} is {own}"))
@@ -107,7 +107,7 @@ pub(super) fn recognise(table: &Map<String, Value>) -> Option<String> {
     Some(format!("is a configuration of {name}, which pusherd does not read{known}; {advice}"))
 }
 
-/// Whether `table` has something at `path`, by tables within tables or by keys with dots, as Soketi takes both.
+/// Whether `table` has a value at `path`, with nested tables or with dotted keys, because Soketi accepts both.
 fn has(table: &Map<String, Value>, path: &str) -> bool {
     table.iter().any(|(key, value)| match path.strip_prefix(key.as_str()) {
         Some("") => true,
@@ -115,7 +115,7 @@ fn has(table: &Map<String, Value>, path: &str) -> bool {
             (Some(rest), ValueKind::Table(table)) => has(table, rest),
             _ => false,
         },
-        // A longer key is within the path.
+        // A longer key is inside the path.
         None => key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')),
     })
 }
@@ -126,12 +126,12 @@ mod tests {
 
     use super::*;
 
-    fn said(json: &str) -> Option<String> {
+    fn problem(json: &str) -> Option<String> {
         recognise(&FileFormat::Json.parse(None, json).unwrap())
     }
 
     #[test]
-    fn files_of_others_are_recognised_and_it_is_said_what_to_write() {
+    fn files_of_other_programs_are_recognised_with_the_equivalent_settings() {
         let app = r#"[{"id":"1","key":"k","secret":"hunter2","webhooks":[]}]"#;
         let table = [
             (
@@ -174,17 +174,17 @@ mod tests {
             ),
         ];
         for (json, expected) in table {
-            let said = said(&json).unwrap();
-            assert!(said.starts_with(expected) && !said.contains("hunter2"), "{json}\n{said}");
+            let problem = problem(&json).unwrap();
+            assert!(problem.starts_with(expected) && !problem.contains("hunter2"), "{json}\n{problem}");
         }
     }
 
     #[test]
-    fn a_file_of_pusherd_is_not_taken_for_another() {
+    fn a_file_of_pusherd_is_not_recognised_as_foreign() {
         for json in
             ["{}", r#"{"server":{"port":1,"host":"x"},"apps":[]}"#, r#"{"port":6001}"#, r#"{"appManage":1}"#]
         {
-            assert_eq!(said(json), None, "{json}");
+            assert_eq!(problem(json), None, "{json}");
         }
     }
 }

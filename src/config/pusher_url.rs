@@ -1,17 +1,17 @@
 //! `PUSHER_URL`: `http(s)://KEY:SECRET@HOST[:PORT]/apps/ID`, as the SDKs of Pusher read it.
 //!
-//! What is wrong with one is told without repeating it: it holds a secret.
+//! Problems do not repeat the URL, because it holds a secret.
 //!
 //! Source: `Pusher.url=` in pusher-http-ruby's `client.rb` and `Pusher.forURL` in pusher-http-node's `pusher.js` (the id
-//! is the last part of the path, a port that is not there the scheme's own).
+//! is the last segment of the path, and the default port is that of the scheme).
 
 use hyper::Uri;
 use percent_encoding::percent_decode_str;
 
 use super::schema;
-use super::secret::Secret;
+use crate::secret::Secret;
 
-/// What the URL says.
+/// The parts of the URL.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct PusherUrl {
     pub(super) id: String,
@@ -25,7 +25,10 @@ pub(super) struct PusherUrl {
 const FORM: &str = "must be a URL such as https://KEY:SECRET@ws.example.com:443/apps/ID";
 
 impl PusherUrl {
-    /// Takes a URL in, or says what it must be.
+    /// Parses a URL.
+    ///
+    /// # Errors
+    /// The form that it must have.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let uri: Uri = text.trim().parse().map_err(|_| FORM)?;
         let tls = match uri.scheme_str() {
@@ -34,7 +37,7 @@ impl PusherUrl {
             Some(_) | None => return Err(FORM.to_owned()),
         };
         let authority = uri.authority().ok_or(FORM)?;
-        let (user, place) = authority.as_str().rsplit_once('@').ok_or(FORM)?;
+        let (user, host_and_port) = authority.as_str().rsplit_once('@').ok_or(FORM)?;
         let (key, secret) = user.split_once(':').ok_or(FORM)?;
         let id = uri.path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let decoded =
@@ -44,7 +47,8 @@ impl PusherUrl {
             return Err(FORM.to_owned());
         }
         let host = schema::host(uri.host().unwrap_or_default()).map_err(|_| FORM)?;
-        let port = match place.strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':')) {
+        let port = match host_and_port.strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':'))
+        {
             None | Some("") => {
                 if tls {
                     443
@@ -63,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_of_the_sdks_holds_credentials_and_where_clients_connect_to() {
+    fn a_url_holds_credentials_and_the_address_of_the_server() {
         let table = [
             ("http://k1:hunter2@api.pusherapp.com/apps/42", ("42", "k1", "api.pusherapp.com", 80, false)),
             ("https://k1:hunter2@ws.test/apps/42", ("42", "k1", "ws.test", 443, true)),
@@ -78,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_holds_no_app_is_refused_without_being_repeated() {
+    fn an_invalid_url_is_rejected_without_repeating_it() {
         for text in [
             "hunter2",
             "ftp://k:hunter2@h/apps/1",

@@ -1,88 +1,88 @@
-//! One section of the settings, being filled from its sources, the lowest first.
+//! One section of the settings. It is filled from its sources, the lowest first.
 
 use std::collections::{BTreeMap, HashMap};
 
 use config::{Map, Value, ValueKind};
 
-use super::foreign;
-use super::kind::{Given, Setting};
-use super::problem::{Problems, Source, closest};
+use super::foreign_variables;
+use super::problems::{Problems, Source, closest_name};
+use super::setting::{RawValue, Setting};
 use super::variables::Variables;
 
-/// A `T` that is being filled, and where each of its settings came from.
+/// A `T`, and the source of each of its settings.
 pub(super) struct Section<T: 'static> {
-    /// What is filled.
+    /// The settings.
     pub(super) value: T,
-    /// Where it stands in a file: `server`, `apps[1]`.
-    pub(super) at: String,
+    /// Its path in a file: `server`, `apps[1]`.
+    pub(super) name: String,
     settings: &'static [Setting<T>],
     sources: HashMap<&'static str, Source>,
-    /// What is said beside the source of a setting when it is shown.
+    /// The notes that `config show` prints beside sources.
     notes: HashMap<&'static str, &'static str>,
 }
 
-/// A setting as it is in effect.
+/// A setting in effect, as `config show` prints it.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
-    /// Where it stands in its section.
+pub(super) struct EffectiveSetting {
+    /// Its key in its section.
     pub(super) key: String,
-    /// Its value, as TOML; secrets are masked.
+    /// Its value as TOML, with secrets masked.
     pub(super) value: String,
     /// Where it was set.
     pub(super) source: Source,
-    /// What else there is to say.
+    /// A note beside the source.
     pub(super) note: Option<String>,
 }
 
 impl<T> Section<T> {
-    pub(super) fn new(at: impl Into<String>, settings: &'static [Setting<T>], value: T) -> Self {
-        Self { value, at: at.into(), settings, sources: HashMap::new(), notes: HashMap::new() }
+    pub(super) fn new(name: impl Into<String>, settings: &'static [Setting<T>], value: T) -> Self {
+        Self { value, name: name.into(), settings, sources: HashMap::new(), notes: HashMap::new() }
     }
 
-    /// Where the setting `key` was set.
+    /// The source of the setting `key`.
     pub(super) fn source(&self, key: &str) -> Source {
         self.sources.get(key).cloned().unwrap_or(Source::Default)
     }
 
-    /// Whether the setting `key` was set anywhere.
+    /// Whether any source sets `key`.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.sources.contains_key(key)
     }
 
-    /// Sets what follows from something that was written in `source`.
-    pub(super) fn derive(&mut self, key: &'static str, source: Source, put: impl FnOnce(&mut T)) {
-        put(&mut self.value);
+    /// Sets `key` to a value that follows from another setting, which `source` set.
+    pub(super) fn derive(&mut self, key: &'static str, source: Source, set: impl FnOnce(&mut T)) {
+        set(&mut self.value);
         self.sources.insert(key, source);
     }
 
-    /// Puts another default into a setting that was not set, and says why beside it.
-    pub(super) fn put_default(&mut self, key: &'static str, note: &'static str, put: impl FnOnce(&mut T)) {
+    /// Changes the default of `key`, unless a source sets it. `note` is shown beside the default.
+    pub(super) fn set_default(&mut self, key: &'static str, note: &'static str, set: impl FnOnce(&mut T)) {
         if !self.is_set(key) {
-            put(&mut self.value);
+            set(&mut self.value);
             self.notes.insert(key, note);
         }
     }
 
-    /// Where the setting `key` was set, as it is named in messages.
-    pub(super) fn place(&self, key: &str) -> String {
-        self.source(key).at(&self.path(key))
+    /// The location of the setting `key` for messages: its source and its path.
+    pub(super) fn location(&self, key: &str) -> String {
+        self.source(key).location(&self.path(key))
     }
 
-    /// The path of a key of this section.
+    /// The path of `key` in a file.
     pub(super) fn path(&self, key: &str) -> String {
-        format!("{}.{key}", self.at)
+        format!("{}.{key}", self.name)
     }
 
-    /// Fills from the value that a file has for the section.
+    /// Reads the value that a file has for this section.
     pub(super) fn fill_from_value(&mut self, value: Value, source: &Source, problems: &mut Problems) {
         if let ValueKind::Table(table) = value.kind {
             self.fill_from_table(table, source, problems);
         } else {
-            problems.add(source, &self.at, "must be a table");
+            problems.add(source, &self.name, "must be a table");
         }
     }
 
-    /// Fills from the table of a file; what it has that is no setting is reported.
+    /// Reads a table of a file. Unknown keys are reported.
     pub(super) fn fill_from_table(
         &mut self,
         table: Map<String, Value>,
@@ -95,7 +95,7 @@ impl<T> Section<T> {
             if let Some(value) = found.remove(setting.key)
                 && value != ValueKind::Nil
             {
-                self.put(setting, &Given::Value(&value), source.clone(), problems);
+                self.set(setting, &RawValue::Typed(&value), source.clone(), problems);
             }
         }
         for key in found.keys() {
@@ -103,13 +103,13 @@ impl<T> Section<T> {
             let what = if self.settings.iter().any(|setting| setting.key.starts_with(&group)) {
                 "must be a table".to_owned()
             } else {
-                unknown(key, self.settings.iter().map(|setting| setting.key))
+                unknown_key(key, self.settings.iter().map(|setting| setting.key))
             };
             problems.add(source, &self.path(key), what);
         }
     }
 
-    /// Fills from pusherd's own variables.
+    /// Reads pusherd's own variables.
     pub(super) fn fill_from_variables(
         &mut self,
         prefix: &str,
@@ -117,15 +117,15 @@ impl<T> Section<T> {
         problems: &mut Problems,
     ) {
         for setting in self.settings {
-            self.put_first(setting, std::iter::once(&*setting.variable(prefix)), variables, problems);
+            self.set_first(setting, std::iter::once(&*setting.variable(prefix)), variables, problems);
         }
     }
 
-    /// Fills from other servers' variables what pusherd's own will not.
+    /// Reads variables of other servers, unless pusherd's own variable is set.
     pub(super) fn fill_from_foreign(
         &mut self,
         prefix: &str,
-        reader: &foreign::Reader<'_>,
+        reader: &foreign_variables::Reader<'_>,
         problems: &mut Problems,
     ) {
         for setting in self.settings {
@@ -133,32 +133,32 @@ impl<T> Section<T> {
             if set_variable(setting, &own, reader.variables).is_some() {
                 continue;
             }
-            let Some((value, source)) = reader.twin(&own, setting.may_be_empty()) else { continue };
-            let put = value.and_then(|value| setting.put(&mut self.value, &Given::Text(&value)));
-            match put {
-                Ok(remarks) => self.note(setting, source, &remarks, problems),
-                Err(what) => problems.add(&source, "", format_args!("{what}; {own} goes above it")),
+            let Some((value, source)) = reader.alias_value(&own, setting.allows_empty()) else { continue };
+            let result = value.and_then(|value| setting.set(&mut self.value, &RawValue::Text(&value)));
+            match result {
+                Ok(warnings) => self.record(setting, source, &warnings, problems),
+                Err(what) => problems.add(&source, "", format_args!("{what}; {own} overrides it")),
             }
         }
     }
 
-    /// Fills what has not been set yet from those fallbacks that are `wanted`, each by the key of its setting and its
-    /// name.
+    /// Reads the fallback variables of settings that are not set yet. `is_wanted` selects them by the key of the setting
+    /// and the name of the variable.
     pub(super) fn fill_from_fallbacks(
         &mut self,
-        wanted: impl Fn(&str, &str) -> bool,
+        is_wanted: impl Fn(&str, &str) -> bool,
         variables: &Variables,
         problems: &mut Problems,
     ) {
         for setting in self.settings.iter().filter(|setting| !setting.fallbacks.is_empty()) {
             if !self.is_set(setting.key) {
-                let names = setting.fallbacks.iter().copied().filter(|name| wanted(setting.key, name));
-                self.put_first(setting, names, variables, problems);
+                let names = setting.fallbacks.iter().copied().filter(|name| is_wanted(setting.key, name));
+                self.set_first(setting, names, variables, problems);
             }
         }
     }
 
-    /// Fills from the flags of the command line.
+    /// Reads the flags of the command line.
     pub(super) fn fill_from_flags(
         &mut self,
         flags: &BTreeMap<&'static str, String>,
@@ -166,13 +166,13 @@ impl<T> Section<T> {
     ) {
         for setting in self.settings {
             if let Some((flag, value)) = setting.flag.and_then(|flag| flags.get_key_value(flag)) {
-                self.put(setting, &Given::Text(value), Source::Flag(flag), problems);
+                self.set(setting, &RawValue::Text(value), Source::Flag(flag), problems);
             }
         }
     }
 
-    /// Puts the first of the variables `names` that is set.
-    fn put_first<'n>(
+    /// Applies the first of the variables `names` that is set.
+    fn set_first<'n>(
         &mut self,
         setting: &Setting<T>,
         mut names: impl Iterator<Item = &'n str>,
@@ -180,47 +180,47 @@ impl<T> Section<T> {
         problems: &mut Problems,
     ) {
         if let Some((value, source)) = names.find_map(|name| set_variable(setting, name, variables)) {
-            self.put(setting, &Given::Text(&value), source, problems);
+            self.set(setting, &RawValue::Text(&value), source, problems);
         }
     }
 
-    fn put(&mut self, setting: &Setting<T>, given: &Given<'_>, source: Source, problems: &mut Problems) {
-        match setting.put(&mut self.value, given) {
-            Ok(remarks) => self.note(setting, source, &remarks, problems),
+    fn set(&mut self, setting: &Setting<T>, raw: &RawValue<'_>, source: Source, problems: &mut Problems) {
+        match setting.set(&mut self.value, raw) {
+            Ok(warnings) => self.record(setting, source, &warnings, problems),
             Err(what) => problems.add(&source, &self.path(setting.key), what),
         }
     }
 
-    /// Notes where a setting was set, and what is remarkable about that.
-    fn note(&mut self, setting: &Setting<T>, source: Source, remarks: &[String], problems: &mut Problems) {
-        remarks.iter().for_each(|remark| problems.remark(&source, &self.path(setting.key), remark));
+    /// Records the source of a setting, and the warnings about its value.
+    fn record(&mut self, setting: &Setting<T>, source: Source, warnings: &[String], problems: &mut Problems) {
+        warnings.iter().for_each(|warning| problems.warn(&source, &self.path(setting.key), warning));
         self.sources.insert(setting.key, source);
     }
 
-    /// The settings as they are in effect, in the order of the table.
-    pub(super) fn lines(&mut self) -> Vec<Line> {
-        let line = |setting: &Setting<T>| Line {
+    /// The settings in effect, in the order of the table.
+    pub(super) fn effective(&mut self) -> Vec<EffectiveSetting> {
+        let effective = |setting: &Setting<T>| EffectiveSetting {
             key: setting.key.to_owned(),
             value: setting.show(&mut self.value),
             source: self.sources.get(setting.key).cloned().unwrap_or(Source::Default),
             note: self.notes.get(setting.key).map(|&note| note.to_owned()),
         };
-        self.settings.iter().map(line).collect()
+        self.settings.iter().map(effective).collect()
     }
 }
 
-/// The value of a variable that is set for `setting`, and where.
+/// The value and the source of the variable `name`, if it sets `setting`.
 fn set_variable<T>(setting: &Setting<T>, name: &str, variables: &Variables) -> Option<(String, Source)> {
-    variables.get(name).filter(|(value, _)| !value.is_empty() || setting.may_be_empty())
+    variables.get(name).filter(|(value, _)| !value.is_empty() || setting.allows_empty())
 }
 
-/// What to say of a key that is none, given those that are.
-pub(super) fn unknown<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
-    let hint = closest(key, known).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+/// The problem with an unknown key, with the closest of the `known` ones as a hint.
+pub(super) fn unknown_key<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let hint = closest_name(key, known).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
     format!("is not a setting{hint}")
 }
 
-/// Tables within tables become dotted keys.
+/// Turns nested tables into dotted keys.
 fn flatten(prefix: &str, table: Map<String, Value>, found: &mut BTreeMap<String, ValueKind>) {
     for (key, value) in table {
         let key = format!("{prefix}{key}");

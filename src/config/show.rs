@@ -1,41 +1,39 @@
-//! Settings for eyes: what is in effect (`pusherd config show`), and what there is (`pusherd config
-//! reference`).
+//! Settings as text: those in effect (`pusherd config show`) and all that exist (`pusherd config reference`).
 
 use std::fmt::{self, Write as _};
 
 use super::apps::Draft;
-use super::foreign;
-use super::kind::Setting;
+use super::foreign_variables;
 use super::redis::Redis;
 use super::schema::{APP, CREDENTIALS, LOG, REDIS, SERVER, WEBHOOKS};
-use super::section::Line;
+use super::section::EffectiveSetting;
+use super::setting::Setting;
+use super::settings::{Log, Server, Settings, Webhooks};
 use super::variables::{APP_PREFIX, LOG_PREFIX, REDIS_PREFIX, SERVER_PREFIX, WEBHOOKS_PREFIX};
-use super::{Log, Server, Settings, Webhooks};
 
-/// Values shorter than this have their source in one column.
+/// The column of the sources, if the value is not longer.
 const COLUMN: usize = 44;
 
 impl Settings {
-    /// The settings in effect as a configuration file: TOML, the remarks on them first, the source of each value beside
-    /// it, secrets masked.
+    /// The settings in effect as a TOML file: warnings first, the source beside each value, secrets masked.
     #[must_use]
     pub fn show(&self) -> impl fmt::Display {
         let mut text =
             String::from("# The settings in effect, and where each was set. Secrets are masked.\n");
-        for advice in &self.advice {
-            let _ = writeln!(text, "# remark: {advice}");
+        for warning in &self.warnings {
+            let _ = writeln!(text, "# warning: {warning}");
         }
-        for (title, lines) in &self.shown {
-            text.push_str(&section(title, lines));
+        for (title, settings) in &self.shown {
+            text.push_str(&section(title, settings));
         }
         text
     }
 }
 
-fn section(title: &str, lines: &[Line]) -> String {
+fn section(title: &str, settings: &[EffectiveSetting]) -> String {
     let mut text = format!("\n{title}\n");
     let mut group = "";
-    for Line { key, value, source, note } in lines {
+    for EffectiveSetting { key, value, source, note } in settings {
         let (in_group, key) = key.rsplit_once('.').unwrap_or(("", key));
         if in_group != group {
             group = in_group;
@@ -63,7 +61,7 @@ pub fn reference() -> String {
     heading(&mut text, "[[apps]]");
     for row in CREDENTIALS {
         let variable = row.variable.map(|name| format!("`{APP_PREFIX}{name}`")).unwrap_or_default();
-        let _ = writeln!(text, "| `{}` | {variable} | | {} | {} |", row.key, row.may_be, row.doc);
+        let _ = writeln!(text, "| `{}` | {variable} | | {} | {} |", row.key, row.allowed, row.doc);
     }
     rows(&mut text, APP, APP_PREFIX, &mut Draft::defaults());
     text
@@ -80,7 +78,7 @@ fn heading(text: &mut String, title: &str) {
 fn rows<T>(text: &mut String, settings: &[Setting<T>], prefix: &str, defaults: &mut T) {
     for row in settings {
         let own = row.variable(prefix);
-        let foreign: Vec<_> = foreign::twins(&own).collect();
+        let foreign: Vec<_> = foreign_variables::aliases_of(&own).collect();
         let default = row.default.map_or_else(|| format!("`{}`", row.show(defaults)), str::to_owned);
         let flag = row.flag.map(|flag| format!(" Flag: `{flag}`.")).unwrap_or_default();
         let also = |words: &str, names: &[&str]| {
@@ -92,7 +90,7 @@ fn rows<T>(text: &mut String, settings: &[Setting<T>], prefix: &str, defaults: &
             text,
             "| `{}` | `{own}` | {default} | {} | {}{flag}{aliases} |",
             row.key,
-            row.may_be(),
+            row.allowed(),
             row.doc,
         );
     }

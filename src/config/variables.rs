@@ -1,16 +1,15 @@
-//! Variables: those of the process over those of a Laravel `.env`, read as Laravel's `env()` reads them.
+//! Variables of the process and of a Laravel `.env`, interpreted as by Laravel's `env()`. Those of the process come first.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use super::dotenv;
-use super::kind::Setting;
-use super::problem::{Problems, Source, closest};
+use super::problems::{Problems, Source, closest_name};
 use super::schema::{APP, LOG, REDIS, SERVER, WEBHOOKS};
-use super::{families, foreign};
+use super::setting::Setting;
+use super::{credentials, dotenv, foreign_variables};
 
-/// What the variables of `[server]`, `[log]`, `[redis]`, `[webhooks]` and `[[apps]]` begin with.
+/// The prefixes of the variables of `[server]`, `[log]`, `[redis]`, `[webhooks]` and `[[apps]]`.
 pub(super) const SERVER_PREFIX: &str = "PUSHERD_";
 /// See [`SERVER_PREFIX`].
 pub(super) const LOG_PREFIX: &str = "PUSHERD_LOG_";
@@ -21,125 +20,126 @@ pub(super) const WEBHOOKS_PREFIX: &str = "PUSHERD_WEBHOOKS_";
 /// See [`SERVER_PREFIX`].
 pub(super) const APP_PREFIX: &str = "PUSHERD_APP_";
 
-/// What says where clients connect to, never where to listen: `…HOST`, `…PORT`, `…SCHEME`.
+/// The prefixes of variables with the address that clients connect to: `…HOST`, `…PORT`, `…SCHEME`.
 pub(super) const CLIENT_FAMILIES: [&str; 2] = ["PUSHER_", "REVERB_"];
 
-/// The port that a platform such as Heroku or Railway has assigned to the process.
+/// The port that a platform such as Heroku or Railway assigns to the process.
 pub(super) const PLATFORM_PORT: &str = "PORT";
 
-/// Sets nodes of one Redis apart: Reverb's name for what they talk by.
+/// Reverb's channel in Redis, which separates clusters that share a Redis.
 pub(super) const SCALING_CHANNEL: &str = "REVERB_SCALING_CHANNEL";
 
-/// Says whether Redis speaks TLS: what Laravel's configuration of Redis takes its `scheme` from.
+/// The `scheme` of Redis in Laravel's configuration, which turns TLS on.
 pub(super) const SCHEME: &str = "REDIS_SCHEME";
 
-/// What the variables of Soketi begin with.
+/// The prefix of Soketi's variables.
 pub(super) const SOKETI: &str = "SOKETI_";
 
-/// Names the configuration file, as `--config`.
+/// The path of the configuration file, like `--config`.
 pub(super) const CONFIG: &str = "PUSHERD_CONFIG";
-/// Names the `.env` file, as `--env-file`. Of the process only.
+/// The path of the `.env` file, like `--env-file`. Read only from the process.
 pub(super) const ENV_FILE: &str = "PUSHERD_ENV_FILE";
 
-/// All variables. No `Debug`: some are secrets.
+/// All variables. Not `Debug`, because some are secrets.
 #[derive(Default)]
 pub(super) struct Variables {
     by_name: BTreeMap<String, Variable>,
-    /// Entries of the `.env` file that cannot be read: where, whose and why.
+    /// Malformed entries of the `.env` file: source, name and reason.
     malformed: Vec<(Source, String, String)>,
 }
 
 struct Variable {
-    /// As it was written; [`laravel`] gives it its meaning.
+    /// The value as it was written; [`laravel_value`] interprets it.
     raw: String,
     dotenv: Option<Arc<str>>,
 }
 
 impl Variables {
     /// The variables of the process.
-    pub(super) fn of_process(environment: &[(OsString, OsString)]) -> Self {
+    pub(super) fn from_process(environment: &[(OsString, OsString)]) -> Self {
         let text = |text: &OsString| text.to_string_lossy().into_owned();
         let variable = |raw| Variable { raw, dotenv: None };
         let by_name = environment.iter().map(|(name, value)| (text(name), variable(text(value)))).collect();
         Self { by_name, malformed: Vec::new() }
     }
 
-    /// Adds those of a `.env` file that the process does not have.
+    /// Adds the variables of a `.env` file that the process does not have.
     pub(super) fn add_dotenv(&mut self, file: &Arc<str>, text: &str, problems: &mut Problems) {
         let found = dotenv::parse(text, |name| self.by_name.get(name).map(|variable| variable.raw.clone()));
-        for at in found.malformed {
-            let source = Source::Variable { dotenv: Some(Arc::clone(file)), name: at.name.as_str().into() };
-            self.malformed.push((source, at.name, format!("{} (line {})", at.why, at.line)));
+        for entry in found.malformed {
+            let source =
+                Source::Variable { dotenv: Some(Arc::clone(file)), name: entry.name.as_str().into() };
+            self.malformed.push((source, entry.name, format!("{} (line {})", entry.why, entry.line)));
         }
         let source = Source::File(Arc::clone(file));
-        match found.stray {
-            Some(stray) if found.entries.is_empty() => {
-                problems.add(&source, "", format_args!("{stray}: nothing was read"));
+        match found.skipped {
+            Some(skipped) if found.entries.is_empty() => {
+                problems.add(&source, "", format_args!("{skipped}: nothing was read"));
             }
-            Some(stray) => problems.remark(&source, "", format_args!("{stray}: not read")),
+            Some(skipped) => problems.warn(&source, "", format_args!("{skipped}: not read")),
             None => {}
         }
-        let of_file: BTreeMap<_, _> = found.entries.into_iter().collect();
-        for (name, raw) in of_file {
+        let entries: BTreeMap<_, _> = found.entries.into_iter().collect();
+        for (name, raw) in entries {
             self.by_name.entry(name).or_insert_with(|| Variable { raw, dotenv: Some(Arc::clone(file)) });
         }
     }
 
-    /// The value of a variable that is set, and where. Null and blank is not set; empty is.
+    /// The value and the source of a variable that is set. Laravel's null and a blank value are not set; `empty` is.
     pub(super) fn get(&self, name: &str) -> Option<(String, Source)> {
         let variable = self.by_name.get(name)?;
         if is_service_link(name, &variable.raw) {
             return None;
         }
-        Some((laravel(&variable.raw)?, variable.source(name)))
+        Some((laravel_value(&variable.raw)?, variable.source(name)))
     }
 
-    /// The value of a variable that is set and not empty, and where.
-    pub(super) fn get_filled(&self, name: &str) -> Option<(String, Source)> {
+    /// The value and the source of a variable that is set and not empty.
+    pub(super) fn non_empty(&self, name: &str) -> Option<(String, Source)> {
         self.get(name).filter(|(value, _)| !value.is_empty())
     }
 
-    /// The names of those that are set, but for the links of services.
+    /// The names of the variables that are set, without service links.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.by_name.keys().map(String::as_str).filter(|name| self.get_filled(name).is_some())
+        self.by_name.keys().map(String::as_str).filter(|name| self.non_empty(name).is_some())
     }
 
-    /// Whether the platform has assigned a port. In a `.env` the variable is some other program's, and so is what is no
-    /// port.
+    /// Whether the platform has assigned a port. A variable in a `.env`, or one that is not a port, belongs to another
+    /// program.
     pub(super) fn has_platform_port(&self) -> bool {
         let variable = self.by_name.get(PLATFORM_PORT).filter(|variable| variable.dotenv.is_none());
         variable.is_some_and(|variable| variable.raw.parse::<u16>().is_ok_and(|port| port > 0))
     }
 
-    /// The text of a variable that is not blank, and where, whatever Laravel makes of it.
-    pub(super) fn written(&self, name: &str) -> Option<(String, Source)> {
+    /// The text and the source of a variable that is not blank, without Laravel's interpretation.
+    pub(super) fn raw_text(&self, name: &str) -> Option<(String, Source)> {
         let variable = self.by_name.get(name)?;
         let text = variable.raw.trim_matches(['"', '\'', '(', ')', ' ']);
         (!text.is_empty()).then(|| (text.to_owned(), variable.source(name)))
     }
 
-    /// Reports variables that cannot be read, and those that look like pusherd's and are not. Not those of others that
-    /// say where Redis is: see [`Variables::check_readable`].
+    /// Reports unreadable variables, and unknown variables with pusherd's prefix. Variables of other programs that locate
+    /// Redis are checked when they are used: see [`Variables::check_readable`].
     pub(super) fn check_names(&self, problems: &mut Problems) {
-        self.check_readable(|name| is_ours(name) && !is_of_redis(name), problems);
-        for (name, variable) in self.by_name.iter().filter(|(name, _)| is_ours(name)) {
+        self.check_readable(|name| is_relevant(name) && !locates_redis(name), problems);
+        for (name, variable) in self.by_name.iter().filter(|(name, _)| is_relevant(name)) {
             let source = variable.source(name);
             if !is_known(name) && !is_service_link(name, &variable.raw) {
-                let known: Vec<String> = known().collect();
-                let hint = closest(name, known.iter().map(String::as_str).filter(|name| is_own(name)));
+                let known: Vec<String> = known_names().collect();
+                let hint = closest_name(name, known.iter().map(String::as_str).filter(|name| is_own(name)));
                 let hint = hint.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
                 problems.add(&source, "", format_args!("is not a variable of pusherd{hint}"));
             }
         }
     }
 
-    /// Reports those variables that are `used` and cannot be read.
-    pub(super) fn check_readable(&self, used: impl Fn(&str) -> bool, problems: &mut Problems) {
-        for (source, _, why) in self.malformed.iter().filter(|(_, name, _)| used(name)) {
+    /// Reports malformed variables and those that are not UTF-8, of those that `is_used` selects.
+    pub(super) fn check_readable(&self, is_used: impl Fn(&str) -> bool, problems: &mut Problems) {
+        for (source, _, why) in self.malformed.iter().filter(|(_, name, _)| is_used(name)) {
             problems.add(source, "", why);
         }
         let unreadable = |(name, variable): &(&String, &Variable)| {
-            used(name) && is_known(name) && variable.raw.contains('\u{fffd}')
+            is_used(name) && is_known(name) && variable.raw.contains('\u{fffd}')
         };
         for (name, variable) in self.by_name.iter().filter(unreadable) {
             problems.add(&variable.source(name), "", "is not UTF-8 text");
@@ -153,11 +153,11 @@ impl Variable {
     }
 }
 
-/// What Laravel's `env()` makes of a value; `None`: null. A value left blank is null too, since Laravel's own
-/// `.env` leaves blank what is not used.
+/// The value that Laravel's `env()` returns; `None` for null. A blank value is null too, because a new Laravel `.env` has
+/// blank values for unused variables.
 ///
 /// Source: `Illuminate\Support\Env::getOption`.
-fn laravel(raw: &str) -> Option<String> {
+fn laravel_value(raw: &str) -> Option<String> {
     match raw.to_ascii_lowercase().as_str() {
         "" | "null" | "(null)" => return None,
         "true" | "(true)" => return Some("true".to_owned()),
@@ -169,28 +169,28 @@ fn laravel(raw: &str) -> Option<String> {
     Some(unquoted('"').or_else(|| unquoted('\'')).unwrap_or(raw).to_owned())
 }
 
-/// Whether another server's variable of this name says where Redis is. Laravel's `.env` nearly always has some, which
-/// matter only where pusherd is to use it.
-pub(super) fn is_of_redis(name: &str) -> bool {
+/// Whether this is a variable of another program that locates Redis. Most `.env` files have some; they matter only if
+/// pusherd uses Redis.
+pub(super) fn locates_redis(name: &str) -> bool {
     [SCALING_CHANNEL, SCHEME].contains(&name) || REDIS.iter().any(|row| row.fallbacks.contains(&name))
 }
 
-/// Whether pusherd alone reads a variable of this name.
+/// Whether the name has pusherd's prefix.
 fn is_own(name: &str) -> bool {
     name.starts_with(SERVER_PREFIX)
 }
 
-/// Whether pusherd reads a variable of this name, or would if it existed.
-fn is_ours(name: &str) -> bool {
+/// Whether pusherd reads a variable of this name, or the name has its prefix.
+fn is_relevant(name: &str) -> bool {
     is_own(name) || is_known(name)
 }
 
 pub(super) fn is_known(name: &str) -> bool {
-    known().any(|known| known == name)
+    known_names().any(|known| known == name)
 }
 
-/// The names of all variables that are read.
-pub(super) fn known() -> impl Iterator<Item = String> {
+/// The names of all variables that pusherd reads.
+fn known_names() -> impl Iterator<Item = String> {
     let own = |name: &str| name.to_owned();
     let rows = names(SERVER, SERVER_PREFIX)
         .chain(names(LOG, LOG_PREFIX))
@@ -198,22 +198,22 @@ pub(super) fn known() -> impl Iterator<Item = String> {
         .chain(names(WEBHOOKS, WEBHOOKS_PREFIX))
         .chain(names(APP, APP_PREFIX));
     let client = |family: &str| ["HOST", "PORT", "SCHEME"].map(|name| format!("{family}{name}"));
-    rows.chain(families::names())
-        .chain(foreign::names())
+    rows.chain(credentials::names())
+        .chain(foreign_variables::names())
         .chain(CLIENT_FAMILIES.into_iter().flat_map(client))
         .chain([CONFIG, ENV_FILE, SCALING_CHANNEL, SCHEME].map(own))
 }
 
-/// The names of the variables that are read for the settings of a section.
+/// The names of the variables for the settings of a section.
 fn names<T>(settings: &'static [Setting<T>], prefix: &'static str) -> impl Iterator<Item = String> {
     settings.iter().flat_map(move |row| {
-        let others = row.fallbacks.iter().map(|&name| name.to_owned());
-        std::iter::once(row.variable(prefix)).chain(others)
+        let fallbacks = row.fallbacks.iter().map(|&name| name.to_owned());
+        std::iter::once(row.variable(prefix)).chain(fallbacks)
     })
 }
 
-/// Whether Kubernetes or Docker set the variable, to tell of a service that is called `pusherd`, `soketi` or
-/// alike: `PUSHERD_PORT=tcp://10.0.0.1:6001`, `PUSHERD_SERVICE_HOST`, `PUSHERD_PORT_6001_TCP_ADDR`.
+/// Whether this is a service link: a variable that Kubernetes or Docker sets for a service with a name such as `pusherd` or
+/// `soketi`. Examples: `PUSHERD_PORT=tcp://10.0.0.1:6001`, `PUSHERD_SERVICE_HOST`, `PUSHERD_PORT_6001_TCP_ADDR`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let of_port = name.split_once("_PORT_").is_some_and(|(_, rest)| {
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_means_what_laravels_env_makes_of_it() {
+    fn a_value_is_interpreted_as_by_laravels_env() {
         let table = [
             ("x", Some("x")),
             ("", None),
@@ -247,28 +247,28 @@ mod tests {
             ("(false)", Some("false")),
             ("empty", Some("")),
             ("(empty)", Some("")),
-            ("\"quoted\"", Some("quoted")),
+            ("\"toml_string\"", Some("toml_string")),
             ("'null'", Some("null")),
             ("\"", Some("\"")),
             ("'a\"", Some("'a\"")),
             (" ", Some(" ")),
         ];
         for (raw, expected) in table {
-            assert_eq!(laravel(raw).as_deref(), expected, "{raw:?}");
+            assert_eq!(laravel_value(raw).as_deref(), expected, "{raw:?}");
         }
     }
 
     #[test]
     fn no_two_settings_share_a_variable() {
         let mut seen = HashSet::new();
-        for name in known() {
+        for name in known_names() {
             assert!(seen.insert(name.clone()), "{name} is read twice");
         }
         assert!(seen.contains("PUSHERD_PORT") && seen.contains("PUSHERD_APP_LIMITS_PRESENCE_MEMBERS"));
     }
 
     #[test]
-    fn variables_that_tell_of_a_service_are_not_settings() {
+    fn service_links_are_not_settings() {
         let variables = [
             ("PUSHERD_PORT", "tcp://10.0.0.1:6001"),
             ("PUSHERD_SERVICE_HOST", "10.0.0.1"),
@@ -279,7 +279,7 @@ mod tests {
             ("PUSHERD_METRICS_PORT_9601_TCP_PROTO", "tcp"),
             ("SOKETI_PORT", "tcp://10.0.0.2:6001"),
         ];
-        let variables = Variables::of_process(&variables.map(|(name, value)| (name.into(), value.into())));
+        let variables = Variables::from_process(&variables.map(|(name, value)| (name.into(), value.into())));
         let mut problems = Problems::default();
         variables.check_names(&mut problems);
         assert_eq!(problems, Problems::default());

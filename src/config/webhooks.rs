@@ -1,6 +1,6 @@
-//! The webhooks of an app, in the shape that Soketi gave them. Source: protocol.md §9.4.
+//! Parses the webhooks of an app, in Soketi's format. Source: protocol.md §9.4.
 //!
-//! What is wrong is told without repeating URLs and values of headers, which may hold secrets.
+//! Problems do not repeat URLs and values of headers, because they may hold secrets.
 
 use std::fmt::Write as _;
 
@@ -8,25 +8,25 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use super::apps::Draft;
-use super::kind::{Tables, quoted};
-use super::problem::{Problems, closest};
+use super::problems::{Problems, closest_name};
+use super::setting::{TablesField, toml_string};
 use crate::apps::{
     ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, webhook_header,
 };
 use crate::webhooks::target;
 
 const KEYS: [&str; 4] = ["url", "headers", "event_types", "filter"];
-/// What is shown in the place of what may be secret.
+/// Replaces values that may be secret.
 const MASK: &str = "***";
 
 const FILTER_KEYS: [&str; 2] = ["channel_name_starts_with", "channel_name_ends_with"];
 
-impl Tables for Vec<Webhook> {
+impl TablesField for Vec<Webhook> {
     fn parse(&mut self, tables: Vec<Value>) -> Result<Vec<String>, String> {
         let mut webhooks = Vec::with_capacity(tables.len());
-        let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         for (at, table) in tables.into_iter().enumerate() {
-            match webhook(table, &mut |remark| remarks.push(format!("[{at}]{remark}"))) {
+            match webhook(table, &mut |warning| warnings.push(format!("[{at}]{warning}"))) {
                 Ok(webhook) => webhooks.push(webhook),
                 Err(found) => problems.extend(found.into_iter().map(|problem| format!("[{at}]{problem}"))),
             }
@@ -35,7 +35,7 @@ impl Tables for Vec<Webhook> {
             return Err(problems.join("; "));
         }
         *self = webhooks;
-        Ok(remarks)
+        Ok(warnings)
     }
 
     fn show(&self) -> String {
@@ -44,27 +44,28 @@ impl Tables for Vec<Webhook> {
     }
 }
 
-/// One webhook as TOML. Values of headers and the query of the URL are masked.
+/// A webhook as TOML. Values of headers and the query of the URL are masked.
 fn show(webhook: &Webhook) -> String {
     let query = if webhook.url.target().contains('?') { format!("?{MASK}") } else { String::new() };
-    let mut text = format!("{{ url = {}", quoted(&format!("{}{query}", webhook.url)));
+    let mut text = format!("{{ url = {}", toml_string(&format!("{}{query}", webhook.url)));
     if !webhook.headers.is_empty() {
         let headers: Vec<_> = webhook
             .headers
             .keys()
-            .map(|name| format!("{} = {}", quoted(name.as_str()), quoted(MASK)))
+            .map(|name| format!("{} = {}", toml_string(name.as_str()), toml_string(MASK)))
             .collect();
         let _ = write!(text, ", headers = {{ {} }}", headers.join(", "));
     }
     if webhook.event_types != EventTypes::PUSHER {
-        let types: Vec<_> = webhook.event_types.iter().map(|event_type| quoted(event_type.name())).collect();
+        let types: Vec<_> =
+            webhook.event_types.iter().map(|event_type| toml_string(event_type.name())).collect();
         let _ = write!(text, ", event_types = [{}]", types.join(", "));
     }
     let filter = [(FILTER_KEYS[0], &webhook.filter.starts_with), (FILTER_KEYS[1], &webhook.filter.ends_with)];
     let filter: Vec<_> = filter
         .into_iter()
         .filter(|(_, text)| !text.is_empty())
-        .map(|(key, text)| format!("{key} = {}", quoted(text)))
+        .map(|(key, text)| format!("{key} = {}", toml_string(text)))
         .collect();
     if !filter.is_empty() {
         let _ = write!(text, ", filter = {{ {} }}", filter.join(", "));
@@ -72,17 +73,17 @@ fn show(webhook: &Webhook) -> String {
     text + " }"
 }
 
-/// A webhook of its table, or all that is wrong with it, each as `.key: what`; so is what is remarkable.
-fn webhook(table: Value, remark: &mut impl FnMut(String)) -> Result<Webhook, Vec<String>> {
+/// Parses a webhook. Problems and warnings have the form `.key: what`.
+fn webhook(table: Value, warn: &mut impl FnMut(String)) -> Result<Webhook, Vec<String>> {
     let Value::Object(mut table) = table else { return Err(vec![": must be a table with a url".to_owned()]) };
     let mut problems = Vec::new();
     for key in ["lambda_function", "lambda"] {
-        if take(&mut table, key).is_some() {
+        if remove(&mut table, key).is_some() {
             problems.push(format!(".{key}: functions of AWS Lambda are not supported; give a url"));
         }
     }
-    let mut note = |key: &str, what: String| problems.push(format!(".{key}: {what}"));
-    let url = match take(&mut table, "url") {
+    let mut report = |key: &str, what: String| problems.push(format!(".{key}: {what}"));
+    let url = match remove(&mut table, "url") {
         None => Err("is missing".to_owned()),
         Some(Value::String(text)) if text.ends_with(&format!("?{MASK}")) => {
             Err("has the mask of `pusherd config show` for a query".to_owned())
@@ -90,12 +91,12 @@ fn webhook(table: Value, remark: &mut impl FnMut(String)) -> Result<Webhook, Vec
         Some(Value::String(text)) => WebhookUrl::parse(&text).map_err(|error| error.to_string()),
         Some(_) => Err("must be text".to_owned()),
     };
-    let url = url.map_err(|what| note("url", what)).ok();
-    let headers = take(&mut table, "headers").map(|headers| self::headers(headers, &mut note, remark));
-    let event_types = take(&mut table, "event_types").map(event_types).transpose();
-    let event_types = event_types.map_err(|what| note("event_types", what)).unwrap_or_default();
-    let filter = take(&mut table, "filter").map(|filter| self::filter(filter, &mut note));
-    unknown(&table, &KEYS, "", &mut note);
+    let url = url.map_err(|what| report("url", what)).ok();
+    let headers = remove(&mut table, "headers").map(|headers| self::headers(headers, &mut report, warn));
+    let event_types = remove(&mut table, "event_types").map(event_types).transpose();
+    let event_types = event_types.map_err(|what| report("event_types", what)).unwrap_or_default();
+    let filter = remove(&mut table, "filter").map(|filter| self::filter(filter, &mut report));
+    check_unknown(&table, &KEYS, "", &mut report);
     match url {
         Some(url) if problems.is_empty() => {
             let mut webhook = Webhook::new(url);
@@ -108,42 +109,42 @@ fn webhook(table: Value, remark: &mut impl FnMut(String)) -> Result<Webhook, Vec
     }
 }
 
-/// The headers, without those that every webhook has: Soketi lets them be written, and sets its own all the same.
+/// Parses the headers, without those that every webhook has: Soketi accepts these in its configuration and overwrites them.
 fn headers(
-    given: Value,
-    note: &mut impl FnMut(&str, String),
-    remark: &mut impl FnMut(String),
+    value: Value,
+    report: &mut impl FnMut(&str, String),
+    warn: &mut impl FnMut(String),
 ) -> hyper::HeaderMap {
     let mut headers = hyper::HeaderMap::new();
-    let Value::Object(given) = given else {
-        note("headers", "must be a table of names and values".to_owned());
+    let Value::Object(given) = value else {
+        report("headers", "must be a table of names and values".to_owned());
         return headers;
     };
     for (name, value) in given {
         let at = format!("headers.{}", name.escape_debug());
         let Value::String(value) = value else {
-            note(&at, "must be text".to_owned());
+            report(&at, "must be text".to_owned());
             continue;
         };
         if value == MASK {
-            note(&at, "is the mask of `pusherd config show`, not a value".to_owned());
+            report(&at, "is the mask of `pusherd config show`, not a value".to_owned());
             continue;
         }
         match webhook_header(&name, &value) {
             Ok((name, value)) => {
                 headers.insert(name, value);
             }
-            Err(error @ WebhookHeaderError::Own) => remark(format!(".{at}: {error}: not sent as written")),
+            Err(error @ WebhookHeaderError::Own) => warn(format!(".{at}: {error}: not sent as written")),
             Err(
                 error @ (WebhookHeaderError::Name | WebhookHeaderError::Value | WebhookHeaderError::Reserved),
-            ) => note(&at, error.to_string()),
+            ) => report(&at, error.to_string()),
         }
     }
     headers
 }
 
-fn event_types(given: Value) -> Result<EventTypes, String> {
-    let Value::Array(given) = given else { return Err("must be a list of types".to_owned()) };
+fn event_types(value: Value) -> Result<EventTypes, String> {
+    let Value::Array(given) = value else { return Err("must be a list of types".to_owned()) };
     if given.is_empty() {
         return Err("lists no type, so nothing would be sent; leave it out for Pusher's seven".to_owned());
     }
@@ -152,7 +153,7 @@ fn event_types(given: Value) -> Result<EventTypes, String> {
         let Value::String(name) = name else { return Err("must be a list of texts".to_owned()) };
         match EventType::parse(&name) {
             Some(event_type) => types.push(event_type),
-            None => unknown.push(super::kind::excerpt(&name)),
+            None => unknown.push(super::setting::excerpt(&name)),
         }
     }
     if !unknown.is_empty() {
@@ -162,44 +163,53 @@ fn event_types(given: Value) -> Result<EventTypes, String> {
     Ok(EventTypes::of(&types))
 }
 
-fn filter(given: Value, note: &mut impl FnMut(&str, String)) -> ChannelFilter {
-    let Value::Object(mut given) = given else {
-        note("filter", "must be a table".to_owned());
+fn filter(value: Value, report: &mut impl FnMut(&str, String)) -> ChannelFilter {
+    let Value::Object(mut given) = value else {
+        report("filter", "must be a table".to_owned());
         return ChannelFilter::default();
     };
-    let mut text = |key: &str| match take(&mut given, key) {
+    let mut text = |key: &str| match remove(&mut given, key) {
         None => "".into(),
         Some(Value::String(text)) => text.into(),
         Some(_) => {
-            note(&format!("filter.{key}"), "must be text".to_owned());
+            report(&format!("filter.{key}"), "must be text".to_owned());
             "".into()
         }
     };
     let filter = ChannelFilter { starts_with: text(FILTER_KEYS[0]), ends_with: text(FILTER_KEYS[1]) };
-    unknown(&given, &FILTER_KEYS, "filter.", note);
+    check_unknown(&given, &FILTER_KEYS, "filter.", report);
     filter
 }
 
-/// The value of `key`, where it is there and not null.
-fn take(table: &mut Map<String, Value>, key: &str) -> Option<Value> {
+/// Removes and returns the value of `key`, unless it is null.
+fn remove(table: &mut Map<String, Value>, key: &str) -> Option<Value> {
     table.remove(key).filter(|value| !value.is_null())
 }
 
-fn unknown(table: &Map<String, Value>, known: &[&str], at: &str, note: &mut impl FnMut(&str, String)) {
+/// Reports the keys that are left in `table`.
+fn check_unknown(
+    table: &Map<String, Value>,
+    known: &[&str],
+    at: &str,
+    report: &mut impl FnMut(&str, String),
+) {
     for (key, _) in table.iter().filter(|(_, value)| !value.is_null()) {
-        let hint = closest(key, known.iter().copied()).map(|known| format!("; did you mean {known}?"));
-        note(&format!("{at}{}", key.escape_debug()), format!("is not a setting{}", hint.unwrap_or_default()));
+        let hint = closest_name(key, known.iter().copied()).map(|known| format!("; did you mean {known}?"));
+        report(
+            &format!("{at}{}", key.escape_debug()),
+            format!("is not a setting{}", hint.unwrap_or_default()),
+        );
     }
 }
 
-/// Reports URLs whose host is an address that webhooks do not go to.
-pub(super) fn refuse_targets(apps: &[Draft], allowed: &[IpNet], problems: &mut Problems) {
+/// Reports URLs whose host is an address that webhooks are not sent to.
+pub(super) fn check_targets(apps: &[Draft], allowed: &[IpNet], problems: &mut Problems) {
     for app in apps {
         for (at, webhook) in app.section.value.webhooks.iter().enumerate() {
-            let refused = webhook.url.address().and_then(|address| target::denied_kind(address, allowed));
-            if let Some(why) = refused {
+            let blocked = webhook.url.address().and_then(|address| target::denied_kind(address, allowed));
+            if let Some(why) = blocked {
                 let what = format!(
-                    "[{at}].url: {} is {why}: webhooks do not go there, unless webhooks.allowed_addresses has it",
+                    "[{at}].url: {} is {why}: webhooks are not sent there unless webhooks.allowed_addresses contains it",
                     webhook.url.host()
                 );
                 problems.add(&app.section.source("webhooks"), &app.section.path("webhooks"), what);
@@ -217,17 +227,17 @@ mod tests {
     fn parsed(tables: Value) -> Result<Vec<Webhook>, String> {
         let mut webhooks = Vec::new();
         let Value::Array(tables) = tables else { panic!("a list") };
-        Tables::parse(&mut webhooks, tables).map(|_| webhooks)
+        TablesField::parse(&mut webhooks, tables).map(|_| webhooks)
     }
 
     #[test]
-    fn headers_that_every_webhook_has_are_left_out_with_a_remark() {
+    fn headers_that_every_webhook_has_are_ignored_with_a_warning() {
         let mut webhooks: Vec<Webhook> = Vec::new();
         let headers = json!({ "X-Pusher-Key": "hunter2", "content-type": "hunter2", "X-Env": "prod" });
         let tables = vec![json!({ "url": "http://x" }), json!({ "url": "http://y", "headers": headers })];
-        let remarks = webhooks.parse(tables).unwrap();
+        let warnings = webhooks.parse(tables).unwrap();
         assert_eq!(
-            remarks,
+            warnings,
             ["X-Pusher-Key", "content-type"].map(|name| format!(
                 "[1].headers.{name}: is a header that every webhook has: not sent as written"
             ))
@@ -236,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_soketi_reads_is_read() {
+    fn webhooks_are_read_in_soketis_format() {
         let webhooks = parsed(json!([
             {
                 "url": "https://app.example/hooks",
@@ -257,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_told_without_secrets() {
+    fn all_problems_are_reported_without_secrets() {
         let table = [
             (json!(["x"]), "[0]: must be a table with a url"),
             (json!([{}]), "[0].url: is missing"),
@@ -313,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_secret_is_not_shown() {
+    fn values_that_may_be_secret_are_masked() {
         let webhooks = parsed(json!([
             { "url": "http://x/hooks?token=hunter2", "headers": { "Authorization": "Bearer hunter2" } },
             { "url": "http://y", "event_types": ["user_offline"], "filter": { "channel_name_ends_with": "-a" } },

@@ -1,20 +1,20 @@
-//! How large YAML becomes, found out before anything is built of it. Pure.
+//! Limits the expanded size of YAML before it is parsed into values. Pure.
 //!
-//! An alias (`*name`) is replaced with a copy of what its anchor (`&name`) marks. A few lines of aliases to aliases stand
-//! for more than any memory holds, and a deep nesting for more stack than there is.
+//! An alias (`*name`) is replaced with a copy of the node that its anchor (`&name`) marks. A few lines of aliases to aliases
+//! can exhaust the memory, and deep nesting the stack.
 
 use std::collections::HashMap;
 
 use yaml_rust2::parser::{Event, Parser};
 
-/// Deepest nesting, as of JSON.
+/// The depth limit, the same as for JSON.
 const DEPTH_MAX: usize = 128;
 
-/// Looks whether `text`, its aliases written out, has at most `bytes_max` bytes. What is no YAML is nobody's matter here.
+/// Checks that `text` has at most `bytes_max` bytes with its aliases expanded. Invalid YAML passes: the parser reports it.
 pub(super) fn check(text: &str, bytes_max: u64) -> Result<(), String> {
     let mut parser = Parser::new_from_str(text);
     let mut written = 0;
-    // Of each list and table that is open: its anchor, and what was written ahead of it.
+    // For each open list and table: its anchor, and the size before it.
     let mut open: Vec<(usize, u64)> = Vec::new();
     let mut sizes: HashMap<usize, u64> = HashMap::new();
     while let Ok((event, _)) = parser.next_token() {
@@ -24,7 +24,7 @@ pub(super) fn check(text: &str, bytes_max: u64) -> Result<(), String> {
                 sizes.insert(anchor, size);
                 written += size;
             }
-            // Within itself, an anchor is not known yet, and its alias stands for nothing.
+            // An alias within its own anchor is not defined yet, and counts nothing.
             Event::Alias(anchor) => written += 1 + sizes.get(&anchor).copied().unwrap_or_default(),
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
                 open.push((anchor, written));
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aliases_that_multiply_each_other_are_refused() {
+    fn nested_aliases_are_limited_by_their_expanded_size() {
         let mut bomb = "a0: &a0 [lol, lol, lol]\n".to_owned();
         for at in 1..30 {
             bomb += &format!("a{at}: &a{at} [{}]\n", vec![format!("*a{}", at - 1); 9].join(", "));
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_nesting_is_refused() {
+    fn deep_nesting_is_rejected() {
         let brackets = "[".repeat(200) + &"]".repeat(200);
         for text in ["- ".repeat(100_000) + "x", "? ".repeat(100_000), brackets] {
             assert_eq!(check(&text, 1024 * 1024).unwrap_err(), "is nested deeper than 128");
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_is_let_through() {
+    fn usual_files_are_accepted() {
         let apps = "limits: &limits\n  presence_members: 5\napps:\n- id: '1'\n  limits: *limits\n- id: '2'\n  limits: *limits\n";
         for text in ["", "a", apps, "a: &a [*a]", "a: *none", "a: [", "a: 1\n---\nb: 2", &"[".repeat(100)] {
             assert_eq!(check(text, 1024), Ok(()), "{text}");

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use super::certificate::{Certificate, USABLE_KEYS, Validity, ValidityWarnings};
 use crate::bounded_file;
 use crate::http::unix_now;
-use crate::pem::{self, Wanted};
+use crate::pem::{self, Expected};
 
 /// How often the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -206,7 +206,7 @@ impl Files {
             .collect::<Result<_, _>>()
             .map_err(|_| of_certificate("is not a valid PEM file: a part of it is cut off or changed"))?;
         let Some(first) = chain.first() else {
-            let instead = pem::instead(Wanted::Certificates, &self.certificate, &pem.certificate);
+            let instead = pem::explain(Expected::Certificates, &self.certificate, &pem.certificate);
             return Err(of_certificate(&instead));
         };
         let Some(certificate) = Certificate::parse(first) else {
@@ -222,7 +222,7 @@ impl Files {
                 true => format!(
                     "is encrypted with a passphrase: decrypt it with `openssl pkey -in {file} -out key.pem`"
                 ),
-                false => pem::instead(Wanted::Key, &self.key, &pem.key),
+                false => pem::explain(Expected::Key, &self.key, &pem.key),
             })
         })?;
         let key = provider.key_provider.load_private_key(key);

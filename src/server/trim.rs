@@ -23,13 +23,13 @@ const PAUSE_MAX: u32 = 8;
 
 /// Returns unused memory, as long as the server runs.
 pub(super) async fn watch() {
-    let Some(start) = machine::resident() else { return std::future::pending().await };
+    let Some(start) = machine::resident_bytes() else { return std::future::pending().await };
     let mut schedule = TrimSchedule::new(start);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(before) = machine::resident() else { continue };
+        let Some(before) = machine::resident_bytes() else { continue };
         if !schedule.is_due(before) {
             continue;
         }
@@ -42,7 +42,7 @@ pub(super) async fn watch() {
             (malloc_trim::malloc_trim(), begun.elapsed())
         });
         let Ok((_, took)) = trimmed.await else { return };
-        let after = machine::resident().unwrap_or(before);
+        let after = machine::resident_bytes().unwrap_or(before);
         schedule.trimmed(before, after);
         let returned_mb = before.saturating_sub(after) / 1_000_000;
         debug!(
@@ -123,7 +123,7 @@ mod tests {
     fn memory_freed_between_live_blocks_is_returned_to_the_system() {
         const BYTES: usize = 128 * MIB;
         let mut blocks: Vec<Vec<u8>> = (0..BYTES / 1024).map(|_| vec![1; 1000]).collect();
-        let full = machine::resident().unwrap();
+        let full = machine::resident_bytes().unwrap();
         let mut kept = 0;
         // One block of every 256 stays, so that no end of the heap is free.
         blocks.retain(|_| {
@@ -131,7 +131,7 @@ mod tests {
             kept % 256 == 0
         });
         assert!(malloc_trim::malloc_trim());
-        let left = machine::resident().unwrap();
+        let left = machine::resident_bytes().unwrap();
         assert!(left + BYTES / 2 < full, "{left} of {full} bytes are left");
         assert_eq!(blocks.len(), BYTES / 1024 / 256);
     }

@@ -79,9 +79,9 @@ fn configuration(dotenv: &str, toml: &str) -> Result<(), String> {
     fs::write(directory.path().join(".env"), with_secret(dotenv, "SECRET_FILE=", '\n', secret)).unwrap();
     let file = directory.path().join("file.toml");
     fs::write(&file, with_secret(toml, "secret_file = \"", '"', secret)).unwrap();
-    let mut sources = Sources::of([], directory.path().to_owned());
+    let mut sources = Sources::new([], directory.path().to_owned());
     sources.config = Some(file);
-    sources.reads_certificate = false;
+    sources.opens_files = false;
     config::load(&sources).map(|_| ()).map_err(|problems| problems.iter().collect::<Vec<_>>().join("; "))
 }
 

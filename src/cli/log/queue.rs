@@ -1,11 +1,11 @@
-//! Lines on their way to a file that may stall or fail. Code that logs never waits for it: one thread does.
+//! A bounded queue of lines in front of a file that may block or fail. Only its own thread waits for the file.
 //!
-//! The queue is bounded in bytes. A line that finds it full is lost, and so is one that the file does not take. Lost
-//! lines are counted, and the count is written when the file takes something again.
+//! The queue is bounded in bytes. A line is lost if the queue is full or the file rejects it. Lost lines are counted, and the
+//! count is written when the file accepts lines again.
 //!
-//! Why not `non_blocking` of tracing-appender: it is bounded by lines, of which one can be as long as a message, it does
-//! not count what the file refuses, and if the queue is full at the end its guard prints to standard output, which
-//! panics where that is closed.
+//! `non_blocking` of tracing-appender is not used for three reasons: it is bounded by lines, and a line can be as long as a
+//! message; it does not count lines that the file rejects; and if the queue is full at the end, its guard prints to standard
+//! output, which panics if that is closed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What may wait to be written.
+/// The capacity of the queue.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// Between two attempts to write to what would block, where somebody has made it so.
+/// The time between two attempts to write to a file that another process has made non-blocking.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// See the module's documentation.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Lines have come.
+    /// Notified when lines are added.
     filled: Condvar,
-    /// All lines are written or lost.
+    /// Notified when all lines are written or lost.
     drained: Condvar,
 }
 
@@ -34,11 +34,11 @@ pub(super) struct Queue {
 struct State {
     waiting: Vec<u8>,
     is_writing: bool,
-    /// Lines lost since this was last told.
+    /// Lines lost since the last report.
     lost: u64,
 }
 
-/// Takes one line, at once. Every call of `write` is one.
+/// A writer to the queue. Each call of `write` adds one line, without blocking.
 #[derive(Debug)]
 pub(super) struct Line(pub(super) Arc<Queue>);
 
@@ -54,11 +54,11 @@ impl Write for Line {
 }
 
 impl Queue {
-    /// A queue whose lines are written to `file`, by a thread that lives as long as the process. `lines_lost` is the
-    /// line that tells of so many lost ones.
+    /// Starts a thread that writes the lines of the queue to `file` until the process ends. `lines_lost` formats the report
+    /// about lost lines.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be started.
     pub(super) fn start(
         file: impl Write + Send + 'static,
         lines_lost: impl Fn(u64) -> String + Send + 'static,
@@ -85,14 +85,14 @@ impl Queue {
     pub(super) fn flush(&self, timeout: Duration) {
         let mut state = self.state.lock();
         let is_busy = |state: &mut State| state.is_writing || !state.waiting.is_empty();
-        // Whether or not it is done by then, there is no more time.
+        // The result does not matter: there is no time to wait longer.
         let _ = self.drained.wait_while_for(&mut state, is_busy, timeout);
     }
 
-    /// Writes what comes, for ever.
+    /// Writes lines as they come, without end.
     fn write_all(&self, mut file: impl Write, lines_lost: impl Fn(u64) -> String) {
         let mut batch = Vec::new();
-        // Whether the file ends in the middle of a line.
+        // Whether the last line in the file is incomplete.
         let mut is_torn = false;
         loop {
             batch.clear();
@@ -109,16 +109,16 @@ impl Queue {
             if is_torn {
                 is_torn = write(&mut file, b"\n") == 0;
             }
-            let (taken, refused) = batch.split_at(write(&mut file, &batch));
-            is_torn |= !taken.is_empty() && !taken.ends_with(b"\n");
-            let mut lost = refused.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let (accepted, rejected) = batch.split_at(write(&mut file, &batch));
+            is_torn |= !accepted.is_empty() && !accepted.ends_with(b"\n");
+            let mut lost = rejected.iter().filter(|byte| **byte == b'\n').count() as u64;
             {
                 let mut state = self.state.lock();
                 state.lost += lost;
                 lost = state.lost;
             }
-            // What was lost came after what was written, or the file takes nothing.
-            if lost > 0 && refused.is_empty() {
+            // The report is in order: lines were lost after those that have been written.
+            if lost > 0 && rejected.is_empty() {
                 let line = lines_lost(lost);
                 let written = write(&mut file, line.as_bytes());
                 is_torn = written > 0 && written < line.len();
@@ -130,15 +130,15 @@ impl Queue {
     }
 }
 
-/// Writes until all is written or the file takes no more; says how many bytes it took.
+/// Writes until all bytes are written or the file rejects them. Returns the number of bytes written.
 fn write(file: &mut impl Write, bytes: &[u8]) -> usize {
     let mut written = 0;
     while written < bytes.len() {
         match file.write(&bytes[written..]) {
             Ok(0) => break,
-            Ok(taken) => written += taken,
+            Ok(bytes) => written += bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Another process that has the same file open did not want to wait.
+            // Another process with the same open file has made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_INTERVAL),
             Err(_) => break,
         }
@@ -154,26 +154,26 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// A file that does with each write what it is told to.
+    /// A file that handles each write as the next command says.
     struct File {
-        orders: Receiver<Order>,
+        commands: Receiver<Command>,
         written: Sender<String>,
     }
 
-    enum Order {
-        Take(usize),
+    enum Command {
+        Accept(usize),
         Fail(io::ErrorKind),
     }
 
     impl Write for File {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            match self.orders.recv().expect("the test goes on") {
-                Order::Take(most) => {
-                    let taken = &bytes[..bytes.len().min(most)];
-                    self.written.send(String::from_utf8(taken.to_vec()).unwrap()).unwrap();
-                    Ok(taken.len())
+            match self.commands.recv().expect("the test goes on") {
+                Command::Accept(most) => {
+                    let accepted = &bytes[..bytes.len().min(most)];
+                    self.written.send(String::from_utf8(accepted.to_vec()).unwrap()).unwrap();
+                    Ok(accepted.len())
                 }
-                Order::Fail(kind) => Err(kind.into()),
+                Command::Fail(kind) => Err(kind.into()),
             }
         }
 
@@ -184,16 +184,16 @@ mod tests {
 
     struct Fixture {
         queue: Arc<Queue>,
-        orders: Sender<Order>,
+        commands: Sender<Command>,
         written: Receiver<String>,
     }
 
     fn queue() -> Fixture {
-        let (orders, obeyed) = channel();
-        let (seen, written) = channel();
-        let file = File { orders: obeyed, written: seen };
+        let (commands, received) = channel();
+        let (sender, written) = channel();
+        let file = File { commands: received, written: sender };
         let queue = Queue::start(file, |lines| format!("lost {lines}\n")).unwrap();
-        Fixture { queue, orders, written }
+        Fixture { queue, commands, written }
     }
 
     impl Fixture {
@@ -201,35 +201,35 @@ mod tests {
             Line(Arc::clone(&self.queue)).write_all(line.as_bytes()).unwrap();
         }
 
-        fn take(&self, most: usize) -> String {
-            self.orders.send(Order::Take(most)).unwrap();
+        fn accept(&self, most: usize) -> String {
+            self.commands.send(Command::Accept(most)).unwrap();
             self.written.recv_timeout(PATIENCE).unwrap()
         }
 
         fn fail(&self, kind: io::ErrorKind) {
-            self.orders.send(Order::Fail(kind)).unwrap();
+            self.commands.send(Command::Fail(kind)).unwrap();
         }
     }
 
     #[test]
-    fn a_file_that_stalls_holds_up_nobody_and_lost_lines_are_told() {
+    fn a_file_that_blocks_does_not_block_the_writers_and_lost_lines_are_reported() {
         let fixture = queue();
         let line = format!("{}\n", "x".repeat(1023));
         fixture.push("first\n");
-        assert_eq!(fixture.take(3), "fir");
-        // The thread waits within the first line, and the queue fills up behind it.
+        assert_eq!(fixture.accept(3), "fir");
+        // The thread waits in the first line, and the queue fills up.
         for _ in 0..BYTES_MAX / line.len() + 7 {
             fixture.push(&line);
         }
-        assert_eq!(fixture.take(usize::MAX), "st\n");
-        assert_eq!(fixture.take(usize::MAX), "lost 7\n");
-        assert_eq!(fixture.take(usize::MAX).len(), BYTES_MAX);
+        assert_eq!(fixture.accept(usize::MAX), "st\n");
+        assert_eq!(fixture.accept(usize::MAX), "lost 7\n");
+        assert_eq!(fixture.accept(usize::MAX).len(), BYTES_MAX);
         fixture.push("last\n");
-        assert_eq!(fixture.take(usize::MAX), "last\n", "and once only");
+        assert_eq!(fixture.accept(usize::MAX), "last\n", "and once only");
     }
 
     #[test]
-    fn lines_that_the_file_refuses_are_told_when_it_takes_some_again() {
+    fn lines_that_the_file_rejects_are_reported_when_it_accepts_lines_again() {
         let fixture = queue();
         fixture.push("one\n");
         fixture.fail(io::ErrorKind::StorageFull);
@@ -237,21 +237,21 @@ mod tests {
         fixture.push("two\n");
         fixture.fail(io::ErrorKind::Interrupted);
         fixture.fail(io::ErrorKind::WouldBlock);
-        assert_eq!(fixture.take(2), "tw");
+        assert_eq!(fixture.accept(2), "tw");
         fixture.fail(io::ErrorKind::StorageFull);
         fixture.queue.flush(PATIENCE);
         fixture.push("three\n");
-        assert_eq!(fixture.take(usize::MAX), "\n", "a line of its own");
-        assert_eq!(fixture.take(usize::MAX), "three\n");
-        assert_eq!(fixture.take(usize::MAX), "lost 2\n");
+        assert_eq!(fixture.accept(usize::MAX), "\n", "a line of its own");
+        assert_eq!(fixture.accept(usize::MAX), "three\n");
+        assert_eq!(fixture.accept(usize::MAX), "lost 2\n");
     }
 
     #[test]
-    fn the_last_lines_are_waited_for_but_not_for_ever() {
+    fn flush_waits_for_the_last_lines_up_to_its_timeout() {
         let fixture = queue();
         fixture.push("one\n");
         fixture.queue.flush(Duration::from_millis(1));
-        fixture.orders.send(Order::Take(usize::MAX)).unwrap();
+        fixture.commands.send(Command::Accept(usize::MAX)).unwrap();
         fixture.queue.flush(PATIENCE);
         assert_eq!(fixture.written.try_recv().unwrap(), "one\n");
     }

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::connections::{ConnectionTasks, Connections, PubSubCommands, ServerConnection};
 use super::error::ConnectionError;
 use super::keys::{HashTag, Keys};
-use super::options::{Options, Password, Server, Servers};
+use super::options::{Options, Server, Servers};
 use super::pipeline::{RequestQueue, execute_requests, round_trip};
 use super::probe::probe;
 use super::scripts;
@@ -26,6 +26,7 @@ use super::subscriptions::{Destination, Subscriptions};
 use super::topology::{self, Topology};
 use super::{StartError, replies, tls};
 use crate::cluster::broker::IncomingSender;
+use crate::secret::Secret;
 
 /// Servers that are remembered in addition to those of the settings, at most.
 const KNOWN_SERVERS_MAX: usize = 1000;
@@ -367,13 +368,13 @@ fn config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
-fn login(username: Option<&str>, password: Option<&Password>) -> RedisConnectionInfo {
+fn login(username: Option<&str>, password: Option<&Secret>) -> RedisConnectionInfo {
     let mut login = RedisConnectionInfo::default().set_lib_name("pusherd", env!("CARGO_PKG_VERSION"));
     if let Some(username) = username {
         login = login.set_username(username);
     }
-    if let Some(Password(password)) = password {
-        login = login.set_password(password);
+    if let Some(password) = password {
+        login = login.set_password(password.expose());
     }
     login
 }

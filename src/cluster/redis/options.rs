@@ -1,8 +1,9 @@
 //! Options: the servers, and how to connect to them.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::secret::Secret;
 
 /// How to connect to Redis (6.2 or later) or a compatible server.
 #[derive(Clone, Debug)]
@@ -14,7 +15,7 @@ pub struct Options {
     /// The user of Redis' ACL; `None`: the default user.
     pub username: Option<String>,
     /// `None`: no authentication.
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     /// The number of the database; a Redis Cluster has only 0.
     pub database: u32,
     /// The prefix of all keys and topics, so that several clusters can share a Redis. Default `pusherd`.
@@ -68,7 +69,7 @@ pub enum Servers {
         /// The user at the sentinels themselves.
         username: Option<String>,
         /// The password at the sentinels themselves.
-        password: Option<Password>,
+        password: Option<Secret>,
     },
     /// Some of the servers of a Redis Cluster; they name the others.
     Cluster(Vec<Server>),
@@ -81,14 +82,4 @@ pub struct TlsOptions {
     pub ca_file: Option<PathBuf>,
     /// Whether any certificate is accepted.
     pub accepts_any: bool,
-}
-
-/// A password, which `Debug` does not show.
-#[derive(Clone, Eq, PartialEq)]
-pub struct Password(pub String);
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(…)")
-    }
 }

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::StartError;
 use super::options::TlsOptions;
 use crate::bounded_file;
-use crate::pem::{self, Wanted};
+use crate::pem::{self, Expected};
 
 /// Largest CA file: four times the size of a system's bundle.
 const CA_FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -78,7 +78,7 @@ fn authorities(path: &Path) -> Result<RootCertStore, AuthoritiesError> {
         })?;
     }
     if roots.is_empty() {
-        return Err(error(pem::instead(Wanted::Certificates, path, &bytes)));
+        return Err(error(pem::explain(Expected::Certificates, path, &bytes)));
     }
     Ok(roots)
 }

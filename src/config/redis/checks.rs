@@ -1,33 +1,33 @@
-//! What each setting of Redis may be.
+//! Checks of the settings of Redis. Each returns the value in its normal form, or an error that follows the key.
 
 use serde_json::Value;
 
-use super::super::kind::{Tables, list_of_json, quoted};
-use super::super::schema;
 use crate::cluster::redis::options::Server;
+use crate::config::schema;
+use crate::config::setting::{TablesField, parse_json_list, toml_string};
 
-/// What is shown in the place of a secret.
+/// Replaces a secret in output.
 pub(super) const MASK: &str = "***";
 
-/// Longest password, as of an app's secret.
+/// Longest password, the same as for the secret of an app.
 pub(super) const PASSWORD_BYTES_MAX: usize = 1024;
 
-/// Longest prefix: every key and every channel in Redis has it.
+/// Longest prefix. Every key and every channel in Redis begins with it.
 pub(super) const PREFIX_BYTES_MAX: usize = 200;
 
-/// Longest path of a Unix socket. Source: unix(7), `sun_path`, without the final zero.
+/// Longest path of a Unix socket. Source: unix(7), `sun_path`, without its terminating zero.
 pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// What is shown of a password.
+/// The mask of a password.
 pub(in crate::config) fn masked(_: &str) -> String {
     MASK.to_owned()
 }
 
-/// An address or a name, `tls://` in front where TLS is spoken to it; or the path of a Unix socket.
+/// An address or a name, with `tls://` in front if it uses TLS; or the path of a Unix socket.
 pub(in crate::config) fn host(text: &str) -> Result<String, String> {
     let text = text.trim();
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    let in_front = match scheme.to_ascii_lowercase().as_str() {
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
         "unix" if rest.starts_with('/') => return socket_path(rest),
         "" if rest.starts_with('/') => return socket_path(rest),
         "" | "tcp" | "redis" => "",
@@ -41,10 +41,10 @@ pub(in crate::config) fn host(text: &str) -> Result<String, String> {
     let host = schema::host(rest).map_err(|_| {
         "must be a host name or an address without a port, or the path of a Unix socket".to_owned()
     })?;
-    Ok(format!("{in_front}{host}"))
+    Ok(format!("{scheme}{host}"))
 }
 
-/// Empty, or a user of Redis.
+/// Empty, or a user name.
 pub(in crate::config) fn username(text: &str) -> Result<String, String> {
     if text == MASK {
         return Err("is the mask of `pusherd config show`, not a name".to_owned());
@@ -65,7 +65,7 @@ pub(in crate::config) fn password(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name of a set of servers. Source: Redis' `sentinel.conf`.
+/// The name of a master. Source: Redis' `sentinel.conf`.
 pub(in crate::config) fn master(text: &str) -> Result<String, String> {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     if (1..=255).contains(&text.len()) && text.bytes().all(valid) {
@@ -74,8 +74,8 @@ pub(in crate::config) fn master(text: &str) -> Result<String, String> {
     Err("must be 1 to 255 of A-Z a-z 0-9 . - _".to_owned())
 }
 
-/// What keys begin with. Braces would put all keys of a Redis Cluster on one server, or tear apart what belongs
-/// together.
+/// The prefix of keys. Braces are hash tags: they would put all keys of a Redis Cluster on one node, or separate keys that
+/// belong together.
 pub(in crate::config) fn prefix(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > PREFIX_BYTES_MAX {
         return Err(format!("must be 1 to {PREFIX_BYTES_MAX} bytes, not {}", text.len()));
@@ -94,20 +94,19 @@ pub(super) fn socket_path(path: &str) -> Result<String, String> {
     Ok(path.to_owned())
 }
 
-/// A port as it stands in a URL and behind a host.
+/// A port in a URL or after a host.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|port| *port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()));
     port.ok_or_else(|| "has a port that is not 1 to 65535".to_owned())
 }
 
-/// Servers are written `host:port`, with commas between them in a variable; as tables with `host` and `port` too, as
-/// Soketi has them.
-impl Tables for Vec<Server> {
-    fn of_variable(&self, text: &str) -> Result<Vec<Value>, String> {
-        // Not of `[::1]:6379`.
+/// Servers are written `host:port`, separated by commas in a variable; or as tables with `host` and `port`, as in Soketi.
+impl TablesField for Vec<Server> {
+    fn items_of_text(&self, text: &str) -> Result<Vec<Value>, String> {
+        // `[::1]:6379` is not JSON.
         let after_bracket = text.trim_start().strip_prefix('[').map(str::trim_start);
         if after_bracket.is_some_and(|text| text.starts_with(['{', '"', ']'])) {
-            return list_of_json(text);
+            return parse_json_list(text);
         }
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         Ok(items.map(Value::from).collect())
@@ -130,7 +129,11 @@ impl Tables for Vec<Server> {
 
     fn show(&self) -> String {
         let shown = |Server { host, port }: &Server| {
-            quoted(&if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+            toml_string(&if host.contains(':') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            })
         };
         format!("[{}]", self.iter().map(shown).collect::<Vec<_>>().join(", "))
     }
@@ -139,7 +142,7 @@ impl Tables for Vec<Server> {
 fn server(item: &Value) -> Option<Server> {
     let (host, port) = if let Some(text) = item.as_str() {
         let (host, port) = text.rsplit_once(':')?;
-        // Without brackets, nobody can say where an address of IPv6 ends.
+        // An IPv6 address without brackets is ambiguous.
         if host.contains(':') && !host.starts_with('[') {
             return None;
         }

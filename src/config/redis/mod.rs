@@ -1,7 +1,7 @@
-//! Where Redis is: checked as written, then settled from all that says so.
+//! The location of Redis and its credentials, combined from several settings and variables.
 //!
-//! What others have in their variables for Redis (Laravel's `REDIS_…`, Soketi's `SOKETI_DB_REDIS_…`) is read only where
-//! this node is one of several, and below pusherd's own settings, the file included.
+//! Variables of other programs (Laravel's `REDIS_…`, Soketi's `SOKETI_DB_REDIS_…`) are read only in a cluster. They rank
+//! below pusherd's own settings, including those in the file.
 //!
 //! Source: Laravel's `config/database.php` and `Illuminate\Support\ConfigurationUrlParser`, Reverb's `config/reverb.php`
 //! (`scaling`), Soketi's documentation.
@@ -14,23 +14,23 @@ mod url;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::problem::{Problems, Source};
-use super::secret::Secret;
+use super::problems::{Problems, Source};
 use super::section::Section;
-use super::variables::{REDIS_PREFIX, SCALING_CHANNEL, SCHEME, SOKETI, Variables, is_of_redis};
-use super::{Cluster, Server as Node};
-use crate::cluster::redis::options::{Options, Password, Server, Servers, TlsOptions};
+use super::settings::{Cluster, Server as Node};
+use super::variables::{REDIS_PREFIX, SCALING_CHANNEL, SCHEME, SOKETI, Variables, locates_redis};
+use crate::cluster::redis::options::{Options, Server, Servers, TlsOptions};
+use crate::secret::Secret;
 pub(super) use checks::{host, masked, master, password, prefix, username};
 use url::Url;
 pub(super) use url::{masked_url, url};
 
-/// What Reverb's nodes talk by where nothing else is said.
+/// The default of Reverb's channel.
 const DEFAULT_CHANNEL: &str = "reverb";
 
-/// The section `[redis]`: what [`Options`] are made of.
+/// The section `[redis]`.
 #[derive(Clone)]
 pub(super) struct Redis {
-    /// As it was written; empty: none. What it says is in the other fields when all is settled.
+    /// The URL as it was written; empty: none. [`resolve`] copies its parts into the other fields.
     pub(super) url: Secret,
     pub(super) host: Box<str>,
     pub(super) port: u16,
@@ -59,7 +59,7 @@ impl Default for Redis {
             port,
             nodes: Vec::new(),
             sentinels: Vec::new(),
-            // What Redis' own documentation calls it.
+            // The name in the documentation of Redis.
             sentinel_master: "mymaster".into(),
             sentinel_username: "".into(),
             sentinel_password: Secret::default(),
@@ -76,10 +76,10 @@ impl Default for Redis {
 }
 
 impl Redis {
-    /// What the cluster must know, when all is settled; `ca_file` is where `tls_ca_file` is.
+    /// The options of the cluster, after [`resolve`]. `ca_file` is the path of `tls_ca_file`.
     pub(super) fn options(&self, ca_file: PathBuf) -> Options {
         let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let password = |secret: &Secret| filled(secret.expose()).map(Password);
+        let password = |secret: &Secret| (!secret.expose().is_empty()).then(|| secret.clone());
         let servers = if !self.nodes.is_empty() {
             Servers::Cluster(self.nodes.clone())
         } else if !self.sentinels.is_empty() {
@@ -105,8 +105,8 @@ impl Redis {
         }
     }
 
-    /// Whether the setting `key` of [`PLACES`] names a place.
-    fn names(&self, key: &str) -> bool {
+    /// Whether the setting `key` of [`LOCATION_KEYS`] has a value.
+    fn has_location(&self, key: &str) -> bool {
         match key {
             "nodes" => !self.nodes.is_empty(),
             "sentinels" => !self.sentinels.is_empty(),
@@ -116,11 +116,11 @@ impl Redis {
     }
 }
 
-/// The settings that say where Redis is.
-const PLACES: [&str; 4] = ["nodes", "sentinels", "url", "host"];
+/// The settings that locate Redis.
+const LOCATION_KEYS: [&str; 4] = ["nodes", "sentinels", "url", "host"];
 
-/// Fills from variables: of others' those of the server that says that there are several nodes, and Laravel's where
-/// pusherd's own setting does. Where pusherd's own say where Redis is, others' do not, down to the port.
+/// Reads variables. Of other programs it reads Soketi's if a variable of Soketi turns the cluster on, else Laravel's. If a
+/// setting of pusherd locates Redis, other programs' host and port are ignored.
 pub(super) fn fill_from_variables(
     redis: &mut Section<Redis>,
     server: &Section<Node>,
@@ -131,131 +131,131 @@ pub(super) fn fill_from_variables(
     if server.value.cluster == Cluster::None {
         return;
     }
-    let of_soketi = server.source("cluster").is_variable_of(SOKETI);
-    let wanted = |name: &str| name.starts_with(SOKETI) == of_soketi;
-    variables.check_readable(|name| is_of_redis(name) && wanted(name), problems);
-    let is_placed = PLACES.iter().any(|key| redis.is_set(key) && redis.value.names(key));
-    let fill = |redis: &mut Section<Redis>, problems: &mut Problems, is_asked: fn(&str) -> bool| {
-        redis.fill_from_fallbacks(|key, name| is_asked(key) && wanted(name), variables, problems);
+    let uses_soketi = server.source("cluster").has_variable_prefix(SOKETI);
+    let is_read = |name: &str| name.starts_with(SOKETI) == uses_soketi;
+    variables.check_readable(|name| locates_redis(name) && is_read(name), problems);
+    let is_located = LOCATION_KEYS.iter().any(|key| redis.is_set(key) && redis.value.has_location(key));
+    let fill = |redis: &mut Section<Redis>, problems: &mut Problems, is_wanted: fn(&str) -> bool| {
+        redis.fill_from_fallbacks(|key, name| is_wanted(key) && is_read(name), variables, problems);
     };
-    if !is_placed {
+    if !is_located {
         fill(redis, problems, |key| ["nodes", "sentinels", "url"].contains(&key));
         if redis.value.nodes.is_empty() && redis.value.sentinels.is_empty() {
-            // A URL has Laravel's host and port beside it, and goes over them.
+            // Laravel's URL overrides the host and the port that are set beside it.
             let url = Url::parse(redis.value.url.expose()).ok();
             if url.is_none() {
                 fill(redis, problems, |key| key == "host");
-                settle_scheme(redis, variables.get_filled(SCHEME).filter(|_| !of_soketi), problems);
+                apply_scheme(redis, variables.non_empty(SCHEME).filter(|_| !uses_soketi), problems);
             }
             let (host, port) =
                 url.map_or((redis.value.host.clone(), None), |url| (url.host.into(), url.port));
-            // The path of a socket has no port; Laravel's documentation writes 0 beside one.
+            // A socket has no port; Laravel's documentation sets port 0 beside it.
             if port.is_none() && !host.starts_with('/') {
                 fill(redis, problems, |key| key == "port");
             }
         }
     }
-    fill(redis, problems, |key| key != "port" && !PLACES.contains(&key));
-    settle_prefix(redis, variables.get_filled(SCALING_CHANNEL).filter(|_| !of_soketi), problems);
+    fill(redis, problems, |key| key != "port" && !LOCATION_KEYS.contains(&key));
+    apply_prefix(redis, variables.non_empty(SCALING_CHANNEL).filter(|_| !uses_soketi), problems);
 }
 
-/// Whether TLS is spoken, where Laravel's configuration says it by a scheme.
-fn settle_scheme(redis: &mut Section<Redis>, scheme: Option<(String, Source)>, problems: &mut Problems) {
+/// Applies the scheme of Laravel's configuration, which turns TLS on.
+fn apply_scheme(redis: &mut Section<Redis>, scheme: Option<(String, Source)>, problems: &mut Problems) {
     let Some((scheme, source)) = scheme.filter(|_| !redis.is_set("tls")) else { return };
     match scheme.to_ascii_lowercase().as_str() {
         "tls" | "ssl" | "rediss" if !redis.value.host.starts_with('/') => {
             redis.derive("tls", source, |redis| redis.tls = true);
         }
         "tls" | "ssl" | "rediss" | "tcp" | "redis" | "unix" => {}
-        _ => problems.remark(&source, "", "is neither tcp nor tls: not read"),
+        _ => problems.warn(&source, "", "is neither tcp nor tls: not read"),
     }
 }
 
-/// Others' prefix and Reverb's channel become part of the prefix; pusherd's own is taken as it is.
-fn settle_prefix(redis: &mut Section<Redis>, channel: Option<(String, Source)>, problems: &mut Problems) {
+/// Builds the prefix from another program's prefix and Reverb's channel. pusherd's own setting is used unchanged.
+fn apply_prefix(redis: &mut Section<Redis>, channel: Option<(String, Source)>, problems: &mut Problems) {
     let key = "prefix";
     let (source, is_set) = (redis.source(key), redis.is_set(key));
-    if is_set && !source.is_of_others() {
+    if is_set && !source.is_foreign_variable() {
         return;
     }
     let channel = channel.filter(|(channel, _)| channel != DEFAULT_CHANNEL);
     let own = Redis::default().prefix;
     let front = if is_set { &*redis.value.prefix } else { "" };
-    let (back, said_by) = match channel {
+    let (suffix, set_by) = match channel {
         Some((channel, channel_source)) => {
             (format!(":{channel}"), if is_set { source } else { channel_source })
         }
         None if is_set => (String::new(), source),
         None => return,
     };
-    match prefix(&format!("{front}{own}{back}")) {
-        Ok(whole) => redis.derive(key, said_by, |redis| redis.prefix = whole.into()),
-        Err(what) => problems.add(&said_by, &redis.path(key), what),
+    match prefix(&format!("{front}{own}{suffix}")) {
+        Ok(prefix) => redis.derive(key, set_by, |redis| redis.prefix = prefix.into()),
+        Err(what) => problems.add(&set_by, &redis.path(key), what),
     }
 }
 
-/// Brings together what says where Redis is, and reports what contradicts.
-pub(super) fn settle(redis: &mut Section<Redis>, problems: &mut Problems) {
-    refuse_several_places(redis, problems);
-    settle_url(redis, problems);
-    settle_host(redis);
-    let mut refuse = |key: &str, what: String| problems.add(&redis.source(key), &redis.path(key), what);
+/// Combines the settings that locate Redis, and reports contradictions.
+pub(super) fn resolve(redis: &mut Section<Redis>, problems: &mut Problems) {
+    reject_several_locations(redis, problems);
+    apply_url(redis, problems);
+    apply_host_scheme(redis);
+    let mut report = |key: &str, what: String| problems.add(&redis.source(key), &redis.path(key), what);
     let Redis { nodes, sentinels, host, database, tls, .. } = &redis.value;
     if !nodes.is_empty() && *database != 0 {
         let what = format!(
             "must be 0 with a Redis Cluster, which nodes name ({}), not {database}",
-            redis.place("nodes")
+            redis.location("nodes")
         );
-        refuse("database", what);
+        report("database", what);
     }
     if *tls && nodes.is_empty() && sentinels.is_empty() && host.starts_with('/') {
-        let place = redis.place(if redis.value.names("url") { "url" } else { "host" });
-        refuse("tls", format!("is not for a Unix socket ({place})"));
+        let location = redis.location(if redis.value.has_location("url") { "url" } else { "host" });
+        report("tls", format!("is not for a Unix socket ({location})"));
     }
     if redis.value.tls_accept_any_certificate && !redis.value.tls_ca_file.is_empty() {
-        let what = format!("contradicts tls_ca_file ({}): one of the two", redis.place("tls_ca_file"));
-        refuse("tls_accept_any_certificate", what);
+        let what = format!("contradicts tls_ca_file ({}): one of the two", redis.location("tls_ca_file"));
+        report("tls_accept_any_certificate", what);
     }
 }
 
-/// Whether the setting `key` of [`PLACES`] is set to something; what is the default anyway, as in the example, is nothing.
-fn says(redis: &Section<Redis>, key: &str) -> bool {
+/// Whether the setting `key` of [`LOCATION_KEYS`] is set to a value other than the default, which the example file has.
+fn is_configured(redis: &Section<Redis>, key: &str) -> bool {
     let is_default = key == "host" && redis.value.host == Redis::default().host;
-    redis.is_set(key) && redis.value.names(key) && !is_default
+    redis.is_set(key) && redis.value.has_location(key) && !is_default
 }
 
-/// Reports what is set beside a list of servers. URL and host are the matter of [`settle_url`].
-fn refuse_several_places(redis: &Section<Redis>, problems: &mut Problems) {
-    let mut places = PLACES.iter().filter(|key| says(redis, key));
-    let Some(first @ (&"nodes" | &"sentinels")) = places.next() else { return };
-    for other in places {
-        let what = format!("contradicts {first} ({}): one of the two", redis.place(first));
+/// Reports other locations beside a list of servers. [`apply_url`] compares URL and host.
+fn reject_several_locations(redis: &Section<Redis>, problems: &mut Problems) {
+    let mut keys = LOCATION_KEYS.iter().filter(|key| is_configured(redis, key));
+    let Some(first @ (&"nodes" | &"sentinels")) = keys.next() else { return };
+    for other in keys {
+        let what = format!("contradicts {first} ({}): one of the two", redis.location(first));
         problems.add(&redis.source(other), &redis.path(other), what);
     }
 }
 
-/// Puts what the URL says into the settings that say the same.
-fn settle_url(redis: &mut Section<Redis>, problems: &mut Problems) {
+/// Copies the parts of the URL into their settings.
+fn apply_url(redis: &mut Section<Redis>, problems: &mut Problems) {
     let Ok(url) = Url::parse(redis.value.url.expose()) else { return };
     let Url { host, port, tls, username, password, database, unread } = url;
     let source = redis.source("url");
-    if !unread.is_empty() && source.is_of_others() {
-        problems.remark(&source, "", format_args!("has parameters that are not read: {}", unread.join(", ")));
+    if !unread.is_empty() && source.is_foreign_variable() {
+        problems.warn(&source, "", format_args!("has parameters that are not read: {}", unread.join(", ")));
     } else if !unread.is_empty() {
         let what = "has a parameter other than database: use the settings beside url";
         problems.add(&source, &redis.path("url"), what);
     }
-    settle_part(redis, "host", |redis| &mut redis.host, Some(host.into()), problems);
-    settle_part(redis, "port", |redis| &mut redis.port, port, problems);
-    settle_part(redis, "tls", |redis| &mut redis.tls, tls.then_some(true), problems);
-    settle_part(redis, "username", |redis| &mut redis.username, username.map(Into::into), problems);
-    settle_part(redis, "password", |redis| &mut redis.password, password, problems);
-    settle_part(redis, "database", |redis| &mut redis.database, database, problems);
+    apply_url_part(redis, "host", |redis| &mut redis.host, Some(host.into()), problems);
+    apply_url_part(redis, "port", |redis| &mut redis.port, port, problems);
+    apply_url_part(redis, "tls", |redis| &mut redis.tls, tls.then_some(true), problems);
+    apply_url_part(redis, "username", |redis| &mut redis.username, username.map(Into::into), problems);
+    apply_url_part(redis, "password", |redis| &mut redis.password, password, problems);
+    apply_url_part(redis, "database", |redis| &mut redis.database, database, problems);
 }
 
-/// Puts one part of the URL into its setting `key`. What was set for itself goes over the URL of another server, and
-/// under that of its own.
-fn settle_part<V: PartialEq>(
+/// Copies one part of the URL into its setting `key`. A setting of pusherd overrides the URL of another program, and must
+/// not contradict pusherd's own URL.
+fn apply_url_part<V: PartialEq>(
     redis: &mut Section<Redis>,
     key: &'static str,
     field: fn(&mut Redis) -> &mut V,
@@ -264,21 +264,21 @@ fn settle_part<V: PartialEq>(
 ) {
     let Some(part) = part else { return };
     let url = redis.source("url");
-    let is_own = redis.is_set(key) && !redis.source(key).is_of_others();
+    let is_own = redis.is_set(key) && !redis.source(key).is_foreign_variable();
     let is_default = *field(&mut redis.value) == *field(&mut Redis::default());
-    if is_own && url.is_of_others() {
+    if is_own && url.is_foreign_variable() {
         return;
     }
     if is_own && !is_default && *field(&mut redis.value) != part {
-        let what = format!("contradicts the one in url ({})", redis.place("url"));
+        let what = format!("contradicts the one in url ({})", redis.location("url"));
         problems.add(&redis.source(key), &redis.path(key), what);
         return;
     }
     redis.derive(key, url, |redis| *field(redis) = part);
 }
 
-/// Takes the scheme off the host.
-fn settle_host(redis: &mut Section<Redis>) {
+/// Removes the scheme from the host and applies it.
+fn apply_host_scheme(redis: &mut Section<Redis>) {
     let source = redis.source("host");
     if let Some(host) = redis.value.host.strip_prefix("tls://").map(Box::from) {
         redis.derive("host", source.clone(), |redis| redis.host = host);
@@ -286,31 +286,31 @@ fn settle_host(redis: &mut Section<Redis>) {
     }
 }
 
-/// Remarks on what works and is hardly meant.
-pub(super) fn advise(server: &Section<Node>, redis: &Section<Redis>, say: &mut impl FnMut(String)) {
+/// Warns about settings that have no effect or are not safe.
+pub(super) fn check(server: &Section<Node>, redis: &Section<Redis>, warn: &mut impl FnMut(String)) {
     let settings = &redis.value;
     if server.value.cluster == Cluster::None {
-        for key in PLACES.iter().filter(|key| says(redis, key)) {
-            say(format!("{}: has no effect while server.cluster is none", redis.place(key)));
+        for key in LOCATION_KEYS.iter().filter(|key| is_configured(redis, key)) {
+            warn(format!("{}: has no effect while server.cluster is none", redis.location(key)));
         }
         if server.value.options.cluster.local_when_broker_lost {
-            let place = server.place("local_when_broker_lost");
-            say(format!("{place}: has no effect while server.cluster is none"));
+            let location = server.location("local_when_broker_lost");
+            warn(format!("{location}: has no effect while server.cluster is none"));
         }
         return;
     }
     if !settings.username.is_empty() && settings.password.expose().is_empty() {
-        say(format!("{}: has no effect without a password", redis.place("username")));
+        warn(format!("{}: has no effect without a password", redis.location("username")));
     }
-    let of_tls = [
+    let tls_settings = [
         ("tls_ca_file", !settings.tls_ca_file.is_empty()),
         ("tls_accept_any_certificate", settings.tls_accept_any_certificate),
     ];
-    for (key, _) in of_tls.iter().filter(|(_, says)| *says && !settings.tls) {
-        say(format!("{}: has no effect while no TLS is spoken to Redis", redis.place(key)));
+    for (key, _) in tls_settings.iter().filter(|(_, is_set)| *is_set && !settings.tls) {
+        warn(format!("{}: has no effect while connections to Redis do not use TLS", redis.location(key)));
     }
     if settings.tls && settings.tls_accept_any_certificate {
-        let place = redis.place("tls_accept_any_certificate");
-        say(format!("{place}: whoever is between this node and Redis can read and change everything"));
+        let location = redis.location("tls_accept_any_certificate");
+        warn(format!("{location}: a machine between this node and Redis can read and change everything"));
     }
 }

@@ -1,34 +1,35 @@
-use super::super::tests::settings;
 use super::checks::{PASSWORD_BYTES_MAX, PREFIX_BYTES_MAX, SOCKET_PATH_BYTES_MAX};
 use super::url::NOT_A_URL;
 use super::*;
 use crate::cluster::Engine;
+use crate::config::tests::settings;
 
-/// Laravel's own `.env`, as far as it is about Redis.
+/// The variables of a new Laravel `.env` that concern Redis.
 const LARAVEL: &str =
     "APP_NAME=Laravel\nREDIS_CLIENT=phpredis\nREDIS_HOST=127.0.0.1\nREDIS_PASSWORD=null\nREDIS_PORT=6379\n";
 
-/// What the cluster is told, of a configuration file and a `.env` file.
+/// The options of the cluster, from a configuration file and a `.env` file.
 fn options(toml: &str, dotenv: &str) -> Result<Option<Options>, Vec<String>> {
     let settings = settings(toml, dotenv, &[("A", "")])?;
-    Ok(settings.server.options.cluster.engine.map(|broker| match broker {
+    Ok(settings.server.options.cluster.engine.map(|engine| match engine {
         Engine::Redis(options) => *options,
-        Engine::Memory(_) => panic!("nobody can ask for that"),
+        Engine::Memory(_) => panic!("no setting selects it"),
     }))
 }
 
-/// The same, of settings that make this node one of several, as one text.
-fn told(toml: &str, dotenv: &str) -> String {
+/// The same with the cluster turned on, as text.
+fn options_text(toml: &str, dotenv: &str) -> String {
     let toml = format!("server.cluster = 'redis'\n{toml}");
     let options = options(&toml, dotenv).unwrap_or_else(|problems| panic!("{toml}\n{dotenv}\n{problems:?}"));
     text(&options.unwrap())
 }
 
-/// `servers username:password/database`, and what is not the default.
+/// `servers username:password/database`, and options that are not the default.
 fn text(options: &Options) -> String {
     let server = |Server { host, port }: &Server| format!("{host} {port}");
     let list = |servers: &[Server]| servers.iter().map(server).collect::<Vec<_>>().join(", ");
-    let secret = |password: &Option<Password>| password.clone().map_or("-".to_owned(), |password| password.0);
+    let secret =
+        |password: &Option<Secret>| password.as_ref().map_or("-", |password| password.expose()).to_owned();
     let name = |name: &Option<String>| name.clone().unwrap_or("-".to_owned());
     let servers = match &options.servers {
         Servers::Single(one) => server(one),
@@ -56,7 +57,7 @@ fn text(options: &Options) -> String {
     text
 }
 
-/// The only problem of settings that make this node one of several.
+/// The only problem of settings with the cluster turned on.
 fn problem(toml: &str, dotenv: &str) -> String {
     let toml = format!("server.cluster = 'redis'\n{toml}");
     let problems = options(&toml, dotenv).unwrap_err();
@@ -65,7 +66,7 @@ fn problem(toml: &str, dotenv: &str) -> String {
 }
 
 #[test]
-fn redis_alone_makes_no_cluster() {
+fn settings_of_redis_do_not_turn_the_cluster_on() {
     for dotenv in [
         LARAVEL,
         "REDIS_URL=hunter2\nREDIS_HOST=a b\nREDIS_PORT=x\nREDIS_DB=-1\nREDIS_PREFIX={\n",
@@ -82,7 +83,7 @@ fn redis_alone_makes_no_cluster() {
 }
 
 #[test]
-fn a_cluster_is_one_word_away() {
+fn one_setting_turns_the_cluster_on() {
     for (toml, dotenv) in [
         ("server.cluster = 'redis'", ""),
         ("server.cluster = 'redis'", "REVERB_SCALING_ENABLED=false\n"),
@@ -103,7 +104,7 @@ fn a_cluster_is_one_word_away() {
 }
 
 #[test]
-fn what_laravel_knows_of_redis_is_read() {
+fn laravels_variables_of_redis_are_read() {
     let table = [
         ("REDIS_HOST=redis\nREDIS_PORT=6380\nREDIS_DB=3\n", "redis 6380 -:-/3"),
         ("REDIS_PASSWORD=null\nREDIS_USERNAME=null\n", "127.0.0.1 6379 -:-"),
@@ -120,7 +121,7 @@ fn what_laravel_knows_of_redis_is_read() {
         ("REVERB_SCALING_CHANNEL=reverb\n", "127.0.0.1 6379 -:-"),
         ("REVERB_SCALING_CHANNEL=blue\n", "127.0.0.1 6379 -:- pusherd:blue"),
         ("REDIS_PREFIX=app:\nREVERB_SCALING_CHANNEL=blue\n", "127.0.0.1 6379 -:- app:pusherd:blue"),
-        // What the URL names goes over the rest, and the rest over nothing.
+        // The parts of the URL override the other variables, which set the rest.
         (
             "REDIS_URL=redis://h\nREDIS_HOST=x\nREDIS_PORT=6380\nREDIS_DB=3\nREDIS_PASSWORD=p\n",
             "h 6380 -:p/3",
@@ -129,7 +130,7 @@ fn what_laravel_knows_of_redis_is_read() {
             "REDIS_URL=rediss://u:q@h:1/2\nREDIS_HOST=x\nREDIS_PORT=6380\nREDIS_DB=3\nREDIS_PASSWORD=p\n",
             "h 1 u:q/2 tls",
         ),
-        // The path of a socket has no port, whatever stands beside it.
+        // A socket has no port, even if one is set.
         ("REDIS_HOST=/run/redis.sock\nREDIS_PORT=0\n", "/run/redis.sock 6379 -:-"),
         ("REDIS_HOST=/run/redis.sock\nREDIS_PORT=-1\nREDIS_SCHEME=tls\n", "/run/redis.sock 6379 -:-"),
         ("REDIS_HOST=unix:///run/redis.sock\nREDIS_PORT=none\n", "/run/redis.sock 6379 -:-"),
@@ -142,19 +143,19 @@ fn what_laravel_knows_of_redis_is_read() {
             "REDIS_CLIENT=predis\nREDIS_CLUSTER=redis\nREDIS_CACHE_DB=x\nREDIS_PERSISTENT=x\n",
             "127.0.0.1 6379 -:-",
         ),
-        // Another server's are not read here.
+        // Variables of other servers are not read here.
         (
             "SOKETI_DB_REDIS_HOST=x\nSOKETI_DB_REDIS_PORT=x\nSOKETI_ADAPTER_REDIS_PREFIX=x\n",
             "127.0.0.1 6379 -:-",
         ),
     ];
     for (dotenv, expected) in table {
-        assert_eq!(told("", dotenv), expected, "{dotenv}");
+        assert_eq!(options_text("", dotenv), expected, "{dotenv}");
     }
 }
 
 #[test]
-fn what_soketi_knows_of_redis_is_read_where_soketi_uses_it() {
+fn soketis_variables_of_redis_are_read_if_soketi_turns_the_cluster_on() {
     let of_soketi = |dotenv: &str| {
         let dotenv = format!("SOKETI_ADAPTER_DRIVER=redis\nREDIS_HOST=other\nREDIS_PASSWORD=other\n{dotenv}");
         text(&options("", &dotenv).unwrap_or_else(|problems| panic!("{dotenv} {problems:?}")).unwrap())
@@ -188,11 +189,11 @@ fn what_soketi_knows_of_redis_is_read_where_soketi_uses_it() {
 }
 
 #[test]
-fn pusherds_own_settings_go_over_those_of_others() {
+fn pusherds_own_settings_override_those_of_other_programs() {
     let others = "REDIS_URL=redis://u:other@other:7/7\nREDIS_HOST=other\nREDIS_PORT=7\nREDIS_DB=7\n\
                   REDIS_PASSWORD=known\nREDIS_PREFIX=other\nREVERB_SCALING_CHANNEL=other\n";
     let table = [
-        // Where Redis is comes from one place, the port included; who to be is still Laravel's.
+        // Host and port come from one program; the credentials are still Laravel's.
         ("redis.host = 'mine'", "mine 6379 -:known/7 otherpusherd:other"),
         ("redis.host = '127.0.0.1'", "127.0.0.1 6379 -:known/7 otherpusherd:other"),
         ("redis.host = 'mine'\nredis.port = 1", "mine 1 -:known/7 otherpusherd:other"),
@@ -208,10 +209,10 @@ fn pusherds_own_settings_go_over_those_of_others() {
         ("redis.prefix = 'mine'\nredis.timeout_ms = 500", "other 7 u:other/7 mine 500ms"),
     ];
     for (toml, expected) in table {
-        assert_eq!(told(toml, others), expected, "{toml}");
+        assert_eq!(options_text(toml, others), expected, "{toml}");
     }
     assert_eq!(
-        told("redis.host = 'mine'", "PUSHERD_REDIS_HOST=variable\nREDIS_HOST=x\n"),
+        options_text("redis.host = 'mine'", "PUSHERD_REDIS_HOST=variable\nREDIS_HOST=x\n"),
         "variable 6379 -:-"
     );
 }
@@ -221,11 +222,11 @@ fn sentinels_have_their_own_credentials_and_tls_is_for_all() {
     let toml = "[redis]\nsentinels = ['a:26379', { host = 'b', port = 26379 }]\nsentinel_master = 'main'\n\
                 sentinel_username = 's'\nsentinel_password = 't'\nusername = 'u'\npassword = 'p'\ndatabase = 2\n\
                 tls = true\ntls_accept_any_certificate = true\n";
-    assert_eq!(told(toml, ""), "main of a 26379, b 26379 as s:t u:p/2 any tls");
+    assert_eq!(options_text(toml, ""), "main of a 26379, b 26379 as s:t u:p/2 any tls");
 }
 
 #[test]
-fn settings_that_contradict_each_other_are_refused_and_both_are_named() {
+fn contradicting_settings_are_rejected_and_both_are_named() {
     let file = "config/pusherd.toml: redis";
     let table = [
         (
@@ -296,17 +297,17 @@ fn settings_that_contradict_each_other_are_refused_and_both_are_named() {
     for (toml, dotenv, expected) in table {
         assert_eq!(problem(&format!("[redis]\n{toml}"), dotenv), expected, "{toml} {dotenv}");
     }
-    // What says the same says it twice: so `config show` is a file that says what it shows.
+    // Equal values are no contradiction, so the output of `config show` is a valid file.
     let toml = "[redis]\nurl = 'rediss://h:1/2'\nhost = 'h'\nport = 1\ntls = true\ndatabase = 2";
-    assert_eq!(told(toml, ""), "h 1 -:-/2 tls");
-    // So do the defaults, which the example has.
+    assert_eq!(options_text(toml, ""), "h 1 -:-/2 tls");
+    // Neither are defaults, which the example file has.
     let toml = "[redis]\nurl = 'rediss://u:p@h:1/2'\nhost = '127.0.0.1'\nport = 6379\nusername = ''\npassword = ''\n\
                 database = 0\ntls = false\nnodes = []\nsentinels = []";
-    assert_eq!(told(toml, ""), "h 1 u:p/2 tls");
+    assert_eq!(options_text(toml, ""), "h 1 u:p/2 tls");
 }
 
 #[test]
-fn a_url_says_where_and_as_whom() {
+fn a_url_holds_the_location_and_the_credentials() {
     let table = [
         ("redis://h", "h 6379 -:-"),
         ("REDIS://H.Test", "h.test 6379 -:-"),
@@ -327,13 +328,13 @@ fn a_url_says_where_and_as_whom() {
         ("unix://u:p@/run/a%20b.sock?database=4", "/run/a b.sock 6379 u:p/4"),
     ];
     for (url, expected) in table {
-        assert_eq!(told(&format!("redis.url = '{url}'"), ""), expected, "{url}");
-        assert_eq!(told("", &format!("REDIS_URL=\"{url}\"\n")), expected, "{url}");
+        assert_eq!(options_text(&format!("redis.url = '{url}'"), ""), expected, "{url}");
+        assert_eq!(options_text("", &format!("REDIS_URL=\"{url}\"\n")), expected, "{url}");
     }
 }
 
 #[test]
-fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
+fn an_invalid_url_is_rejected_without_repeating_it() {
     let table = [
         ("hunter2", NOT_A_URL),
         ("redis:hunter2@h", NOT_A_URL),
@@ -343,7 +344,7 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
         ("redis://:hunter2@", NOT_A_URL),
         ("redis://:hunter2@/0", NOT_A_URL),
         ("redis://:hunter2@:6379", "has no host"),
-        ("redis://:hunter2/x@h", "has no host; what is special in a password is written %xx"),
+        ("redis://:hunter2/x@h", "has no host; special characters in a password are written %xx"),
         ("redis://u:hunter2/x@h", "has a port that is not"),
         ("redis://:hunter2#x@h", "must not contain #"),
         ("redis://:hunter2 x@h", NOT_A_URL),
@@ -363,7 +364,7 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
         ("redis://u:hunter2@a_b..c", "has a host that is neither"),
         ("redis://u:hunter2@h,h2:6379", "has a host that is neither"),
         ("redis://u:hunter2@1.2.3", "has a host that is neither"),
-        ("redis://u:hunter2%ff@h", "is not UTF-8 text when"),
+        ("redis://u:hunter2%ff@h", "is not UTF-8 text after"),
         ("redis://hunter2%20x:p@h", "has a user that must be"),
         ("redis://***@h", "has the mask of"),
         ("redis://u:***@h", "has the mask of"),
@@ -386,7 +387,7 @@ fn a_url_that_cannot_be_is_refused_without_a_word_of_it() {
 }
 
 #[test]
-fn parameters_of_a_url_that_others_share_are_remarked_upon_and_those_of_ones_own_refused() {
+fn unknown_parameters_are_rejected_in_our_url_and_cause_a_warning_in_a_shared_one() {
     let table = [
         ("redis://h?family=0", "h 6379 -:-", "family"),
         ("redis://h?read_timeout=60&timeout=hunter2&db=2", "h 6379 -:-/2", "read_timeout, timeout"),
@@ -397,24 +398,24 @@ fn parameters_of_a_url_that_others_share_are_remarked_upon_and_those_of_ones_own
     ];
     for (url, expected, unread) in table {
         let dotenv = format!("REVERB_SCALING_ENABLED=true\nREDIS_URL='{url}'\n");
-        assert_eq!(told("", &dotenv), expected, "{url}");
-        let advice = settings("", &dotenv, &[]).unwrap().advice;
-        let remark = format!(".env: REDIS_URL: has parameters that are not read: {unread}");
-        assert!(advice.iter().any(|advice| advice.text == remark), "{url}: {advice:?}");
-        let refused = problem(&format!("redis.url = '{url}'"), "");
+        assert_eq!(options_text("", &dotenv), expected, "{url}");
+        let warnings = settings("", &dotenv, &[]).unwrap().warnings;
+        let expected = format!(".env: REDIS_URL: has parameters that are not read: {unread}");
+        assert!(warnings.iter().any(|warning| warning.text == expected), "{url}: {warnings:?}");
+        let problem = problem(&format!("redis.url = '{url}'"), "");
         assert_eq!(
-            refused,
+            problem,
             "config/pusherd.toml: redis.url: has a parameter other than database: use the settings beside url"
         );
     }
-    let strange = settings("", "REVERB_SCALING_ENABLED=true\nREDIS_SCHEME=hunter2\n", &[]).unwrap().advice;
+    let strange = settings("", "REVERB_SCALING_ENABLED=true\nREDIS_SCHEME=hunter2\n", &[]).unwrap().warnings;
     assert!(
-        strange.iter().any(|advice| advice.text == ".env: REDIS_SCHEME: is neither tcp nor tls: not read")
+        strange.iter().any(|warning| warning.text == ".env: REDIS_SCHEME: is neither tcp nor tls: not read")
     );
 }
 
 #[test]
-fn no_password_is_in_what_is_printed() {
+fn passwords_are_never_printed() {
     let toml =
         "server.cluster = 'redis'\n[redis]\nurl = 'redis://u:hunter2@h'\nsentinel_password = 'hunter2'";
     let settings = settings(toml, "", &[]).unwrap();
@@ -423,7 +424,7 @@ fn no_password_is_in_what_is_printed() {
     let sentinels = "server.cluster = 'redis'\n[redis]\nsentinels = ['a:1']\npassword = 'hunter2'\n\
                      sentinel_password = 'hunter2'";
     let printed = format!("{:?}", options(sentinels, "").unwrap().unwrap());
-    assert!(printed.contains("Password(…)") && !printed.contains("hunter2"), "{printed}");
+    assert!(printed.contains("password: Some(***)") && !printed.contains("hunter2"), "{printed}");
 }
 
 #[test]
@@ -442,7 +443,7 @@ fn a_url_is_shown_without_user_and_password() {
 }
 
 #[test]
-fn values_out_of_range_are_refused_by_name() {
+fn values_out_of_range_are_rejected_by_name() {
     let table = [
         ("host = 'h:6379'", "host: must be a host name or an address without a port"),
         ("host = 'tls://'", "host: must be a host name or an address without a port"),
@@ -480,7 +481,7 @@ fn values_out_of_range_are_refused_by_name() {
         assert!(found.starts_with(&format!("config/pusherd.toml: redis.{expected}")), "{toml}: {found}");
     }
     let fits = format!("prefix = '{}'", "x".repeat(PREFIX_BYTES_MAX));
-    assert!(told(&format!("[redis]\n{fits}"), "").ends_with("xxx"));
+    assert!(options_text(&format!("[redis]\n{fits}"), "").ends_with("xxx"));
     for (dotenv, expected) in [
         (format!("REDIS_PREFIX={}", "x".repeat(194)), ".env: REDIS_PREFIX: must be 1 to 200 bytes, not 201"),
         ("REDIS_PREFIX=${x}".to_owned(), ".env: REDIS_PREFIX: must not contain { } and control characters"),
@@ -497,7 +498,7 @@ fn values_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn servers_in_a_variable_stand_between_commas_or_are_json() {
+fn servers_in_a_variable_are_separated_by_commas_or_are_json() {
     for (nodes, expected) in [
         ("a:1", "cluster a 1 -:-"),
         ("a:1, [::1]:2,", "cluster a 1, ::1 2 -:-"),
@@ -507,19 +508,19 @@ fn servers_in_a_variable_stand_between_commas_or_are_json() {
         ("[]", "127.0.0.1 6379 -:-"),
         ("", "127.0.0.1 6379 -:-"),
     ] {
-        assert_eq!(told("", &format!("PUSHERD_REDIS_NODES='{nodes}'\n")), expected, "{nodes}");
+        assert_eq!(options_text("", &format!("PUSHERD_REDIS_NODES='{nodes}'\n")), expected, "{nodes}");
     }
 }
 
 #[test]
-fn the_authorities_of_certificates_are_looked_at_where_they_are_needed() {
+fn certificate_authorities_are_checked_if_they_are_used() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let pem = made.cert.pem();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.pem");
     let toml = |tls: bool| format!("[redis]\ntls = {tls}\ntls_ca_file = '{}'", path.display());
     assert!(problem(&toml(true), "").ends_with("ca.pem does not exist"));
-    assert_eq!(told(&toml(false), ""), "127.0.0.1 6379 -:-");
+    assert_eq!(options_text(&toml(false), ""), "127.0.0.1 6379 -:-");
     let cut_off = &pem[..pem.len() / 2];
     let changed = pem.replace('M', "!");
     let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -556,15 +557,15 @@ fn the_authorities_of_certificates_are_looked_at_where_they_are_needed() {
         assert!(problem(&toml(true), "").ends_with(&expected), "{expected}: {}", problem(&toml(true), ""));
     }
     std::fs::write(&path, pem).unwrap();
-    assert_eq!(told(&toml(true), ""), "127.0.0.1 6379 -:- tls of ca.pem");
+    assert_eq!(options_text(&toml(true), ""), "127.0.0.1 6379 -:- tls of ca.pem");
 }
 
 #[test]
-fn settings_of_redis_that_make_no_sense_are_remarked_upon() {
+fn settings_of_redis_without_effect_cause_a_warning() {
     let app = "[[apps]]\nid = '1'\nkey = 'k'\nsecret = 'long enough'\n";
-    let advice = |toml: &str, dotenv: &str| -> Vec<String> {
+    let warnings = |toml: &str, dotenv: &str| -> Vec<String> {
         let settings = settings(&format!("{toml}\n{app}"), dotenv, &[]).unwrap();
-        settings.advice.into_iter().map(|advice| advice.text).collect()
+        settings.warnings.into_iter().map(|warning| warning.text).collect()
     };
     let redis = "server.cluster = 'redis'\n";
     let file = "config/pusherd.toml: ";
@@ -578,20 +579,20 @@ fn settings_of_redis_that_make_no_sense_are_remarked_upon() {
         (format!("{redis}redis.username = 'u'"), "redis.username: has no effect without a password"),
         (
             format!("{redis}redis.tls_ca_file = 'x'"),
-            "redis.tls_ca_file: has no effect while no TLS is spoken to Redis",
+            "redis.tls_ca_file: has no effect while connections to Redis do not use TLS",
         ),
         (
             format!("{redis}redis.tls_accept_any_certificate = true\nredis.tls = true"),
-            "redis.tls_accept_any_certificate: whoever is between this node and Redis can read and change everything",
+            "redis.tls_accept_any_certificate: a machine between this node and Redis can read and change everything",
         ),
     ] {
-        assert_eq!(advice(&toml, ""), [format!("{file}{expected}")], "{toml}");
+        assert_eq!(warnings(&toml, ""), [format!("{file}{expected}")], "{toml}");
     }
     for (toml, dotenv) in [
         ("", LARAVEL),
         ("redis.host = '127.0.0.1'", ""),
         ("server.cluster = 'redis'\nredis.tls = true\nserver.local_when_broker_lost = true", LARAVEL),
     ] {
-        assert_eq!(advice(toml, dotenv), [""; 0], "{toml} {dotenv}");
+        assert_eq!(warnings(toml, dotenv), [""; 0], "{toml} {dotenv}");
     }
 }

@@ -1,13 +1,13 @@
-//! URLs of Redis, and what they say. What is wrong is told without repeating them: they may hold a password.
+//! URLs of Redis. Problems do not repeat them, because they may hold a password.
 
 use hyper::Uri;
 use percent_encoding::percent_decode_str;
 
-use super::super::schema;
-use super::super::secret::Secret;
 use super::checks::{MASK, password, port, socket_path, username};
+use crate::config::schema;
+use crate::secret::Secret;
 
-/// What a URL of Redis says.
+/// The parts of a URL of Redis.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct Url {
     pub(super) host: String,
@@ -16,16 +16,15 @@ pub(super) struct Url {
     pub(super) username: Option<String>,
     pub(super) password: Option<Secret>,
     pub(super) database: Option<u32>,
-    /// Parameters that mean nothing here.
+    /// The names of unknown parameters.
     pub(super) unread: Vec<String>,
 }
 
-/// What is wrong with a URL of no kind that is known. Not a word of it: it may hold a password.
-pub(super) const NOT_A_URL: &str =
-    "must be a URL such as redis://user:password@host:6379/0, with what is special in a password written %xx";
+/// The problem with a text that is not a URL.
+pub(super) const NOT_A_URL: &str = "must be a URL such as redis://user:password@host:6379/0, with special characters in a password written %xx";
 
 impl Url {
-    /// Takes a URL in, or says what is wrong with it without repeating it.
+    /// Parses a URL.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let (scheme, rest) = text.split_once("://").ok_or(NOT_A_URL)?;
@@ -37,16 +36,17 @@ impl Url {
         };
         let uri: Uri = text.parse().map_err(|_| NOT_A_URL)?;
         let authority = uri.authority().ok_or("has no host")?.as_str();
-        // What follows a # is not part of a Uri.
+        // `Uri` drops the fragment.
         if text.contains('#') {
             return Err("must not contain #; in a password it is written %23".to_owned());
         }
-        let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let end_of_host =
-            place.rfind(']').map_or_else(|| place.find(':').unwrap_or(place.len()), |at| at + 1);
-        let (host, port) = place.split_at(end_of_host);
+        let (user, host_and_port) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let end_of_host = host_and_port
+            .rfind(']')
+            .map_or_else(|| host_and_port.find(':').unwrap_or(host_and_port.len()), |at| at + 1);
+        let (host, port) = host_and_port.split_at(end_of_host);
         if host.is_empty() {
-            return Err("has no host; what is special in a password is written %xx".to_owned());
+            return Err("has no host; special characters in a password are written %xx".to_owned());
         }
         let host = schema::host(host).map_err(|_| "has a host that is neither an address nor a name")?;
         let port = match port {
@@ -54,11 +54,11 @@ impl Url {
             port => Some(self::port(port.strip_prefix(':').ok_or(NOT_A_URL)?)?),
         };
         let (username, password) = credentials(user)?;
-        let of_path = match uri.path().trim_matches('/') {
+        let path_database = match uri.path().trim_matches('/') {
             "" => None,
             path => Some(database(path)?),
         };
-        let (database, unread) = of_query(uri.query(), of_path)?;
+        let (database, unread) = parse_query(uri.query(), path_database)?;
         Ok(Self { host, port, tls, username, password, database, unread })
     }
 
@@ -72,7 +72,7 @@ impl Url {
         };
         let host = socket_path(&decoded(path)?)?;
         let (username, password) = credentials(user)?;
-        let (database, unread) = of_query(query, None)?;
+        let (database, unread) = parse_query(query, None)?;
         Ok(Self { host, port: None, tls: false, username, password, database, unread })
     }
 }
@@ -90,9 +90,7 @@ fn credentials(user: &str) -> Result<(Option<String>, Option<Secret>), String> {
 
 fn decoded(text: &str) -> Result<String, String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded
-        .map(Into::into)
-        .map_err(|_| "is not UTF-8 text when %xx is taken for what it stands for".to_owned())
+    decoded.map(Into::into).map_err(|_| "is not UTF-8 text after %xx is decoded".to_owned())
 }
 
 fn database(text: &str) -> Result<u32, String> {
@@ -101,15 +99,18 @@ fn database(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| "has a database that is not a number of 0 to 65535, as in redis://host/0".to_owned())
 }
 
-/// The database, which the query may name instead of the path, and the names of all other parameters. Laravel hands
-/// those to its Redis client, so a URL that is shared with it may have any.
-fn of_query(query: Option<&str>, of_path: Option<u32>) -> Result<(Option<u32>, Vec<String>), String> {
-    let (mut found, mut unread) = (of_path, Vec::new());
+/// The database, which the query may contain instead of the path, and the names of all other parameters. Laravel passes
+/// those to its Redis client, so a URL that is shared with Laravel may have any.
+fn parse_query(
+    query: Option<&str>,
+    path_database: Option<u32>,
+) -> Result<(Option<u32>, Vec<String>), String> {
+    let (mut found, mut unread) = (path_database, Vec::new());
     for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
         let number = match parameter.split_once('=') {
             Some(("database" | "db", number)) => database(number)?,
             other => {
-                // What is no name may be the end of a password.
+                // A text that is not a name may be the end of a password.
                 let is_name =
                     |name: &&str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
                 let name = other.map(|(name, _)| name).filter(is_name);
@@ -130,12 +131,12 @@ pub(in crate::config) fn url(text: &str) -> Result<String, String> {
     if text.is_empty() { Ok(String::new()) } else { Url::parse(text).map(|_| text.to_owned()) }
 }
 
-/// A URL that was accepted, without user and password.
+/// A valid URL with user and password masked.
 pub(in crate::config) fn masked_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     match authority.rsplit_once('@') {
-        Some((_, place)) => format!("{scheme}://{MASK}@{place}{path}"),
+        Some((_, host)) => format!("{scheme}://{MASK}@{host}{path}"),
         None => url.to_owned(),
     }
 }

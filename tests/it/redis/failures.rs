@@ -9,7 +9,8 @@ use bytes::Bytes;
 use pusherd::cluster::broker::{Broker as _, Incoming, Topic, Unavailable};
 use pusherd::cluster::coordinator::{Coordinator as _, partition_of};
 use pusherd::cluster::redis::Options;
-use pusherd::cluster::redis::options::{Password, Server, Servers};
+use pusherd::cluster::redis::options::{Server, Servers};
+use pusherd::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -119,7 +120,7 @@ async fn a_wrong_password_is_rejected_and_never_logged() {
     let log = Log::default();
     let _logging = log.capture();
     let server = redis_server_with(&["--requirepass", "right-one"]).await;
-    let password = |password: &str| Some(Password(password.to_owned()));
+    let password = |password: &str| Some(Secret::new(password));
     let mut none = Node::start(server.options());
     let mut wrong = Node::start(Options { password: password("wrong-one"), ..server.options() });
     let mut right = Node::connected(Options { password: password("right-one"), ..server.options() }).await;
@@ -161,7 +162,7 @@ async fn a_user_without_all_permissions_stays_disconnected() {
     user(&["on", ">secret", "~*", "+@all", "resetchannels"]).await;
     let options = Options {
         username: Some("shy".to_owned()),
-        password: Some(Password("secret".to_owned())),
+        password: Some(Secret::new("secret")),
         ..server.options()
     };
     let mut node = Node::start(options);
@@ -338,7 +339,7 @@ async fn an_unsupported_server_is_logged_without_the_password() {
             servers: Servers::Single(Server { host: "127.0.0.1".to_owned(), port: address.port() }),
             tls: None,
             username: None,
-            password: Some(Password("secret".to_owned())),
+            password: Some(Secret::new("secret")),
             database: 0,
             prefix: "pusherd".to_owned(),
             timeout: Duration::from_secs(2),

@@ -9,8 +9,9 @@ use pusherd::cluster::broker::{Broker as _, Incoming, Topic, Unavailable};
 use pusherd::cluster::coordinator::{Coordinator as _, PARTITIONS, partition_of};
 use pusherd::cluster::envelope::{self, Envelope};
 use pusherd::cluster::group::Group;
-use pusherd::cluster::redis::options::{Password, Server, Servers, TlsOptions};
+use pusherd::cluster::redis::options::{Server, Servers, TlsOptions};
 use pusherd::cluster::redis::{Options, RedisClient, StartError};
+use pusherd::secret::Secret;
 
 use super::{LEASE, Log, Node, group};
 use crate::harness::eventually;
@@ -22,7 +23,7 @@ async fn a_user_a_database_and_a_prefix_can_be_set() {
     server.run::<()>(&["ACL", "SETUSER", "pusherd", "on", ">secret", "~{mine*", "&{mine*", "+@all"]).await;
     let options = Options {
         username: Some("pusherd".to_owned()),
-        password: Some(Password("secret".to_owned())),
+        password: Some(Secret::new("secret")),
         database: 3,
         prefix: "mine".to_owned(),
         ..server.options()

@@ -1,8 +1,8 @@
-//! The credentials that are in variables: which family of them is used, and what is said of the others.
+//! Credentials in variables: chooses one family of variables and reports the others.
 //!
 //! A family is a set of variables that hold the id, key and secret of one app: pusherd's own, and those of the servers
-//! that it replaces. The `.env` of a Laravel application often has several, as a move from one server to the next leaves
-//! the old one behind. `BROADCAST_CONNECTION` tells which of them the application uses itself.
+//! that it replaces. The `.env` of a Laravel application often has several, because those of an earlier server stay in it.
+//! `BROADCAST_CONNECTION` names the one that the application uses.
 //!
 //! Source: Laravel's `config/broadcasting.php` (`BROADCAST_CONNECTION`, before version 11 `BROADCAST_DRIVER`), Reverb's
 //! `config/reverb.php`, Soketi's documentation; `PUSHER_URL`: `Pusher.url=` of pusher-http-ruby, `Pusher.forURL` of
@@ -13,14 +13,14 @@ mod tests;
 
 use std::path::Path;
 
-use super::apps::{Pair, Placed, check_id, check_key, check_secret};
+use super::apps::{Located, Pair, check_id, check_key, check_secret};
 use super::file;
-use super::problem::{Problems, Source};
+use super::problems::{Problems, Source};
 use super::pusher_url::PusherUrl;
-use super::secret::Secret;
 use super::variables::{APP_PREFIX, Variables};
+use crate::secret::Secret;
 
-/// Whose variables they are.
+/// The server that a family of variables belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Owner {
     Pusherd,
@@ -30,7 +30,7 @@ pub(super) enum Owner {
 }
 
 impl Owner {
-    /// Whose driver an application uses for it.
+    /// The owner of the Laravel driver that an application uses with this server.
     const fn driver(self) -> Self {
         match self {
             Self::Soketi => Self::Pusher,
@@ -39,20 +39,20 @@ impl Owner {
     }
 }
 
-/// Variables that hold the credentials of one app.
+/// A family of variables that hold the credentials of one app.
 #[derive(Debug)]
 pub(super) struct Family {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub(super) name: &'static str,
     owner: Owner,
     form: Form,
 }
 
-/// How a family is written.
+/// The form of a family.
 #[derive(Debug)]
 enum Form {
-    /// `…ID`, `…KEY`, `…SECRET` or `…SECRET_FILE`, each after `prefix`. Without an id of its own, the one of the variable
-    /// `borrowed_id` counts.
+    /// `…ID`, `…KEY`, `…SECRET` or `…SECRET_FILE`, each after `prefix`. If the id is not set, the variable `borrowed_id`
+    /// is the id.
     Parts { prefix: &'static str, borrowed_id: Option<&'static str> },
     /// One URL.
     Url(&'static str),
@@ -62,10 +62,10 @@ const fn parts(name: &'static str, prefix: &'static str, owner: Owner) -> Family
     Family { name, owner, form: Form::Parts { prefix, borrowed_id: None } }
 }
 
-/// Holds all three credentials, and where clients connect to.
+/// Holds all three credentials and the address of the server.
 pub(super) const PUSHER_URL: &str = "PUSHER_URL";
 
-/// All families; where nothing else decides, the first counts that is whole.
+/// All families. If nothing else decides, the first complete one is chosen.
 static FAMILIES: [Family; 7] = [
     parts("PUSHERD_APP_…", APP_PREFIX, Owner::Pusherd),
     parts("PUSHER_APP_…", "PUSHER_APP_", Owner::Pusher),
@@ -82,22 +82,22 @@ static FAMILIES: [Family; 7] = [
     parts("DEFAULT_APP_…", "DEFAULT_APP_", Owner::Soketi),
 ];
 
-/// The parts that credentials have in variables.
+/// The suffixes of the variables of a family.
 const PARTS: [&str; 4] = ["ID", "KEY", "SECRET", "SECRET_FILE"];
 
-/// The names of all variables that say which credentials count, or hold them.
+/// The names of all variables that hold credentials or choose between them.
 pub(super) fn names() -> impl Iterator<Item = String> {
-    let of_family = |family: &Family| match family.form {
+    let family_names = |family: &Family| match family.form {
         Form::Parts { prefix, .. } => PARTS.iter().map(|part| format!("{prefix}{part}")).collect(),
         Form::Url(name) => vec![name.to_owned()],
     };
-    FAMILIES.iter().flat_map(of_family).chain(DRIVERS.map(str::to_owned))
+    FAMILIES.iter().flat_map(family_names).chain(DRIVERS.map(str::to_owned))
 }
 
-/// The variables that name Laravel's driver, the first that is set counts.
+/// The variables that name Laravel's driver. The first that is set is used.
 const DRIVERS: [&str; 2] = ["BROADCAST_CONNECTION", "BROADCAST_DRIVER"];
 
-/// What the application broadcasts by.
+/// The driver that the application broadcasts with.
 #[derive(Debug)]
 pub(super) struct Driver {
     name: &'static str,
@@ -108,8 +108,8 @@ pub(super) struct Driver {
 impl Driver {
     fn find(variables: &Variables) -> Option<Self> {
         DRIVERS.into_iter().find_map(|name| {
-            // `null` is a driver here, and not the absence of one.
-            let (value, source) = variables.written(name)?;
+            // `null` is the name of a driver.
+            let (value, source) = variables.raw_text(name)?;
             Some(Self { name, value, source })
         })
     }
@@ -122,143 +122,147 @@ impl Driver {
         }
     }
 
-    /// What to say where Laravel sends nothing to any server of this protocol.
-    pub(super) fn remark(&self) -> Option<String> {
+    /// The warning about a driver that does not publish to a Pusher server.
+    pub(super) fn warning(&self) -> Option<String> {
         let Self { name, value, source } = self;
         ["log", "null", "redis", "ably"].contains(&value.as_str()).then(|| {
             format!(
-                "{source}: is {value}: with this driver Laravel sends nothing to pusherd; set {name} to reverb or pusher"
+                "{source}: is {value}: with this driver Laravel publishes nothing to pusherd; set {name} to reverb or pusher"
             )
         })
     }
 }
 
-/// What the variables say of credentials.
+/// The credentials that were chosen, and reports about the others.
 #[derive(Default)]
-pub(super) struct Choice {
-    /// What the application broadcasts by, if it says so.
+pub(super) struct CredentialsChoice {
+    /// The driver of the application, if it is set.
     pub(super) driver: Option<Driver>,
-    /// The credentials that count; `None`: there are none, they were refused, or an app has them.
-    pub(super) taken: Option<Credentials>,
-    /// Whose they are.
+    /// The chosen credentials; `None` if there are none, they are invalid, or an app has them already.
+    pub(super) credentials: Option<Credentials>,
+    /// The owner of their family.
     owner: Option<Owner>,
-    /// Whether they were refused, which has been reported.
-    pub(super) refused: bool,
-    /// What was left, and why.
-    pub(super) remarks: Vec<String>,
-    /// The families that were left and hold another app.
-    left: Vec<&'static Family>,
+    /// Whether they are invalid, which has been reported.
+    pub(super) is_invalid: bool,
+    /// Warnings about families that are not used.
+    pub(super) warnings: Vec<String>,
+    /// The families that hold another app and are not used.
+    unused: Vec<&'static Family>,
 }
 
 /// The credentials of an app.
 pub(super) struct Credentials {
-    pub(super) id: Placed<String>,
+    pub(super) id: Located<String>,
     pub(super) pair: Pair,
 }
 
-impl Choice {
-    /// Looks for credentials in `variables`; with `has_apps`, the file has some as well.
-    pub(super) fn make(
+impl CredentialsChoice {
+    /// Chooses the credentials in `variables`. `has_apps` says whether the configuration file has apps.
+    pub(super) fn choose(
         variables: &Variables,
         directory: &Path,
         has_apps: bool,
         problems: &mut Problems,
     ) -> Self {
         let mut choice = Self { driver: Driver::find(variables), ..Self::default() };
-        let wanted = choice.driver.as_ref().and_then(Driver::owner);
+        let preferred = choice.driver.as_ref().and_then(Driver::owner);
         let mut found: Vec<(&Family, Found)> =
             FAMILIES.iter().filter_map(|it| Some((it, it.find(variables)?))).collect();
         found.sort_by_key(|(family, _)| match family.owner {
             Owner::Pusherd => 0,
-            owner if Some(owner) == wanted => 1,
-            owner if Some(owner.driver()) == wanted => 2,
+            owner if Some(owner) == preferred => 1,
+            owner if Some(owner.driver()) == preferred => 2,
             Owner::Pusher | Owner::Reverb | Owner::Soketi => 3,
         });
-        let is_whole = |(_, found): &(&Family, Found)| matches!(found, Found::Whole(_));
-        let place = match found.first() {
-            // What is pusherd's own was written for pusherd: nothing else is meant.
+        let is_complete = |(_, found): &(&Family, Found)| matches!(found, Found::Complete(_));
+        let index = match found.first() {
+            // pusherd's own variables always count, even if they are incomplete.
             Some((Family { owner: Owner::Pusherd, .. }, _)) => Some(0),
-            Some(_) => found.iter().position(is_whole).or((!has_apps).then_some(0)),
+            Some(_) => found.iter().position(is_complete).or((!has_apps).then_some(0)),
             None => None,
         };
-        let taken = place.map(|place| found.remove(place));
+        let chosen = index.map(|index| found.remove(index));
         for (family, other) in &found {
-            choice.leave(family, other, taken.as_ref(), has_apps);
+            choice.report_unused(family, other, chosen.as_ref(), has_apps);
         }
-        match taken {
+        match chosen {
             None => {}
-            Some((family, Found::Part { source, lacks })) => {
+            Some((family, Found::Incomplete { source, reason })) => {
                 let driver =
-                    choice.driver.as_ref().filter(|_| wanted.is_some_and(|owner| owner != family.owner));
+                    choice.driver.as_ref().filter(|_| preferred.is_some_and(|owner| owner != family.owner));
                 let hint = driver.map(|driver| driver.hint()).unwrap_or_default();
-                problems.add(&source, "", format_args!("{lacks}{hint}"));
-                choice.refused = true;
+                problems.add(&source, "", format_args!("{reason}{hint}"));
+                choice.is_invalid = true;
             }
-            Some((family, Found::Whole(_))) => {
-                let has_wanted = found.iter().any(|(family, _)| Some(family.owner) == wanted);
-                if !has_wanted && family.owner != Owner::Pusherd && Some(family.owner.driver()) != wanted {
-                    choice.remarks.extend(choice.driver.as_ref().and_then(|driver| driver.lacks_all(family)));
+            Some((family, Found::Complete(_))) => {
+                let has_preferred = found.iter().any(|(family, _)| Some(family.owner) == preferred);
+                let is_preferred = Some(family.owner.driver()) == preferred;
+                if !has_preferred && family.owner != Owner::Pusherd && !is_preferred {
+                    let warning = choice.driver.as_ref().and_then(|driver| driver.missing_warning(family));
+                    choice.warnings.extend(warning);
                 }
-                choice.taken = family.read(variables, directory, problems);
+                choice.credentials = family.read(variables, directory, problems);
                 choice.owner = Some(family.owner);
-                choice.refused = choice.taken.is_none();
+                choice.is_invalid = choice.credentials.is_none();
             }
         }
         choice
     }
 
-    /// Says why what was `found` of `family` does not count, unless it says the same as what does.
-    fn leave(
+    /// Warns that `family` is not used and why, unless it holds the same app as the chosen one.
+    fn report_unused(
         &mut self,
         family: &'static Family,
         found: &Found,
-        taken: Option<&(&'static Family, Found)>,
+        chosen: Option<&(&'static Family, Found)>,
         has_apps: bool,
     ) {
-        let instead = match taken {
-            Some((taken, Found::Whole(_))) => format!("the app of {} is served", taken.name),
-            Some((_, Found::Part { .. })) => return,
+        let instead = match chosen {
+            Some((chosen, Found::Complete(_))) => format!("the app of {} is served", chosen.name),
+            Some((_, Found::Incomplete { .. })) => return,
             None if has_apps => "the apps of the file are served".to_owned(),
             None => return,
         };
-        let whole = match found {
-            // `PUSHER_APP_ID` beside `PUSHER_KEY` and `PUSHER_SECRET` lacks nothing.
-            Found::Part { source, .. } if taken.is_some_and(|(taken, _)| taken.borrows(source)) => return,
-            Found::Part { source, lacks } => {
-                self.remarks.push(format!("{source}: is left, as it {lacks}; {instead}"));
+        let complete = match found {
+            // `PUSHER_APP_ID` belongs to `PUSHER_KEY` and `PUSHER_SECRET`.
+            Found::Incomplete { source, .. } if chosen.is_some_and(|(chosen, _)| chosen.borrows(source)) => {
                 return;
             }
-            Found::Whole(whole) => whole,
+            Found::Incomplete { source, reason } => {
+                self.warnings.push(format!("{source}: is not used, as it {reason}; {instead}"));
+                return;
+            }
+            Found::Complete(complete) => complete,
         };
-        let Some((taken, Found::Whole(other))) = taken else { return };
-        if whole.is_same_app(other) {
+        let Some((chosen, Found::Complete(other))) = chosen else { return };
+        if complete.is_same_app(other) {
             return;
         }
-        self.left.push(family);
-        let by_driver = self.driver.as_ref().filter(|driver| driver.owner() == Some(taken.owner.driver()));
+        self.unused.push(family);
+        let by_driver = self.driver.as_ref().filter(|driver| driver.owner() == Some(chosen.owner.driver()));
         let why = match by_driver {
-            _ if taken.owner == Owner::Pusherd => "it goes above all others".to_owned(),
-            _ if taken.owner == family.owner => "it goes first".to_owned(),
+            _ if chosen.owner == Owner::Pusherd => "it overrides all others".to_owned(),
+            _ if chosen.owner == family.owner => "it comes first".to_owned(),
             Some(driver) => format!("{} is {}", driver.name, driver.value),
-            None => "it goes first; BROADCAST_CONNECTION=reverb or =pusher would choose".to_owned(),
+            None => "it comes first; BROADCAST_CONNECTION=reverb or =pusher chooses".to_owned(),
         };
-        self.remarks.push(format!("{}: {} is left: {instead}, as {why}", whole.source, family.name));
+        self.warnings.push(format!("{}: {} is not used: {instead}, as {why}", complete.source, family.name));
     }
 
-    /// Whether the application uses Reverb's variables, or would use them.
-    pub(super) fn is_of_reverb(&self) -> bool {
+    /// Whether the application uses Reverb's variables.
+    pub(super) fn uses_reverb(&self) -> bool {
         self.owner() == Some(Owner::Reverb)
     }
 
-    /// Whose variables the application uses: of the credentials that count, or of its driver.
+    /// The server whose variables the application uses: that of the chosen credentials, or of its driver.
     pub(super) fn owner(&self) -> Option<Owner> {
-        let of_credentials = self.owner.filter(|owner| *owner != Owner::Pusherd);
-        of_credentials.or_else(|| self.driver.as_ref().and_then(Driver::owner))
+        let chosen = self.owner.filter(|owner| *owner != Owner::Pusherd);
+        chosen.or_else(|| self.driver.as_ref().and_then(Driver::owner))
     }
 
-    /// Whether the variable `name` is about an app that is not served.
-    pub(super) fn is_left(&self, name: &str) -> bool {
-        self.left.iter().any(|family| match family.form {
+    /// Whether the variable `name` belongs to a family that is not used.
+    pub(super) fn is_unused(&self, name: &str) -> bool {
+        self.unused.iter().any(|family| match family.form {
             Form::Parts { prefix, borrowed_id: None } => name.starts_with(prefix),
             Form::Parts { borrowed_id: Some(_), .. } | Form::Url(_) => false,
         })
@@ -266,8 +270,8 @@ impl Choice {
 }
 
 impl Driver {
-    /// What to say where there is nothing of this driver's own credentials, and those of `family` are served.
-    fn lacks_all(&self, family: &Family) -> Option<String> {
+    /// The warning if no credentials of this driver are set, and those of `family` are served.
+    fn missing_warning(&self, family: &Family) -> Option<String> {
         let Self { value, source, .. } = self;
         let prefix = self.prefix()?;
         Some(format!(
@@ -276,7 +280,7 @@ impl Driver {
         ))
     }
 
-    /// What the variables of this driver's credentials begin with.
+    /// The prefix of the variables of this driver's credentials.
     fn prefix(&self) -> Option<&'static str> {
         match self.owner()? {
             Owner::Reverb => Some("REVERB_APP_"),
@@ -285,7 +289,7 @@ impl Driver {
         }
     }
 
-    /// What to set where this driver's own credentials are not there.
+    /// The remedy if this driver's own credentials are not set.
     fn hint(&self) -> String {
         let Some(prefix) = self.prefix() else { return String::new() };
         let Self { name, value, .. } = self;
@@ -293,24 +297,24 @@ impl Driver {
     }
 }
 
-/// What there is of a family.
+/// The variables of a family that are set.
 enum Found {
-    /// Not all: where something is, and what it lacks, in words that follow "it".
-    Part { source: Source, lacks: String },
-    /// All.
-    Whole(Whole),
+    /// Some are missing or invalid. `reason` follows the word "it".
+    Incomplete { source: Source, reason: String },
+    /// All are set.
+    Complete(Complete),
 }
 
-/// The credentials of a family, to compare.
-struct Whole {
+/// The credentials of a family, for comparison.
+struct Complete {
     source: Source,
     id: String,
     key: String,
-    /// `None` where it is in a file.
+    /// `None` if it is in a file.
     secret: Option<Secret>,
 }
 
-impl Whole {
+impl Complete {
     fn is_same_app(&self, other: &Self) -> bool {
         let same_secret = match (&self.secret, &other.secret) {
             (Some(secret), Some(other)) => secret == other,
@@ -320,32 +324,35 @@ impl Whole {
     }
 }
 
-/// The variables of a family that are set: id, key, secret, file of the secret.
+/// The values of a family: id, key, secret and file of the secret.
 type Parts = [Option<(String, Source)>; 4];
 
 impl Family {
     fn find(&self, variables: &Variables) -> Option<Found> {
         let (prefix, parts) = match self.form {
             Form::Url(name) => {
-                let (url, source) = variables.get_filled(name)?;
+                let (url, source) = variables.non_empty(name)?;
                 return Some(match PusherUrl::parse(&url) {
                     Ok(PusherUrl { id, key, secret, .. }) => {
-                        Found::Whole(Whole { source, id, key, secret: Some(secret) })
+                        Found::Complete(Complete { source, id, key, secret: Some(secret) })
                     }
-                    Err(why) => Found::Part { source, lacks: why },
+                    Err(reason) => Found::Incomplete { source, reason },
                 });
             }
             Form::Parts { prefix, .. } => (prefix, self.parts(variables)?),
         };
         let first = parts.iter().flatten().next().map(|(_, source)| source.clone());
-        let source = self.own_part(variables).or(first)?;
+        let source = self.first_variable(variables).or(first)?;
         let [id, key, secret, secret_file] = parts;
         let has_secret = secret.is_some() || secret_file.is_some();
         let missing = [("ID", id.is_none()), ("KEY", key.is_none()), ("SECRET", !has_secret)];
-        let missing: Vec<_> =
-            missing.iter().filter(|(_, lacks)| *lacks).map(|(part, _)| format!("{prefix}{part}")).collect();
+        let missing: Vec<_> = missing
+            .iter()
+            .filter(|(_, is_missing)| *is_missing)
+            .map(|(part, _)| format!("{prefix}{part}"))
+            .collect();
         Some(match (id, key) {
-            (Some((id, _)), Some((key, source))) if has_secret => Found::Whole(Whole {
+            (Some((id, _)), Some((key, source))) if has_secret => Found::Complete(Complete {
                 source,
                 id,
                 key,
@@ -353,44 +360,44 @@ impl Family {
             }),
             _ => {
                 let are = if missing.len() == 1 { "is" } else { "are" };
-                let lacks = format!("needs {} beside it, which {are} not set", missing.join(" and "));
-                Found::Part { source, lacks }
+                let reason = format!("needs {} beside it, which {are} not set", missing.join(" and "));
+                Found::Incomplete { source, reason }
             }
         })
     }
 
-    /// Whether its id may be the one of the variable `source`.
+    /// Whether its id may be the variable `source`.
     fn borrows(&self, source: &Source) -> bool {
         matches!(self.form, Form::Parts { borrowed_id: Some(name), .. } if name == source.variable())
     }
 
-    /// The first of its own variables that is set.
-    fn own_part(&self, variables: &Variables) -> Option<Source> {
+    /// The source of the first of its variables that is set.
+    fn first_variable(&self, variables: &Variables) -> Option<Source> {
         let Form::Parts { prefix, .. } = self.form else { return None };
         PARTS
             .iter()
-            .find_map(|part| variables.get_filled(&format!("{prefix}{part}")))
+            .find_map(|part| variables.non_empty(&format!("{prefix}{part}")))
             .map(|(_, source)| source)
     }
 
     fn parts(&self, variables: &Variables) -> Option<Parts> {
         let Form::Parts { prefix, borrowed_id } = self.form else { return None };
-        self.own_part(variables)?;
+        self.first_variable(variables)?;
         let [id, key, secret, secret_file] =
-            PARTS.map(|part| variables.get_filled(&format!("{prefix}{part}")));
-        let id = id.or_else(|| variables.get_filled(borrowed_id?));
+            PARTS.map(|part| variables.non_empty(&format!("{prefix}{part}")));
+        let id = id.or_else(|| variables.non_empty(borrowed_id?));
         Some([id, key, secret, secret_file])
     }
 
-    /// Checks what there is.
+    /// Reads and checks the credentials.
     fn read(&self, variables: &Variables, directory: &Path, problems: &mut Problems) -> Option<Credentials> {
         let [id, key, secret, secret_file] = match self.form {
             Form::Parts { .. } => self.parts(variables)?,
             Form::Url(name) => {
-                let (url, source) = variables.get_filled(name)?;
+                let (url, source) = variables.non_empty(name)?;
                 let PusherUrl { id, key, secret, .. } = PusherUrl::parse(&url).ok()?;
-                let at = |text| Some((text, source.clone()));
-                [at(id), at(key), at(secret.expose().to_owned()), None]
+                let part = |text| Some((text, source.clone()));
+                [part(id), part(key), part(secret.expose().to_owned()), None]
             }
         };
         let mut checked = |given: Option<(String, Source)>, check: &dyn Fn(&str) -> Result<(), String>| {
@@ -399,7 +406,7 @@ impl Family {
                 problems.add(&source, "", what);
                 return None;
             }
-            Some(Placed { value, source, at: String::new() })
+            Some(Located { value, source, path: String::new() })
         };
         let id = checked(id, &check_id);
         let key = checked(key, &check_key);
@@ -409,9 +416,9 @@ impl Family {
                 None
             }
             (None, Some((path, source))) => {
-                let secret = file::secret(&directory.join(path));
+                let secret = file::read_secret(&directory.join(path));
                 match secret.and_then(|secret| check_secret(&secret).map(|()| secret)) {
-                    Ok(value) => Some(Placed { value, source, at: String::new() }),
+                    Ok(value) => Some(Located { value, source, path: String::new() }),
                     Err(what) => {
                         problems.add(&source, "", what);
                         None
@@ -420,7 +427,11 @@ impl Family {
             }
             (secret, None) => {
                 let secret = checked(secret, &|text| check_secret(&Secret::new(text)));
-                secret.map(|Placed { value, source, at }| Placed { value: Secret::new(&value), source, at })
+                secret.map(|Located { value, source, path }| Located {
+                    value: Secret::new(&value),
+                    source,
+                    path,
+                })
             }
         };
         Some(Credentials { id: id?, pair: Pair { key: key?, secret: secret? } })

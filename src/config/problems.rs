@@ -1,22 +1,22 @@
-//! Where a value came from, and what is wrong with it.
+//! Where a value was set, and the problems with it.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::advice::Advice;
+use super::warnings::Warning;
 
-/// Where a value was written.
+/// Where a value was set.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
-    /// Nowhere: it is built in.
+    /// It is a default.
     Default,
     /// In the configuration file of this name.
     File(Arc<str>),
-    /// In a variable, of the process or of the `.env` file of this name.
+    /// In a variable of the process or of a `.env` file.
     Variable {
-        /// The `.env` file; `None`: the environment of the process.
+        /// The name of the `.env` file; `None`: the environment of the process.
         dotenv: Option<Arc<str>>,
-        /// The variable's name.
+        /// The name of the variable.
         name: Arc<str>,
     },
     /// On the command line, by this flag.
@@ -36,15 +36,15 @@ impl fmt::Display for Source {
 }
 
 impl Source {
-    /// Whether it is a variable whose name begins with `prefix`.
-    pub(super) fn is_variable_of(&self, prefix: &str) -> bool {
+    /// Whether this is a variable whose name begins with `prefix`.
+    pub(super) fn has_variable_prefix(&self, prefix: &str) -> bool {
         match self {
             Self::Variable { name, .. } => name.starts_with(prefix),
             Self::Default | Self::File(_) | Self::Flag(_) => false,
         }
     }
 
-    /// The name of the variable that it is; empty: it is none.
+    /// The name of the variable; empty for other sources.
     pub(super) fn variable(&self) -> &str {
         match self {
             Self::Variable { name, .. } => name,
@@ -52,13 +52,13 @@ impl Source {
         }
     }
 
-    /// Whether it is a variable that was written for another server, or for the application.
-    pub(super) fn is_of_others(&self) -> bool {
-        matches!(self, Self::Variable { .. }) && !self.is_variable_of(super::variables::SERVER_PREFIX)
+    /// Whether this is a variable of another program: of another server or of the application.
+    pub(super) fn is_foreign_variable(&self) -> bool {
+        matches!(self, Self::Variable { .. }) && !self.has_variable_prefix(super::variables::SERVER_PREFIX)
     }
 
-    /// `source: key`, where `key` is the path in a file; a variable and a flag are their own key.
-    pub(super) fn at(&self, key: &str) -> String {
+    /// `source: key`, where `key` is the path in a file. A variable and a flag need no key.
+    pub(super) fn location(&self, key: &str) -> String {
         match self {
             Self::Default | Self::File(_) if !key.is_empty() => format!("{self}: {}", key.escape_debug()),
             Self::Default | Self::File(_) | Self::Variable { .. } | Self::Flag(_) => self.to_string(),
@@ -66,27 +66,26 @@ impl Source {
     }
 }
 
-/// Everything that is wrong with a configuration, each as `source: key: what`, and beside it what is only remarkable.
-/// Never holds a secret.
+/// The problems of a configuration, each as `source: key: what`, and the warnings. They never contain a secret.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Problems {
     problems: Vec<String>,
-    remarks: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Problems {
     pub(super) fn add(&mut self, source: &Source, key: &str, what: impl fmt::Display) {
-        self.problems.push(format!("{}: {what}", source.at(key)));
+        self.problems.push(format!("{}: {what}", source.location(key)));
     }
 
-    /// Notes what works, but was hardly meant.
-    pub(super) fn remark(&mut self, source: &Source, key: &str, what: impl fmt::Display) {
-        self.remarks.push(format!("{}: {what}", source.at(key)));
+    /// Adds a warning about a value that is valid but probably wrong.
+    pub(super) fn warn(&mut self, source: &Source, key: &str, what: impl fmt::Display) {
+        self.warnings.push(format!("{}: {what}", source.location(key)));
     }
 
-    /// What was noted, in the order of the sources.
-    pub(super) fn remarks(self) -> impl Iterator<Item = Advice> {
-        self.remarks.into_iter().map(|text| Advice { loud: false, text })
+    /// The warnings, in the order of the sources.
+    pub(super) fn into_warnings(self) -> impl Iterator<Item = Warning> {
+        self.warnings.into_iter().map(Warning::new)
     }
 
     /// The problems, in the order of the sources.
@@ -109,32 +108,17 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// The one of `known` that whoever wrote `word` most likely meant.
-pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+/// The name in `known` that `word` is most likely a typo of.
+pub(super) fn closest_name<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-    // A key at the wrong depth is right but for its path; else two letters may differ, three in long words.
-    let far = if word.len() > 8 { 3 } else { 2 };
+    // A key at the wrong depth has the right last part. Otherwise two letters may differ, three in long words.
+    let distance_max = if word.len() > 8 { 3 } else { 2 };
+    let distance = |key: &str| strsim::levenshtein(&word.to_ascii_lowercase(), &key.to_ascii_lowercase());
     known
-        .map(|key| (if last(key) == last(word) { 0 } else { distance(word, key) }, key))
-        .filter(|(distance, _)| *distance <= far && *distance * 2 <= word.len())
+        .map(|key| (if last(key) == last(word) { 0 } else { distance(key) }, key))
+        .filter(|(distance, _)| *distance <= distance_max && *distance * 2 <= word.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, key)| key)
-}
-
-/// How many letters must be put in, taken out or exchanged (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.to_ascii_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.to_ascii_lowercase().chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let exchanged = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = exchanged.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -142,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_names_its_source_once_and_its_key() {
+    fn a_problem_names_its_source_and_its_key() {
         let mut problems = Problems::default();
         problems.add(&Source::File("p.toml".into()), "server.port", "must be a number");
         let name: Arc<str> = "PUSHERD_PORT".into();
@@ -157,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_closest_key_is_a_typo_or_the_wrong_depth_away() {
+    fn the_closest_name_differs_by_a_typo_or_by_its_depth() {
         let known = ["host", "port", "limits.presence_members", "drain_secs"];
         let table = [
             ("prot", Some("port")),
@@ -170,7 +154,7 @@ mod tests {
             ("", None),
         ];
         for (word, expected) in table {
-            assert_eq!(closest(word, known.into_iter()), expected, "{word}");
+            assert_eq!(closest_name(word, known.into_iter()), expected, "{word}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! What becomes of other servers' variables: one by one, and in `.env` files as they are found.
+//! Variables of other servers: one by one, and in typical `.env` files.
 
 use super::*;
 use crate::config::Settings;
 use crate::config::tests::settings;
 
-fn of(dotenv: &str) -> Settings {
+fn load(dotenv: &str) -> Settings {
     settings("", dotenv, &[]).unwrap_or_else(|problems| panic!("{dotenv}\n{problems:#?}"))
 }
 
@@ -12,8 +12,8 @@ fn problems(dotenv: &str) -> Vec<String> {
     settings("", dotenv, &[]).unwrap_err()
 }
 
-fn remarks(settings: &Settings) -> String {
-    settings.advice.iter().map(|advice| format!("{advice}\n")).collect()
+fn warnings(settings: &Settings) -> String {
+    settings.warnings.iter().map(|warning| format!("{warning}\n")).collect()
 }
 
 /// The lines of `config show` that a `.env` set, without spaces between a value and its source.
@@ -26,7 +26,7 @@ fn shown(settings: &Settings) -> Vec<String> {
 }
 
 #[test]
-fn each_variable_that_is_read_comes_to_its_twin() {
+fn each_variable_that_is_read_sets_its_setting() {
     let webhooks = "'[{\"url\":\"http://127.0.0.1:8000\"}]'";
     let table = [
         ("SOKETI_DEFAULT_APP_ENABLED=false", "enabled = false"),
@@ -86,63 +86,63 @@ fn each_variable_that_is_read_comes_to_its_twin() {
     for (line, expected) in &table {
         let (name, _) = line.split_once('=').unwrap();
         let app = "PUSHERD_APP_ID=1\nPUSHERD_APP_KEY=k\nPUSHERD_APP_SECRET=long-enough\n";
-        let settings = of(&format!("{app}{line}\n"));
+        let settings = load(&format!("{app}{line}\n"));
         let expected = format!("{expected} # .env: {name}");
         assert!(shown(&settings).contains(&expected), "{line}: {:#?}", shown(&settings));
         let is_off = if expected.contains("enabled = false") {
-            "no app is enabled: every connection is refused\n"
+            "no app is enabled: every connection is rejected\n"
         } else {
             ""
         };
-        assert_eq!(remarks(&settings), is_off, "{line}");
+        assert_eq!(warnings(&settings), is_off, "{line}");
     }
-    // What takes several variables, or files, is tested below and in tests/config.rs.
+    // Settings that depend on several variables or on files are tested below and in tests/config.rs.
     let elsewhere = [RATE_LIMITING, "SOKETI_SSL_CERT", "SOKETI_SSL_KEY"];
     let elsewhere =
         elsewhere.iter().chain(&["LARAVEL_WEBSOCKETS_SSL_LOCAL_CERT", "LARAVEL_WEBSOCKETS_SSL_LOCAL_PK"]);
     let tested: BTreeSet<_> =
         table.iter().filter_map(|(line, _)| line.split('=').next()).chain(elsewhere.copied()).collect();
-    for row in ROWS.iter().filter(|row| matches!(row.fate, Fate::Twin { .. })) {
+    for row in ROWS.iter().filter(|row| matches!(row.handling, Handling::Alias { .. })) {
         assert!(tested.contains(row.name), "{} has no test", row.name);
     }
 }
 
 #[test]
-fn each_twin_is_a_variable_of_pusherds_own_and_no_name_has_two_fates() {
+fn aliases_name_variables_of_pusherd_and_no_name_has_two_rows() {
     for row in ROWS {
-        match row.fate {
-            Fate::Twin { twin, .. } => {
-                assert!(is_known(twin) && twin.starts_with("PUSHERD_"), "{}", row.name)
+        match row.handling {
+            Handling::Alias { own, .. } => {
+                assert!(is_known(own) && own.starts_with("PUSHERD_"), "{}", row.name)
             }
-            Fate::With(other) => assert!(names().contains(other), "{}", row.name),
-            Fate::Only { .. } | Fate::NotRead(_) | Fate::Meaningless(_) => {}
+            Handling::PartOf(other) => assert!(names().contains(other), "{}", row.name),
+            Handling::Restricted { .. } | Handling::NotRead(_) | Handling::Ignored(_) => {}
         }
-        let first = ROWS.iter().find(|other| other.is_of(row.name)).unwrap();
+        let first = ROWS.iter().find(|other| other.matches(row.name)).unwrap();
         let is_alike = first.name == row.name && first.is_read() == row.is_read();
         assert!(is_alike, "{} comes after {}", row.name, first.name);
     }
 }
 
 #[test]
-fn values_that_say_nothing_or_cannot_be_are_told_apart() {
+fn values_that_set_nothing_are_ignored_and_invalid_ones_are_rejected() {
     for line in
         ["SOKETI_DEBUG=false", "REVERB_APP_ALLOWED_ORIGINS=' , '", "REVERB_APP_RATE_LIMITING_ENABLED=false"]
     {
-        assert_eq!(shown(&of(&format!("{line}\n"))), [""; 0], "{line}");
+        assert_eq!(shown(&load(&format!("{line}\n"))), [""; 0], "{line}");
     }
-    // As Laravel's `.env` leaves them.
+    // Blank values, as in a new Laravel `.env`.
     for line in
         ["REVERB_APP_MAX_CONNECTIONS=", "REVERB_APP_MAX_CONNECTIONS=null", "SOKETI_APP_MANAGER_DRIVER="]
     {
-        assert_eq!(shown(&of(&format!("{line}\n"))), [""; 0], "{line}");
+        assert_eq!(shown(&load(&format!("{line}\n"))), [""; 0], "{line}");
     }
-    let nothing_passes = "lets nothing through at 0; if that is meant, set PUSHERD_APP_";
+    let blocked = "blocks everything at 0; if that is intended, set PUSHERD_APP_";
     for (line, expected) in [
-        ("REVERB_APP_MAX_CONNECTIONS=0", nothing_passes),
-        ("REVERB_APP_MAX_CONNECTIONS=-1", nothing_passes),
-        ("REVERB_MAX_REQUEST_SIZE=0", nothing_passes),
-        ("SOKETI_DEFAULT_APP_MAX_BACKEND_EVENTS_PER_SEC=0", nothing_passes),
-        ("SOKETI_DEFAULT_APP_MAX_CLIENT_EVENTS_PER_SEC=0", nothing_passes),
+        ("REVERB_APP_MAX_CONNECTIONS=0", blocked),
+        ("REVERB_APP_MAX_CONNECTIONS=-1", blocked),
+        ("REVERB_MAX_REQUEST_SIZE=0", blocked),
+        ("SOKETI_DEFAULT_APP_MAX_BACKEND_EVENTS_PER_SEC=0", blocked),
+        ("SOKETI_DEFAULT_APP_MAX_CLIENT_EVENTS_PER_SEC=0", blocked),
         ("REVERB_APP_MAX_CONNECTIONS=many", "must be a whole number, not \"many\""),
         ("SOKETI_EVENT_MAX_SIZE_IN_KB=-1", "must be a number above 0, not \"-1\""),
         ("SOKETI_EVENT_MAX_SIZE_IN_KB=1e99", "must be 1 to 16777216"),
@@ -155,15 +155,15 @@ fn values_that_say_nothing_or_cannot_be_are_told_apart() {
         let (name, _) = line.split_once('=').unwrap();
         for problem in problems(&format!("{line}\n")) {
             assert!(problem.starts_with(&format!(".env: {name}: {expected}")), "{problem}");
-            assert!(problem.contains("; PUSHERD_") && problem.ends_with(" goes above it"), "{problem}");
+            assert!(problem.contains("; PUSHERD_") && problem.ends_with(" overrides it"), "{problem}");
         }
     }
     let own = "REVERB_APP_MAX_CONNECTIONS=many\nPUSHERD_APP_LIMITS_CONNECTIONS=5\n";
-    assert_eq!(shown(&of(own)), ["connections = 5 # .env: PUSHERD_APP_LIMITS_CONNECTIONS"]);
+    assert_eq!(shown(&load(own)), ["connections = 5 # .env: PUSHERD_APP_LIMITS_CONNECTIONS"]);
 }
 
 #[test]
-fn limits_of_several_variables_are_put_together() {
+fn limits_can_depend_on_several_variables() {
     let on = "REVERB_APP_RATE_LIMITING_ENABLED=true\n";
     for (lines, per_second, burst) in [
         ("", 1, 60),
@@ -171,12 +171,12 @@ fn limits_of_several_variables_are_put_together() {
         ("REVERB_APP_RATE_LIMIT_MAX_ATTEMPTS=30\n", 1, 30),
         ("REVERB_APP_RATE_LIMIT_MAX_ATTEMPTS=301\nREVERB_APP_RATE_LIMIT_DECAY_SECONDS=100\n", 4, 301),
     ] {
-        let settings = of(&format!("{on}{lines}REVERB_APP_RATE_LIMIT_TERMINATE=false\n"));
+        let settings = load(&format!("{on}{lines}REVERB_APP_RATE_LIMIT_TERMINATE=false\n"));
         let limits = &settings.apps[0].limits;
         assert_eq!((limits.messages.per_second, limits.messages.burst), (per_second, burst), "{lines}");
         assert_eq!(
-            remarks(&settings),
-            "not read, though set: REVERB_APP_RATE_LIMIT_TERMINATE (who sends too fast is always closed (4100))\n"
+            warnings(&settings),
+            "not read, though set: REVERB_APP_RATE_LIMIT_TERMINATE (a client above the rate is always closed (4100))\n"
         );
     }
     let wrong = problems(&format!("{on}REVERB_APP_RATE_LIMIT_DECAY_SECONDS=0\n"));
@@ -186,14 +186,14 @@ fn limits_of_several_variables_are_put_together() {
         let lines = format!(
             "SOKETI_DEFAULT_APP_USER_AUTHENTICATION=1\nSOKETI_USER_AUTHENTICATION_TIMEOUT={millis}\n"
         );
-        let timeout = of(&lines).apps[0].authorized_connections_timeout;
+        let timeout = load(&lines).apps[0].authorized_connections_timeout;
         assert_eq!(timeout, Some(std::time::Duration::from_secs(secs)), "{millis}");
     }
 }
 
 #[test]
-fn an_app_manager_that_pusherd_has_not_is_refused_and_so_is_a_worker() {
-    for (name, must, driver) in [
+fn other_app_managers_and_worker_mode_are_rejected() {
+    for (name, allowed, driver) in [
         ("SOKETI_APP_MANAGER_DRIVER", "array", "mysql"),
         ("SOKETI_APP_MANAGER_DRIVER", "array", "postgres"),
         ("SOKETI_APP_MANAGER_DRIVER", "array", "dynamodb"),
@@ -201,9 +201,9 @@ fn an_app_manager_that_pusherd_has_not_is_refused_and_so_is_a_worker() {
         ("REVERB_APP_PROVIDER", "config", "eloquent"),
     ] {
         let expected = format!(
-            ".env: {name}: must be {must}, not \"{driver}\": pusherd has its apps in its own \
-             configuration, so nobody of that database could connect: list them as [[apps]] in config/pusherd.toml, and \
-             take this variable away"
+            ".env: {name}: must be {allowed}, not \"{driver}\": pusherd reads apps from its own \
+             configuration, not from a database: list them as [[apps]] in config/pusherd.toml, and remove \
+             this variable"
         );
         assert_eq!(problems(&format!("{name}={driver}\n")), [expected]);
     }
@@ -216,50 +216,56 @@ fn an_app_manager_that_pusherd_has_not_is_refused_and_so_is_a_worker() {
         "SOKETI_MODE=full",
         "SOKETI_MODE=server",
     ] {
-        assert_eq!(remarks(&of(&format!("{line}\n"))), "", "{line}");
+        assert_eq!(warnings(&load(&format!("{line}\n"))), "", "{line}");
     }
 }
 
 #[test]
-fn what_is_not_read_is_named_once_with_the_reason() {
-    let settings = of(
+fn variables_that_are_not_read_are_listed_once_with_the_reason() {
+    let settings = load(
         "SOKETI_METRICS_ENABLED=true\nSOKETI_METRICS_SERVER_PORT=9601\nSOKETI_QUEUE_DRIVER=redis\nREVERB_FOO=1\n\
          SOKETI_DB_MYSQL_PASSWORD=hunter2\nPUSHER_APP_CLUSTER=mt1\nPUSHER_OTHER=1\nVITE_REVERB_HOST=x\nREVERB_BLANK=\n\
          SOKETI_DB_REDIS_HOST=redis\nSOKETI_SERVICE_HOST=10.0.0.1\nSOKETI_PORT=tcp://10.0.0.1:6001\n",
     );
     assert_eq!(
-        remarks(&settings),
-        "not read, though set: REVERB_FOO (pusherd does not know it); SOKETI_DB_MYSQL_PASSWORD (apps are in pusherd's \
-         own configuration, not in a database); SOKETI_METRICS_ENABLED, SOKETI_METRICS_SERVER_PORT (pusherd has no \
-         metrics yet); SOKETI_QUEUE_DRIVER (webhooks wait in pusherd itself, or in the Redis of its cluster)\n"
+        warnings(&settings),
+        "not read, though set: REVERB_FOO (pusherd does not know it); SOKETI_DB_MYSQL_PASSWORD (apps are read from pusherd's \
+         own configuration, not from a database); SOKETI_METRICS_ENABLED, SOKETI_METRICS_SERVER_PORT (pusherd has no \
+         metrics yet); SOKETI_QUEUE_DRIVER (webhooks are queued in pusherd itself, or in the Redis of its cluster)\n"
     );
     let many: String = (0..1000).map(|at| format!("REVERB_X{at}=1\n")).collect();
-    let remarks = remarks(&of(&many));
-    assert!(remarks.len() < 1000 && remarks.ends_with("; and 960 more\n"), "{remarks}");
+    let warnings = warnings(&load(&many));
+    assert!(warnings.len() < 1000 && warnings.ends_with("; and 960 more\n"), "{warnings}");
 }
 
 #[test]
-fn of_two_servers_the_one_counts_whose_variables_the_application_uses() {
+fn variables_of_the_server_that_the_application_uses_are_preferred() {
     let both = "SOKETI_PORT=7001\nREVERB_SERVER_PORT=7002\nLARAVEL_WEBSOCKETS_PORT=7003\n";
-    let credentials = |front: &str| format!("{front}ID=1\n{front}KEY=k\n{front}SECRET=long-enough\n");
-    assert_eq!(of(both).server.port, 7002);
-    assert_eq!(of(&format!("{both}{}", credentials("SOKETI_DEFAULT_APP_"))).server.port, 7001);
-    assert_eq!(of(&format!("{both}{}", credentials("REVERB_APP_"))).server.port, 7002);
-    // What is said of an app that is left is left with it.
-    let left = credentials("PUSHER_APP_") + &credentials("REVERB_APP_").replace("ID=1", "ID=2");
-    let left = format!("{left}REVERB_APP_MAX_CONNECTIONS=5\n");
-    assert_eq!(of(&format!("{left}BROADCAST_CONNECTION=pusher\n")).apps[0].limits.connections_max, None);
-    assert_eq!(of(&format!("{left}BROADCAST_CONNECTION=reverb\n")).apps[0].limits.connections_max, Some(5));
+    let credentials = |prefix: &str| format!("{prefix}ID=1\n{prefix}KEY=k\n{prefix}SECRET=long-enough\n");
+    assert_eq!(load(both).server.port, 7002);
+    assert_eq!(load(&format!("{both}{}", credentials("SOKETI_DEFAULT_APP_"))).server.port, 7001);
+    assert_eq!(load(&format!("{both}{}", credentials("REVERB_APP_"))).server.port, 7002);
+    // Settings of an app that is not used are not used either.
+    let both_apps = credentials("PUSHER_APP_") + &credentials("REVERB_APP_").replace("ID=1", "ID=2");
+    let both_apps = format!("{both_apps}REVERB_APP_MAX_CONNECTIONS=5\n");
+    assert_eq!(
+        load(&format!("{both_apps}BROADCAST_CONNECTION=pusher\n")).apps[0].limits.connections_max,
+        None
+    );
+    assert_eq!(
+        load(&format!("{both_apps}BROADCAST_CONNECTION=reverb\n")).apps[0].limits.connections_max,
+        Some(5)
+    );
 }
 
 #[test]
-fn what_is_for_one_app_is_named_where_the_file_has_several() {
+fn variables_of_one_app_are_listed_if_the_file_has_several() {
     let file = "[[apps]]\nid = '1'\nkey = 'k1'\nsecret = 'long enough'\n[[apps]]\nid = '2'\nkey = 'k2'\nsecret = 'long enough'\n";
     let lines = "SOKETI_DEFAULT_APP_ENABLED=false\nREVERB_APP_MAX_CONNECTIONS=5\nREVERB_SERVER_PORT=7001\n";
     let settings = settings(file, lines, &[]).unwrap();
     assert_eq!(settings.server.port, 7001);
     assert_eq!(
-        remarks(&settings),
+        warnings(&settings),
         "not read, though set: REVERB_APP_MAX_CONNECTIONS, SOKETI_DEFAULT_APP_ENABLED (for one app, and the file has \
          several)\n"
     );
@@ -277,40 +283,41 @@ const REVERB_INSTALL: &str = "\nREVERB_APP_ID=123456\nREVERB_APP_KEY=k3k3k3k3k3k
     VITE_REVERB_PORT=\"${REVERB_PORT}\"\nVITE_REVERB_SCHEME=\"${REVERB_SCHEME}\"\n";
 
 #[test]
-fn what_reverb_installs_is_served_where_its_clients_connect_to() {
+fn the_env_of_a_reverb_installation_works_unchanged() {
     let dotenv = LARAVEL.replace("=log", "=reverb") + REVERB_INSTALL;
-    let settings = of(&dotenv);
+    let settings = load(&dotenv);
     assert_eq!((settings.server.port, &*settings.apps[0].id.0), (8080, "123456"));
-    assert_eq!(settings.clients.as_ref().unwrap().url(), "http://localhost:8080");
-    assert_eq!(remarks(&settings), "");
-    // Not switched over yet.
-    let remarks = remarks(&of(&format!("{LARAVEL}{REVERB_INSTALL}")));
-    assert!(remarks.starts_with(".env: BROADCAST_CONNECTION: is log: with this driver"), "{remarks}");
+    assert_eq!(settings.client_address.as_ref().unwrap().url(), "http://localhost:8080");
+    assert_eq!(warnings(&settings), "");
+    // The driver is not set yet.
+    let warnings = warnings(&load(&format!("{LARAVEL}{REVERB_INSTALL}")));
+    assert!(warnings.starts_with(".env: BROADCAST_CONNECTION: is log: with this driver"), "{warnings}");
 }
 
 #[test]
-fn what_laravel_had_of_pusher_before_does_not_come_between() {
+fn old_pusher_variables_do_not_interfere_with_reverbs() {
     let blank = "PUSHER_APP_ID=\nPUSHER_APP_KEY=\nPUSHER_APP_SECRET=\nPUSHER_HOST=\nPUSHER_PORT=443\n\
                  PUSHER_SCHEME=https\nPUSHER_APP_CLUSTER=mt1\n\nVITE_PUSHER_APP_KEY=\"${PUSHER_APP_KEY}\"\n";
     let old = blank
         .replace("ID=\n", "ID=7\n")
         .replace("KEY=\n", "KEY=old\n")
         .replace("SECRET=\n", "SECRET=old-secret\n");
-    for (left, said) in [(blank, ""), (&*old, "PUSHER_APP_… is left: the app of REVERB_APP_… is served")]
+    for (pusher, expected) in
+        [(blank, ""), (&*old, "PUSHER_APP_… is not used: the app of REVERB_APP_… is served")]
     {
-        let settings = of(&format!("BROADCAST_CONNECTION=reverb\n{left}{REVERB_INSTALL}"));
+        let settings = load(&format!("BROADCAST_CONNECTION=reverb\n{pusher}{REVERB_INSTALL}"));
         assert_eq!((settings.server.port, &*settings.apps[0].id.0), (8080, "123456"));
-        assert_eq!(settings.clients.as_ref().unwrap().url(), "http://localhost:8080");
-        let remarks = remarks(&settings);
+        assert_eq!(settings.client_address.as_ref().unwrap().url(), "http://localhost:8080");
+        let warnings = warnings(&settings);
         assert!(
-            remarks.contains(said) && remarks.lines().count() == usize::from(!said.is_empty()),
-            "{remarks}"
+            warnings.contains(expected) && warnings.lines().count() == usize::from(!expected.is_empty()),
+            "{warnings}"
         );
     }
 }
 
 #[test]
-fn what_soketis_containers_are_given_is_read() {
+fn the_environment_of_soketi_containers_is_read() {
     let environment = [
         ("SOKETI_DEBUG", "1"),
         ("SOKETI_HOST", "0.0.0.0"),
@@ -330,7 +337,7 @@ fn what_soketis_containers_are_given_is_read() {
     );
     assert_eq!(settings.apps[0].limits.presence_members_max, 200);
     assert_eq!(
-        remarks(&settings),
+        warnings(&settings),
         "not read, though set: SOKETI_METRICS_SERVER_PORT (pusherd has no metrics yet)\n"
     );
 }
@@ -340,20 +347,20 @@ fn laravel_websockets_is_replaced_on_its_port() {
     let dotenv = "BROADCAST_DRIVER=pusher\nPUSHER_APP_ID=local-id\nPUSHER_APP_KEY=local-key\nPUSHER_APP_SECRET=local-secret\n\
                   PUSHER_APP_CLUSTER=mt1\nPUSHER_HOST=127.0.0.1\nPUSHER_PORT=6001\nPUSHER_SCHEME=http\n\
                   LARAVEL_WEBSOCKETS_PORT=6001\nLARAVEL_WEBSOCKETS_SSL_LOCAL_CERT=null\nPUSHER_APP_PATH=\n";
-    let settings = of(dotenv);
-    assert_eq!((settings.server.port, remarks(&settings).as_str()), (6001, ""));
-    let replicated = of(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=redis\n"));
+    let settings = load(dotenv);
+    assert_eq!((settings.server.port, warnings(&settings).as_str()), (6001, ""));
+    let replicated = load(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=redis\n"));
     assert!(replicated.server.options.cluster.engine.is_some());
-    let alone = of(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=local\n"));
+    let alone = load(&format!("{dotenv}WEBSOCKETS_REPLICATION_MODE=local\n"));
     assert!(alone.server.options.cluster.engine.is_none());
 }
 
 #[test]
-fn behind_the_proxy_of_a_hosting_panel_the_address_of_clients_is_another() {
+fn behind_a_proxy_the_address_of_clients_may_differ_from_ours() {
     let dotenv = LARAVEL.replace("=log", "=reverb")
         + "REVERB_APP_ID=1\nREVERB_APP_KEY=k\nREVERB_APP_SECRET=long-enough\nREVERB_HOST=ws.example.com\nREVERB_PORT=443\n\
            REVERB_SCHEME=https\nREVERB_SERVER_HOST=127.0.0.1\nREVERB_SERVER_PORT=8081\n";
-    let settings = of(&dotenv);
+    let settings = load(&dotenv);
     assert_eq!((settings.server.port, &*settings.server.host), (8081, "127.0.0.1"));
-    assert_eq!(remarks(&settings), "");
+    assert_eq!(warnings(&settings), "");
 }

@@ -1,18 +1,21 @@
-//! A text that is not for eyes.
+//! A text that must not be printed. Pure.
 
 use std::fmt;
 
-/// A secret of an app or a password. Prints as `***`.
+/// The secret of an app or a password. Prints as `***`.
 #[derive(Clone, Default, Eq, PartialEq)]
-pub(super) struct Secret(Box<str>);
+pub struct Secret(Box<str>);
 
 impl Secret {
-    pub(super) fn new(text: &str) -> Self {
+    /// Wraps a text.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The text itself: to sign with, to compare, never to print.
-    pub(super) fn expose(&self) -> &str {
+    /// The text, for signatures, logins and comparisons. It must not be printed.
+    #[must_use]
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -34,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_prints_as_stars() {
+    fn a_secret_prints_as_asterisks() {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
         assert_eq!(secret.expose(), "hunter2");

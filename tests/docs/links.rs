@@ -63,6 +63,17 @@ fn every_link_within_the_repository_leads_somewhere() {
 }
 
 #[test]
+fn every_page_under_docs_is_a_chapter_of_the_book_once() {
+    let pages = pages();
+    let contents = pages.iter().find(|page| page.name == "docs/SUMMARY.md").unwrap();
+    let mut chapters: Vec<_> = contents.links().into_iter().map(|(_, to)| format!("docs/{to}")).collect();
+    let names = pages.iter().map(|page| page.name.clone());
+    let names: Vec<_> = names.filter(|name| name.starts_with("docs/") && *name != contents.name).collect();
+    chapters.sort();
+    assert_eq!(chapters, names);
+}
+
+#[test]
 fn a_link_that_leads_nowhere_is_found() {
     let other = Page::new("docs/other.md", "# There\n");
     let pages = BTreeMap::from([("docs/other.md", &other)]);

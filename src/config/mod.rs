@@ -1,6 +1,6 @@
 //! Configuration: files, variables and flags become checked [`Settings`].
 //!
-//! This module owns the table of all settings (`schema`), the sources of values and their order ([`load`]), and the
+//! This module owns the table of all settings (`schema`), the sources of values and their order ([`load()`]), and the
 //! reports of invalid values ([`Problems`]). It alone reads the environment. It fills the `Options` that other modules
 //! define and does not know how they are used.
 //!

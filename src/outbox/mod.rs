@@ -5,7 +5,7 @@
 //! socket when the queue is empty: no wake-up, no allocation. Bytes that the socket does not accept are queued as a
 //! share of the common batch, and the connection's task is woken to flush them. The task drives
 //! [`Outbox::poll_flush`] and [`Outbox::poll_read`]. A TLS connection is written to in the same way, through its
-//! session ([`Tls`]). An outbox knows nothing of channels or sessions.
+//! session ([`tls::Tls`]). An outbox knows nothing of channels or sessions.
 //!
 //! Pitfalls of the hot path that are answered here: closing a slow reader does not wait for the bytes it does not read
 //! ([`Outbox::reset`]), a short read costs no second system call ([`Outbox::poll_read`]), and no connection has a timer

@@ -88,8 +88,7 @@ const SCENARIOS: &[Scenario] = &[
         prepare: |server| {
             let mut http = server.connect();
             let events: Vec<_> = (0..10).map(|at| batch_event(&format!("empty-{at}"))).collect();
-            let request =
-                publish("/apps/bench/batch_events", &format!(r#"{{"batch":[{}]}}"#, events.join(",")));
+            let request = publish("/apps/bench/batch_events", &format!(r#"{{"batch":[{}]}}"#, events.join(",")));
             Box::new(move || http.ask(&request))
         },
     },
@@ -114,10 +113,8 @@ const SCENARIOS: &[Scenario] = &[
         repetitions: (500, 1500),
         prepare: |server| {
             let (mut from, mut to) = (server.subscriber("private-pair"), server.subscriber("private-pair"));
-            let message = format!(
-                r#"{{"event":"client-x","channel":"private-pair","data":{{"text":"{}"}}}}"#,
-                "x".repeat(80)
-            );
+            let message =
+                format!(r#"{{"event":"client-x","channel":"private-pair","data":{{"text":"{}"}}}}"#, "x".repeat(80));
             let frame = masked(&message);
             Box::new(move || {
                 from.stream.write_all(&frame).unwrap();
@@ -211,12 +208,8 @@ fn main() -> ExitCode {
         println!("saved as the new baseline");
     } else if !risen.is_empty() {
         let names = risen.join(", ");
-        println!(
-            "risen by more than {RISE_PERCENT_MAX} % or half an allocation, or without a baseline: {names}"
-        );
-        println!(
-            "if it is worth it, save a new baseline (scripts/instructions --save) and say why in the commit"
-        );
+        println!("risen by more than {RISE_PERCENT_MAX} % or half an allocation, or without a baseline: {names}");
+        println!("if it is worth it, save a new baseline (scripts/instructions --save) and say why in the commit");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
@@ -277,9 +270,7 @@ impl Server {
         let (config, counts) = (directory.join("pusherd.toml"), directory.join("callgrind.out"));
         fs::write(&config, CONFIG).unwrap();
         let mut command = Command::new("valgrind");
-        command
-            .args(["--tool=callgrind", "--quiet"])
-            .arg(format!("--callgrind-out-file={}", counts.display()));
+        command.args(["--tool=callgrind", "--quiet"]).arg(format!("--callgrind-out-file={}", counts.display()));
         command.arg(pusherd).args(["serve", "--port", "0", "--log-format", "json"]);
         command.arg("--config").arg(&config).arg("--env-file").arg("/dev/null");
         // One worker, so that the order of wake-ups does not differ between runs.
@@ -381,11 +372,7 @@ impl Http {
             assert!(read > 0, "{}", String::from_utf8_lossy(&self.answer[..len]));
             len += read;
         }
-        assert!(
-            self.answer.starts_with(b"HTTP/1.1 200 "),
-            "{}",
-            String::from_utf8_lossy(&self.answer[..len])
-        );
+        assert!(self.answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&self.answer[..len]));
     }
 }
 
@@ -412,8 +399,7 @@ impl Socket {
         let (_, rest) = established.split_once("socket_id\\\":\\\"").unwrap();
         let (id, _) = rest.split_once('\\').unwrap();
         let auth = signer().channel_auth(id.as_bytes(), channel, None);
-        let subscribe =
-            format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}","auth":"{auth}"}}}}"#);
+        let subscribe = format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}","auth":"{auth}"}}}}"#);
         socket.stream.write_all(&masked(&subscribe)).unwrap();
         assert!(socket.next().contains("subscription_succeeded"));
         socket

@@ -300,7 +300,7 @@ async fn invalid_settings_are_reported_before_anything_runs() {
         let (code, text) = workspace.run(args).await;
         assert_eq!(code, 78, "{text}");
         let expected = "config/pusherd.toml: apps[0].webhooks: [0].url: 169.254.169.254 is a cloud's metadata service: \
-                        webhooks do not go there, unless webhooks.allowed_addresses has it";
+                        webhooks are not sent there unless webhooks.allowed_addresses contains it";
         assert!(text.contains(expected), "{text}");
     }
     let allowed = Workspace::new(

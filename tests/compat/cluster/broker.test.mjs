@@ -88,7 +88,7 @@ describe('Redis', { concurrency: true }, () => {
   test('is emptied while it runs', async (t) => {
     const all = await peopled(t);
     await all.stage.broker.command('FLUSHALL');
-    const renamed = (node) => /it comes back under another name/.test(node.output);
+    const renamed = (node) => /rejoining as a new node/.test(node.output);
     await eventually(() => assert.ok(all.stage.nodes.every(renamed)), REPAIR_MS);
     const losses = await repaired(all);
     assert.deepEqual(losses.flat(), []);

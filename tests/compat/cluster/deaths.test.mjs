@@ -81,7 +81,7 @@ describe('a node', { concurrency: true }, () => {
     await stage.webhooks.are('cleo', gone.cleo, DEATH_MS);
 
     still.resume();
-    await eventually(() => assert.match(still.output, /it comes back under another name/));
+    await eventually(() => assert.match(still.output, /rejoining as a new node/));
     await online.takeUntil(([{ user_ids: ids }]) => ids.includes('cleo'));
     stage.nodes.push(still);
     await stage.ready(2);

@@ -59,7 +59,7 @@ const STANDING_STILL = async (scene) => {
 
 const FORGETTING = async (scene) => {
   for (const master of await masters(scene)) await master.command('FLUSHALL');
-  const renamed = ({ output }) => /it comes back under another name/.test(output);
+  const renamed = ({ output }) => /rejoining as a new node/.test(output);
   await eventually(() => assert.ok(scene.stage.nodes.every(renamed), 'a node has not noticed'), REPAIR_MS);
 };
 

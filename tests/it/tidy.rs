@@ -56,9 +56,34 @@ fn files_of(module: &str) -> Vec<PathBuf> {
 
 /// The code of a file without comments and without its unit tests.
 fn code_of(file: &Path) -> String {
-    let text = fs::read_to_string(file).unwrap();
-    let code = text.split("#[cfg(test)]").next().unwrap();
-    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    let text = without_tests(&fs::read_to_string(file).unwrap());
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// A file without the items under `#[cfg(test)]`, wherever they stand. It is formatted: a block ends with a brace that is
+/// indented as its attribute is.
+fn without_tests(text: &str) -> String {
+    let mut parts = text.split("#[cfg(test)]\n");
+    let mut code = parts.next().unwrap().to_owned();
+    for part in parts {
+        let indent = &code[code.rfind('\n').map_or(0, |at| at + 1)..];
+        let item = part.lines().find(|line| !line.trim_start().starts_with("#[")).unwrap_or_default();
+        let end = if item.ends_with('}') || item.ends_with(';') || item.ends_with(',') {
+            format!("{item}\n")
+        } else {
+            format!("\n{indent}}}\n")
+        };
+        let rest = part.split_once(&end).map_or("", |(_, rest)| rest);
+        code.push_str(rest);
+    }
+    code
+}
+
+#[test]
+fn only_the_items_under_cfg_test_are_left_out_of_the_code() {
+    let text = "mod a;\n#[cfg(test)]\nmod tests;\nuse crate::b;\n\nimpl C {\n    #[cfg(test)]\n    #[must_use]\n    fn d() {\n        \
+                1;\n    }\n    fn e() {}\n}\n\n#[cfg(test)]\nmod more {\n    use crate::f;\n}\nfn g() {}\n";
+    assert_eq!(without_tests(text), "mod a;\nuse crate::b;\n\nimpl C {\n        fn e() {}\n}\n\nfn g() {}\n");
 }
 
 /// The modules that a text names with `crate::`, groups (`crate::{a, b}`) included.

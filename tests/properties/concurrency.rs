@@ -53,7 +53,7 @@ async fn whatever_many_do_at_once_nobody_is_left_over_and_nothing_is_lost() {
         }
         heard.take(outbox);
         assert_eq!(heard.last, published, "all of them, in order");
-        assert_eq!(heard.members, BTreeSet::new(), "whoever came has gone");
+        assert_eq!(heard.members, BTreeSet::new(), "every member that joined has left");
     }
     for channel in CHANNELS {
         let found = hub.channel(&app, &name(channel), ChannelQuery::default()).await.unwrap();

@@ -78,7 +78,7 @@ describe('Redis', { concurrency: true }, () => {
     const all = await peopled(t);
     await all.stage.broker.crash();
     await refusing(all.stage);
-    // Whoever goes now is not there when all is right again.
+    // Clients that leave now must be gone after the repair.
     all.witnesses.pop().pusher.disconnect();
     all.users.pop();
     await all.stage.broker.restart();

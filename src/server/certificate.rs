@@ -229,6 +229,7 @@ impl fmt::Display for Seconds {
         match self.0 {
             seconds if seconds >= 2 * DAY => write!(f, "{} days", seconds / DAY),
             seconds if seconds >= 2 * HOUR => write!(f, "{} hours", seconds / HOUR),
+            60..120 => f.write_str("1 minute"),
             seconds => write!(f, "{} minutes", seconds / 60),
         }
     }
@@ -291,7 +292,7 @@ mod tests {
             (&long, days(75), None),
             (&long, days(77), Some("expires in 13 days, on 2030-04-01T00:00:00Z")),
             (&long, days(90) - 5 * HOUR, Some("expires in 5 hours, on")),
-            (&long, days(90) - 119, Some("expires in 1 minutes, on")),
+            (&long, days(90) - 119, Some("expires in 1 minute, on")),
             (&long, days(90) + 1, Some("expired 0 minutes ago, on 2030-04-01T00:00:00Z")),
             (&long, days(1090), Some("expired 1000 days ago")),
             (&short, days(3), None),

@@ -57,23 +57,24 @@
 //! | [`secret`] | a password or another text that is never printed | nothing |
 //! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
 //! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
+//! | [`tls_client`] | TLS to other servers: the certificates that are trusted, and the handshake | bounded_file, pem |
 //! | [`addresses`] | the address of a client behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
-//! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, metrics, apps |
-//! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, secret, bounded_file, pem, metrics |
+//! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, tls_client, metrics, apps |
+//! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, secret, tls_client, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
 //! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
 //! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, hub |
 //! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | protocol, limits, rejections, machine, addresses, apps, session, outbox, metrics, hub |
 //! | [`server`] | builds the modules, binds, accepts, does TLS handshakes, drains | protocol, limits, rejections, machine, bounded_file, pem, addresses, apps, outbox, metrics, webhooks, cluster, hub, http, pusher |
-//! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment | protocol, limits, secret, bounded_file, addresses, apps, webhooks, cluster, http, pusher, server |
-//! | [`cli`] | the command line | protocol, limits, apps, webhooks, cluster, http, pusher, server, config |
+//! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment but for `SSL_CERT_FILE` and `SSL_CERT_DIR` | protocol, limits, secret, bounded_file, tls_client, addresses, apps, webhooks, cluster, http, pusher, server |
+//! | [`cli`] | the command line | protocol, limits, tls_client, apps, webhooks, cluster, http, pusher, server, config |
 //!
-//! rustls is named in [`server`] (certificates and handshakes), [`outbox`] (the session of a WebSocket), [`webhooks`]
-//! (receivers), [`cluster`] (brokers) and [`cli`] (`pusherd health`) only.
+//! rustls is named in [`server`] (its certificate and handshakes), [`outbox`] (the session of a WebSocket) and
+//! [`tls_client`] (connections to other servers) only.
 //!
 //! The rules of the wire stand in `docs/protocol.md`, which comments cite as `protocol.md §…`; how to add a setting, a
 //! close code, a webhook event, a metric or a test stands in `CONTRIBUTING.md`.
@@ -163,4 +164,5 @@ pub mod rejections;
 pub mod secret;
 pub mod server;
 pub mod session;
+pub mod tls_client;
 pub mod webhooks;

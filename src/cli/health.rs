@@ -21,18 +21,14 @@ use hyper::header::{CONNECTION, HOST};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::ClientConfig;
-use rustls::crypto::ring;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use super::{Health, print_error};
-use crate::cluster::redis::AcceptAnyCertificate;
 use crate::config::load;
 use crate::server::addresses_of;
+use crate::tls_client::{TlsClient, is_not_tls, is_server_name};
 
 /// The limit of the whole command. Container engines run it every few seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -195,34 +191,14 @@ async fn request(target: &Target) -> Result<Answer, Unhealthy> {
     if !target.tls {
         return exchange(target, stream).await;
     }
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
-        .with_no_client_auth();
     // A host that is no DNS name is replaced with its address: the certificate is not verified.
-    let name = match ServerName::try_from(target.host.clone()) {
-        Ok(name) => name,
-        Err(_) => stream.peer_addr()?.ip().into(),
+    let host = match is_server_name(&target.host) {
+        true => target.host.clone(),
+        false => stream.peer_addr()?.ip().to_string(),
     };
-    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let connected = TlsClient::accepting_any().connect(&host, stream).await;
     let explain = |error| if is_not_tls(&error) { Unhealthy::NotTls(error) } else { Unhealthy::Io(error) };
     exchange(target, connected.map_err(explain)?).await
-}
-
-/// Whether the peer does not speak TLS. Other errors come from the network or from a rejected handshake.
-fn is_not_tls(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|error| error.downcast_ref());
-    // pusherd sends the alert on a port without TLS.
-    matches!(
-        error,
-        Some(
-            rustls::Error::InvalidMessage(_)
-                | rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)
-        )
-    )
 }
 
 /// Sends the request and reads the response.

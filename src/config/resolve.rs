@@ -11,8 +11,8 @@ use super::section::Section;
 use super::settings::{Cluster, Server, Webhooks};
 use super::variables::Variables;
 use crate::cluster::Engine;
-use crate::cluster::redis::check_authorities;
 use crate::server;
+use crate::tls_client::Authorities;
 use crate::webhooks::dead_letters::{self, check_file, is_usable_folder};
 
 /// The variable in which systemd passes the state directories of a service: absolute paths, separated by colons.
@@ -155,7 +155,7 @@ impl Resolver<'_> {
                 if self.opens_files
                     && redis.value.tls
                     && !redis.value.tls_ca_file.is_empty()
-                    && let Err(why) = check_authorities(&ca_file)
+                    && let Err(why) = Authorities::of_file(&ca_file)
                 {
                     self.report(redis, CA_FILE, &why.to_string());
                 }

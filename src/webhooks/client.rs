@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,18 +14,15 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
-use rustls::crypto::ring;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::target;
 use crate::apps::{Webhook, WebhookUrl};
+use crate::tls_client::{Authorities, TlsClient};
 
 /// The maximum size of the head of a response.
 const RESPONSE_HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -91,19 +88,11 @@ pub(super) struct SignedBody {
 /// Sends requests. Ignores proxies of the environment and follows no redirects.
 #[derive(Debug)]
 pub(super) struct Client {
-    tls: LazyTlsConnector,
+    /// Made for the first `https` URL: it loads the system's certificates.
+    tls: OnceLock<TlsClient>,
     allowed: Vec<IpNet>,
     /// For one request, from the DNS lookup to the head of the response.
     timeout: Duration,
-}
-
-/// The TLS configuration. The system's certificates are loaded for the first `https` URL.
-struct LazyTlsConnector(std::sync::OnceLock<TlsConnector>);
-
-impl std::fmt::Debug for LazyTlsConnector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TlsConnector")
-    }
 }
 
 /// A keep-alive connection, if there is one.
@@ -131,12 +120,12 @@ struct Connection {
 
 impl Client {
     pub(super) fn new(allowed: Vec<IpNet>, timeout: Duration) -> Self {
-        Self { tls: LazyTlsConnector(std::sync::OnceLock::new()), allowed, timeout }
+        Self { tls: OnceLock::new(), allowed, timeout }
     }
 
     /// Loads the system's certificates, so that the first request does not have to.
     pub(super) fn prepare_tls(&self) {
-        self.tls.0.get_or_init(tls_connector);
+        self.tls.get_or_init(tls_client);
     }
 
     /// Sends one request over `idle`, or over a new connection that is stored there. `connect_timeout` limits the
@@ -184,10 +173,8 @@ impl Client {
         // The head and the body are separate writes, and the second must not wait for an acknowledgement of the first.
         stream.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if url.is_https() {
-            let name = ServerName::try_from(url.host().to_owned())
-                .map_err(|error| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-            let connector = self.tls.0.get_or_init(tls_connector);
-            Either::Right(connector.connect(name, stream).await.map_err(SendError::Tls)?)
+            let tls = self.tls.get_or_init(tls_client);
+            Either::Right(tls.connect(url.host(), stream).await.map_err(SendError::Tls)?)
         } else {
             Either::Left(stream)
         };
@@ -271,29 +258,13 @@ async fn read_to_end(mut response: Response<Incoming>) -> bool {
     true
 }
 
-/// TLS with the system's certificates, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR` if set.
-fn tls_connector() -> TlsConnector {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        warn!(
-            errors = errors.join("; "),
-            "no trusted certificates found on this system: https webhooks will fail"
-        );
-    }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring has the default versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    TlsConnector::from(Arc::new(config))
+fn tls_client() -> TlsClient {
+    TlsClient::verifying(Authorities::of_system("https webhooks")).offering(&["http/1.1"])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -385,3 +385,14 @@ async fn receivers_are_trusted_by_the_system_certificates() {
     assert_eq!(hook.header("host"), [format!("localhost:{port}")]);
     assert_eq!(running.stop().await, 0);
 }
+
+#[tokio::test]
+async fn a_file_of_certificates_that_does_not_exist_is_logged_at_the_start() {
+    let workspace = Workspace::with_webhook("https://localhost/hooks");
+    let missing = workspace.path("missing.pem");
+    let running = Running::start(&workspace, &[("SSL_CERT_FILE", &missing)]).await;
+    let log = running.log();
+    assert!(log.contains(&format!("SSL_CERT_FILE: {} does not exist", missing.display())), "{log}");
+    assert!(log.contains("no trusted certificates found on this system: https webhooks will fail"), "{log}");
+    assert_eq!(running.stop().await, 0);
+}

@@ -6,27 +6,26 @@ use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, ProtocolVersion, PushInfo, RedisConnectionInfo, Value};
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connections::{ConnectionTasks, Connections, PubSubCommands, ServerConnection};
 use super::error::ConnectionError;
 use super::keys::{HashTag, Keys};
-use super::options::{Options, Server, Servers};
+use super::options::{Options, Server, Servers, TlsOptions};
 use super::pipeline::{RequestQueue, execute_requests, round_trip};
 use super::probe::probe;
 use super::scripts;
 use super::subscriptions::{Destination, Subscriptions};
 use super::topology::{self, Topology};
-use super::{StartError, replies, tls};
+use super::{StartError, replies};
 use crate::cluster::broker::IncomingSender;
 use crate::secret::Secret;
+use crate::tls_client::{Authorities, TlsClient, is_server_name};
 
 /// Servers that are remembered in addition to those of the settings, at most.
 const KNOWN_SERVERS_MAX: usize = 1000;
@@ -34,7 +33,7 @@ const KNOWN_SERVERS_MAX: usize = 1000;
 pub(super) struct Connector {
     options: Options,
     keys: Keys,
-    tls: Option<TlsConnector>,
+    tls: Option<TlsClient>,
     incoming: IncomingSender,
     /// Servers that others have named: sentinels, or servers of a Redis Cluster.
     known: Vec<Server>,
@@ -62,14 +61,15 @@ impl Connector {
         }
         if options.tls.is_some() {
             for server in servers {
-                ServerName::try_from(server.host.as_str())
-                    .map_err(|_| StartError::ServerName(server.host.clone()))?;
+                if !is_server_name(&server.host) {
+                    return Err(StartError::ServerName(server.host.clone()));
+                }
             }
         }
         if options.database > 0 && matches!(options.servers, Servers::Cluster(_)) {
             return Err(StartError::Database(options.database));
         }
-        let tls = options.tls.as_ref().map(tls::connector).transpose()?;
+        let tls = options.tls.as_ref().map(tls_client).transpose()?;
         Ok(Self { options, keys, tls, incoming, known: Vec::new() })
     }
 
@@ -348,10 +348,8 @@ impl Connector {
         let stream = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let tls_error = |error| ConnectionError::Tls(name.to_owned(), error);
-        let server_name = ServerName::try_from(server.host.clone())
-            .map_err(|error| tls_error(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
-        Ok(Box::new(tls.connect(server_name, stream).await.map_err(tls_error)?))
+        let connected = tls.connect(&server.host, stream).await;
+        Ok(Box::new(connected.map_err(|error| ConnectionError::Tls(name.to_owned(), error))?))
     }
 
     fn login(&self) -> RedisConnectionInfo {
@@ -361,6 +359,18 @@ impl Connector {
     fn is_cluster(&self) -> bool {
         matches!(self.options.servers, Servers::Cluster(_))
     }
+}
+
+/// Reads the certificates of authorities once, so that errors show at the start.
+fn tls_client(options: &TlsOptions) -> Result<TlsClient, StartError> {
+    if options.accepts_any {
+        return Ok(TlsClient::accepting_any());
+    }
+    let authorities = match &options.ca_file {
+        Some(path) => Authorities::of_file(path)?,
+        None => Authorities::of_system("TLS to Redis"),
+    };
+    Ok(TlsClient::verifying(authorities))
 }
 
 /// No timeouts of the library: ours come from the settings.

@@ -28,7 +28,6 @@ mod probe;
 mod replies;
 mod scripts;
 mod subscriptions;
-mod tls;
 mod topology;
 
 use std::fmt;
@@ -44,13 +43,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 pub use options::Options;
-pub use tls::{AcceptAnyCertificate, AuthoritiesError, check_authorities};
 
 use super::broker::{
     Broker, Incoming, IncomingReceiver, IncomingSender, PendingReply, Topic, Unavailable, incoming_queue,
 };
 use super::coordinator::{CachedMessage, Coordinator, Leases, PARTITIONS, Record, partition_of};
 use super::group::{Group, NodeId, Rejected, Snapshot, Update, Version};
+use crate::tls_client::AuthoritiesError;
 use connect::Connector;
 use connections::Connections;
 use error::{Backoff, ErrorLog};

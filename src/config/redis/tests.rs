@@ -514,48 +514,18 @@ fn servers_in_a_variable_are_separated_by_commas_or_are_json() {
 
 #[test]
 fn certificate_authorities_are_checked_if_they_are_used() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let pem = made.cert.pem();
+    let pem = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap().cert.pem();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.pem");
     let toml = |tls: bool| format!("[redis]\ntls = {tls}\ntls_ca_file = '{}'", path.display());
     assert!(problem(&toml(true), "").ends_with("ca.pem does not exist"));
     assert_eq!(options_text(&toml(false), ""), "127.0.0.1 6379 -:-");
-    let cut_off = &pem[..pem.len() / 2];
-    let changed = pem.replace('M', "!");
-    let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    for (bytes, words) in [
-        (&b"hunter2"[..], "holds no certificate in PEM (BEGIN CERTIFICATE)".to_owned()),
-        (b"", "holds no certificate in PEM (BEGIN CERTIFICATE)".to_owned()),
-        (
-            made.cert.der(),
-            format!(
-                "is a certificate in DER, and must be in PEM: convert it with `openssl x509 -inform DER -in {} -out cert.pem`",
-                path.display()
-            ),
-        ),
-        (
-            include_bytes!("../../../tests/config/certs.p12"),
-            format!(
-                "is PKCS#12 (.p12, .pfx), and must be PEM: take the certificates out with `openssl pkcs12 -in {} -nokeys \
-                 -out cert.pem`",
-                path.display()
-            ),
-        ),
-        (cut_off.as_bytes(), "is not a valid PEM file: certificate 1 in it is cut off or changed".to_owned()),
-        (
-            format!("{pem}{changed}").as_bytes(),
-            "is not a valid PEM file: certificate 2 in it is cut off or changed".to_owned(),
-        ),
-        (
-            format!("{pem}{no_der}").as_bytes(),
-            "holds something else than a certificate of X.509 as certificate 2".to_owned(),
-        ),
-    ] {
-        std::fs::write(&path, bytes).unwrap();
-        let expected = format!("tls_ca_file: {} {words}", path.display());
-        assert!(problem(&toml(true), "").ends_with(&expected), "{expected}: {}", problem(&toml(true), ""));
-    }
+    std::fs::write(&path, &pem[..pem.len() / 2]).unwrap();
+    let expected = format!(
+        "tls_ca_file: {} is not a valid PEM file: certificate 1 in it is cut off or changed",
+        path.display()
+    );
+    assert!(problem(&toml(true), "").ends_with(&expected), "{}", problem(&toml(true), ""));
     std::fs::write(&path, pem).unwrap();
     assert_eq!(options_text(&toml(true), ""), "127.0.0.1 6379 -:- tls of ca.pem");
 }

@@ -36,9 +36,9 @@
 //! for the coordinator:
 //!
 //! ```text
-//! hub.publish → hub::clustered → cluster::node → Broker::publish
+//! hub.publish → hub::backend → hub::clustered → cluster::node → Broker::publish
 //!   a message → cluster::node, the receive loop → hub::clustered → registry.deliver → outbox
-//! hub.join    → hub::clustered, pending → cluster::local_groups: an edge? → Coordinator::update, one script in Redis
+//! hub.join    → hub::backend → hub::clustered, pending → cluster::local_groups: an edge? → Coordinator::update, one script in Redis
 //!   its reply, and the transitions on the group's topic → cluster::local_groups → entered → registry.join
 //! records     → hub::clustered::records → webhooks → as above
 //! ```

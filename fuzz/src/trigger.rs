@@ -65,7 +65,7 @@ impl World {
         let subscribers = HEARD.iter().zip(1..).map(|(channel, id)| {
             let outbox = Arc::new(Outbox::detached(SocketId::new(id, id), usize::MAX));
             let name = ChannelName::parse(channel, &NameRules::default()).unwrap();
-            hub.join(&app(), &outbox, &name, None).unwrap();
+            hub.join(&Arc::new(app()), &outbox, &name, None).unwrap();
             outbox.take_queued();
             outbox
         });

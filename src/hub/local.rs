@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::{Shared, Unavailable, key, refusal};
+use super::{DELIVERIES_PER_TURN, Shared, Unavailable, key, refusal};
 use crate::apps::App;
 use crate::limits::Limit;
 use crate::outbox::Outbox;
@@ -64,8 +64,24 @@ impl Shared {
         Some(left)
     }
 
+    /// Publishes events on this node, in order. On return they are delivered or queued, and the channels accept more.
+    pub(super) async fn publish_all<'e>(&self, app: &App, events: impl Iterator<Item = Event<'e>>) {
+        let mut delivered = 0;
+        for event in events {
+            let published = self.publish_one(app, &event);
+            delivered += self.deliver(published.drive);
+            if let Some(mut backlog) = published.backlog {
+                std::future::poll_fn(|cx| backlog.poll_ready(cx)).await;
+            }
+            if delivered >= DELIVERIES_PER_TURN {
+                delivered = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Publishes an event on this node.
-    pub(super) fn publish_local(&self, app: &App, event: &Event<'_>) -> Published {
+    pub(super) fn publish_one(&self, app: &App, event: &Event<'_>) -> Published {
         self.log(app, event);
         let cache = Cache {
             ttl: app.limits.cache_ttl,
@@ -86,15 +102,7 @@ impl Shared {
         event: &Event<'_>,
     ) -> Result<Option<Backlog>, Unavailable> {
         let guard = self.webhooks.lock_client_events(app, event.channel);
-        let published = match &self.clustered {
-            Some(clustered) if clustered.publishes_to_broker() => {
-                if !clustered.publish_from_client(self, app, event)? {
-                    return Ok(None);
-                }
-                Published::default()
-            }
-            Some(_) | None => self.publish_local(app, event),
-        };
+        let Some(published) = self.backend.publish_from_client(self, app, event)? else { return Ok(None) };
         // The excluded connection is the sender.
         if let (Some(mut guard), Source::Client(user), Some(socket)) = (guard, event.source, event.except) {
             let Event { channel, name, data, .. } = *event;
@@ -145,8 +153,7 @@ impl Shared {
         );
     }
 
-    /// The webhooks of a join, in the order in which a channel fills. In a cluster, the records of the broker replace those
-    /// of edges.
+    /// The webhooks of a join, in the order in which a channel fills.
     fn join_webhooks(
         &self,
         mut guard: DeliveryGuard<'_>,
@@ -155,7 +162,7 @@ impl Shared {
         joined: &Joined,
     ) {
         let ChannelKey { channel, .. } = key;
-        if joined.occupied && self.clustered.is_none() {
+        if joined.occupied && self.backend.sends_edge_webhooks() {
             guard.emit(&webhooks::Event::ChannelOccupied(channel));
         }
         if let Some(member) = member.filter(|_| joined.member_added) {
@@ -164,7 +171,7 @@ impl Shared {
         if joined.cache_miss {
             guard.emit(&webhooks::Event::CacheMiss(channel));
         }
-        if let Some(count) = joined.count.filter(|_| self.sends_count_webhooks(key)) {
+        if let Some(count) = joined.count.filter(|_| self.backend.sends_count_webhooks(key)) {
             guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
         }
     }
@@ -175,17 +182,12 @@ impl Shared {
         if let Some(user) = &left.member_removed {
             guard.emit(&webhooks::Event::MemberRemoved(channel, user));
         }
-        if left.vacated && self.clustered.is_none() {
+        if left.vacated && self.backend.sends_edge_webhooks() {
             guard.emit(&webhooks::Event::ChannelVacated(channel));
         }
-        if let Some(count) = left.count.filter(|_| self.sends_count_webhooks(key)) {
+        if let Some(count) = left.count.filter(|_| self.backend.sends_count_webhooks(key)) {
             guard.emit(&webhooks::Event::SubscriptionCount(channel, count));
         }
-    }
-
-    /// Whether this node sends the count webhooks of a channel: in a cluster, one node does.
-    pub(super) fn sends_count_webhooks(&self, key: &ChannelKey) -> bool {
-        self.clustered.as_ref().is_none_or(|clustered| clustered.sends_count_webhooks(key))
     }
 
     /// Delivers to a small channel and returns the number of subscribers; a task delivers to a large one.

@@ -5,9 +5,10 @@
 //! the clock of the node. Transports and the HTTP API reach registry, cluster and webhooks only through it. The hub does
 //! not know wires or sessions.
 //!
-//! Start at [`Hub`]. What happens on this node is in [`local`] (channels) and [`users`]; with a cluster, [`clustered`] goes
-//! in front of it.
+//! Start at [`Hub`]. What happens on this node is in [`local`] (channels) and [`users`]. A single node and a node of a cluster
+//! differ in the [`backend`]: in a cluster, [`clustered`] goes in front of both.
 
+mod backend;
 mod clustered;
 mod local;
 mod query;
@@ -16,8 +17,8 @@ mod rejections;
 mod timers;
 mod users;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,6 +41,7 @@ pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
 use crate::registry::{ChannelKey, Left, Registry, Users};
 use crate::rejections::RejectionLog;
 use crate::webhooks::Webhooks;
+use backend::Backend;
 use clustered::Clustered;
 use users::WatchlistChange;
 
@@ -61,15 +63,12 @@ pub struct Hub(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// For tasks that need the hub later.
-    weak: Weak<Shared>,
     registry: Registry,
     connections: Connections,
     users: Users,
     metrics: Arc<Metrics>,
     webhooks: Webhooks,
-    /// Set if the node is a member of a cluster.
-    clustered: Option<Clustered>,
+    backend: Backend,
     /// Rejections that belong to no app.
     rejections: Arc<RejectionLog>,
     /// The logs, of apps and of the node, with rejections that have not been reported to the operator.
@@ -85,7 +84,7 @@ impl Hub {
     /// The hub of a single node. Must be called in a runtime, which then delivers to large channels.
     #[must_use]
     pub fn new(log_payloads: bool, metrics: Arc<Metrics>, webhooks: Webhooks) -> Self {
-        Self::with(log_payloads, metrics, webhooks, Users::default(), None)
+        Self(Arc::new(Shared::new(log_payloads, metrics, webhooks, Users::default(), Backend::Local)))
     }
 
     /// The hub of a node in `cluster`. All nodes of the cluster serve the same `apps`.
@@ -98,35 +97,10 @@ impl Hub {
         cluster: Cluster,
         local_when_broker_lost: bool,
     ) -> Self {
-        let clustered = Clustered::new(apps, cluster, local_when_broker_lost);
-        let hub = Self::with(log_payloads, metrics, webhooks, Users::in_cluster(), Some(clustered));
-        if let Some(clustered) = &hub.0.clustered {
-            clustered.cluster().set_handler(&hub.0);
-        }
-        hub
-    }
-
-    fn with(
-        log_payloads: bool,
-        metrics: Arc<Metrics>,
-        webhooks: Webhooks,
-        users: Users,
-        clustered: Option<Clustered>,
-    ) -> Self {
-        Self(Arc::new_cyclic(|weak| Shared {
-            weak: Weak::clone(weak),
-            registry: Registry::default(),
-            connections: Connections::default(),
-            users,
-            metrics,
-            webhooks,
-            clustered,
-            rejections: Arc::default(),
-            unreported: Mutex::default(),
-            started: Instant::now(),
-            draining: AtomicBool::new(false),
-            log_payloads,
-            runtime: Handle::current(),
+        Self(Arc::new_cyclic(|hub| {
+            let clustered = Clustered::new(hub, apps, cluster, local_when_broker_lost);
+            let backend = Backend::Clustered(Arc::new(clustered));
+            Shared::new(log_payloads, metrics, webhooks, Users::in_cluster(), backend)
         }))
     }
 
@@ -150,10 +124,7 @@ impl Hub {
 
     /// Acquires a permit for a connection of an app, in a cluster one of all nodes. `None` if the limit is reached.
     pub async fn acquire_connection(&self, app: &Arc<App>) -> Option<ConnectionPermit> {
-        match &self.0.clustered {
-            Some(clustered) => Box::pin(clustered.acquire_connection(app)).await,
-            None => ConnectionPermit::acquire(app),
-        }
+        self.0.backend.acquire_connection(app).await
     }
 
     /// The established connections.
@@ -165,13 +136,13 @@ impl Hub {
     /// Whether the node is a member of a cluster.
     #[must_use]
     pub fn is_clustered(&self) -> bool {
-        self.0.clustered.is_some()
+        self.0.backend.is_clustered()
     }
 
     /// Whether the node can do all of its work: in a cluster, whether the broker is connected.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.clustered.as_ref().is_none_or(|clustered| clustered.cluster().is_ready())
+        self.0.backend.is_ready()
     }
 
     /// Starts the drain: from now on the node is shutting down.
@@ -189,7 +160,7 @@ impl Hub {
     /// reconnect after a second, when the next process may be running.
     #[must_use]
     pub fn drain_close_code(&self) -> CloseCode {
-        if self.is_clustered() { CloseCode::Reconnect } else { CloseCode::OverCapacity }
+        self.0.backend.drain_close_code()
     }
 
     /// Subscribes a connection to a channel and acknowledges it: immediately, or in a cluster after the broker has decided.
@@ -199,17 +170,12 @@ impl Hub {
     /// [`JoinError`]. It has been counted and sent to the client.
     pub fn join(
         &self,
-        app: &App,
+        app: &Arc<App>,
         outbox: &Arc<Outbox>,
         channel: &ChannelName,
         member: Option<Member>,
     ) -> Result<Option<Backlog>, JoinError> {
-        if let Some(clustered) = &self.0.clustered {
-            return clustered.join(&self.0, app, outbox, channel, member).map(|()| None);
-        }
-        let joined = self.0.join(app, outbox, channel, member)?;
-        self.0.deliver(joined.drive);
-        Ok(joined.backlog)
+        self.0.backend.join(&self.0, app, outbox, channel, member)
     }
 
     /// Ends a subscription. If a backlog is returned, the connection must wait for it before it is read again.
@@ -234,10 +200,7 @@ impl Hub {
     }
 
     fn left(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
-        let left = match &self.0.clustered {
-            Some(clustered) => clustered.leave(&self.0, app, channel, socket)?,
-            None => self.0.leave(app, channel, socket)?,
-        };
+        let left = self.0.backend.leave(&self.0, app, channel, socket)?;
         debug!(app = %app.id, %channel, %socket, "unsubscribed");
         Some(left)
     }
@@ -252,24 +215,7 @@ impl Hub {
         app: &App,
         events: impl IntoIterator<Item = Event<'e>>,
     ) -> Result<(), Unavailable> {
-        if let Some(clustered) = &self.0.clustered
-            && clustered.publishes_to_broker()
-        {
-            return Box::pin(clustered.publish(&self.0, app, events.into_iter())).await;
-        }
-        let mut delivered = 0;
-        for event in events {
-            let published = self.0.publish_local(app, &event);
-            delivered += self.0.deliver(published.drive);
-            if let Some(mut backlog) = published.backlog {
-                std::future::poll_fn(|cx| backlog.poll_ready(cx)).await;
-            }
-            if delivered >= DELIVERIES_PER_TURN {
-                delivered = 0;
-                tokio::task::yield_now().await;
-            }
-        }
-        Ok(())
+        self.0.backend.publish(&self.0, app, events.into_iter()).await
     }
 
     /// Publishes a client event. If a backlog is returned, the connection must wait for it before it is read again.
@@ -283,26 +229,40 @@ impl Hub {
     /// Passes the cluster's records for webhook receivers to the `webhooks` module, if there are receivers. Runs until
     /// [`Hub::close_records`], or for ever.
     pub async fn read_records(&self) {
-        match &self.0.clustered {
-            Some(clustered) if !self.0.webhooks.is_empty() => {
-                clustered.records().read(&self.0, clustered.cluster()).await;
-            }
-            Some(_) | None => {}
+        if !self.0.webhooks.is_empty() {
+            self.0.backend.read_records(&self.0).await;
         }
         std::future::pending().await
     }
 
     /// Releases the records that have not been sent to other nodes. Call it after the webhooks are drained.
     pub async fn close_records(&self) {
-        if let Some(clustered) = &self.0.clustered {
-            clustered.records().close(CLOSE_TIMEOUT).await;
-        }
+        self.0.backend.close_records().await;
     }
 }
 
 impl Shared {
-    fn strong(&self) -> Option<Arc<Self>> {
-        self.weak.upgrade()
+    fn new(
+        log_payloads: bool,
+        metrics: Arc<Metrics>,
+        webhooks: Webhooks,
+        users: Users,
+        backend: Backend,
+    ) -> Self {
+        Self {
+            registry: Registry::default(),
+            connections: Connections::default(),
+            users,
+            metrics,
+            webhooks,
+            backend,
+            rejections: Arc::default(),
+            unreported: Mutex::default(),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            log_payloads,
+            runtime: Handle::current(),
+        }
     }
 
     fn now(&self) -> Duration {
@@ -322,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn a_closed_connection_leaves_its_channels_in_turns() {
         let hub = Hub::new(false, Arc::default(), Webhooks::default());
-        let app = App::new("1", "key", "secret");
+        let app = Arc::new(App::new("1", "key", "secret"));
         let outbox = Arc::new(Outbox::detached(SocketId::new(1, 0), usize::MAX));
         let name = |at: usize| ChannelName::parse(&format!("room-{at}"), &NameRules::default()).unwrap();
         let mut channels: Vec<_> = (0..1000).map(name).collect();

@@ -1,7 +1,7 @@
 //! Queries about channels, users and connections, on this node or in the whole cluster.
 
 use super::clustered::ClusterChannels;
-use super::{ChannelInfo, Hub, Unavailable, key};
+use super::{ChannelInfo, Hub, Unavailable};
 use crate::apps::App;
 use crate::protocol::{ChannelName, UserId};
 use crate::registry::OccupiedChannels;
@@ -29,10 +29,7 @@ impl Hub {
         channel: &ChannelName,
         query: ChannelQuery,
     ) -> Result<ChannelInfo, Unavailable> {
-        match &self.0.clustered {
-            Some(clustered) => Box::pin(clustered.channel(&self.0, app, channel, query)).await,
-            None => Ok(self.0.registry.info(&key(app, channel), self.now())),
-        }
+        self.0.backend.channel(&self.0, app, channel, query).await
     }
 
     /// The users of a presence channel.
@@ -40,10 +37,7 @@ impl Hub {
     /// # Errors
     /// [`Unavailable`]: the users on other nodes are unknown.
     pub async fn users(&self, app: &App, channel: &ChannelName) -> Result<Vec<UserId>, Unavailable> {
-        match &self.0.clustered {
-            Some(clustered) => clustered.users(app, channel).await,
-            None => Ok(self.0.registry.users(&key(app, channel))),
-        }
+        self.0.backend.users(&self.0, app, channel).await
     }
 
     /// The occupied channels whose names start with `prefix`, without users' own channels.
@@ -56,12 +50,7 @@ impl Hub {
         prefix: &str,
         query: ChannelQuery,
     ) -> Result<ChannelList, Unavailable> {
-        let source = match &self.0.clustered {
-            Some(clustered) => {
-                Source::Cluster(Box::pin(clustered.channels(&self.0, app, prefix, query)).await?)
-            }
-            None => Source::Node(self.0.registry.occupied(&app.id.0, prefix)),
-        };
+        let source = self.0.backend.channels(&self.0, app, prefix, query).await?;
         Ok(ChannelList { hub: self.clone(), source })
     }
 
@@ -70,10 +59,7 @@ impl Hub {
     /// # Errors
     /// [`Unavailable`]: the number on other nodes is unknown.
     pub async fn connections_of(&self, app: &App) -> Result<u64, Unavailable> {
-        match &self.0.clustered {
-            Some(clustered) => clustered.connections_of(app).await,
-            None => Ok(app.connections.now().into()),
-        }
+        self.0.backend.connections_of(app).await
     }
 
     /// Limits the bytes of the cached events of all apps.
@@ -90,7 +76,7 @@ pub struct ChannelList {
 }
 
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     /// The channels of a single node.
     Node(OccupiedChannels),
     /// The channels of all nodes of a cluster.

@@ -13,12 +13,7 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 impl Hub {
     /// Runs all periodic work until it is dropped.
     pub async fn run_timers(&self) {
-        match &self.0.clustered {
-            Some(clustered) => {
-                tokio::join!(self.run_every_second(), clustered.run_quotas());
-            }
-            None => self.run_every_second().await,
-        }
+        tokio::join!(self.run_every_second(), self.0.backend.run_timers());
     }
 
     /// Logs the totals of cached events: the API lists occupied channels only.
@@ -41,7 +36,7 @@ impl Hub {
                 }
                 let key = due.key().clone();
                 let guard = self.0.webhooks.lock_count(&key.app, &key.channel);
-                let guard = guard.filter(|_| self.0.sends_count_webhooks(&key));
+                let guard = guard.filter(|_| self.0.backend.sends_count_webhooks(&key));
                 let (count, drive) = due.send(now);
                 if let (Some(mut guard), Some(count)) = (guard, count) {
                     guard.emit(&webhooks::Event::SubscriptionCount(&key.channel, count));
@@ -51,9 +46,7 @@ impl Hub {
             for drive in self.0.registry.orphaned() {
                 self.0.drive(Some(drive));
             }
-            if let Some(clustered) = &self.0.clustered {
-                clustered.publish_missed_counts(&self.0);
-            }
+            self.0.backend.tick(&self.0);
             while self.0.users.expire_lingering(now) {
                 tokio::task::yield_now().await;
             }

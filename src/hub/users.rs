@@ -61,37 +61,14 @@ impl Hub {
     /// Signs a connection in and acknowledges it: immediately, or in a cluster after the broker has decided. From then on
     /// the connection receives what is published to its user. It also receives the state of the users that are new on its
     /// watchlist. Signing in with the same data changes nothing.
-    pub fn sign_in(&self, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
-        let SignIn { user, previous_watchlist, watchlist, .. } = *sign_in;
-        if let Some(clustered) = &self.0.clustered {
-            clustered.sign_in(&self.0, app, outbox, sign_in);
-        } else {
-            let guard = self.0.webhooks.lock_user(app, user);
-            let is_first = self.0.users.sign_in(&app.id.0, user, outbox);
-            if let Some(mut guard) = guard.filter(|_| is_first) {
-                guard.emit(&webhooks::Event::UserOnline(user));
-            }
-            self.0.join_user_channel(app, outbox, user, &sign_in.acknowledgement());
-            let WatchlistChange { removed, added } = WatchlistChange::new(previous_watchlist, watchlist);
-            outbox.charge(0, WatchlistChange::changes(&removed, &added));
-            self.0.users.unwatch(&app.id.0, &removed, outbox.socket());
-            self.0.watch(&app.id.0, outbox, &added, sign_in.truncated_to);
-        }
-        debug!(app = %app.id, socket = %outbox.socket(), %user, "signed in");
+    pub fn sign_in(&self, app: &Arc<App>, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        self.0.backend.sign_in(&self.0, app, outbox, sign_in);
+        debug!(app = %app.id, socket = %outbox.socket(), user = %sign_in.user, "signed in");
     }
 
     /// Signs a connection out.
     pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
-        if let Some(clustered) = &self.0.clustered {
-            return clustered.sign_out(&self.0, app, socket, user, watchlist);
-        }
-        let guard = self.0.webhooks.lock_user(app, user);
-        let was_last = self.0.users.sign_out(&app.id.0, user, socket, self.now());
-        if let Some(mut guard) = guard.filter(|_| was_last) {
-            guard.emit(&webhooks::Event::UserOffline(user));
-        }
-        self.0.leave_user_channel(app, user, socket);
-        self.0.users.unwatch(&app.id.0, watchlist, socket);
+        self.0.backend.sign_out(&self.0, app, socket, user, watchlist);
     }
 
     /// Closes every connection that is signed in as `user`, in a cluster on all nodes. Returns how many there were on this
@@ -102,18 +79,43 @@ impl Hub {
     pub async fn terminate_user(&self, app: &App, user: &UserId) -> Result<usize, Unavailable> {
         let terminated = self.0.terminate_user(app, user);
         // Sent now, so that the other nodes work at the same time.
-        let sent = self.0.clustered.as_ref().map(|clustered| clustered.terminate_user(app, user));
+        let sent = self.0.backend.terminate_on_other_nodes(app, user);
         if app.terminate_presence_members {
             self.0.terminate_members(app, user).await;
         }
-        if let Some(sent) = sent {
-            sent.await?;
-        }
+        sent.await?;
         Ok(terminated)
     }
 }
 
 impl Shared {
+    /// Signs a connection in on this node.
+    pub(super) fn sign_in(&self, app: &App, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
+        let SignIn { user, previous_watchlist, watchlist, .. } = *sign_in;
+        let guard = self.webhooks.lock_user(app, user);
+        let is_first = self.users.sign_in(&app.id.0, user, outbox);
+        if let Some(mut guard) = guard.filter(|_| is_first) {
+            guard.emit(&webhooks::Event::UserOnline(user));
+        }
+        self.join_user_channel(app, outbox, user, &sign_in.acknowledgement());
+        let WatchlistChange { removed, added } = WatchlistChange::new(previous_watchlist, watchlist);
+        outbox.charge(0, WatchlistChange::changes(&removed, &added));
+        self.users.unwatch(&app.id.0, &removed, outbox.socket());
+        self.watch(&app.id.0, outbox, &added, sign_in.truncated_to);
+    }
+
+    /// Signs a connection out on this node.
+    pub(super) fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
+        let guard = self.webhooks.lock_user(app, user);
+        let was_last = self.users.sign_out(&app.id.0, user, socket, self.now());
+        if let Some(mut guard) = guard.filter(|_| was_last) {
+            guard.emit(&webhooks::Event::UserOffline(user));
+        }
+        self.leave_user_channel(app, user, socket);
+        self.users.unwatch(&app.id.0, watchlist, socket);
+    }
+
+    /// Closes every connection of this node that is signed in as `user`. Returns how many there were.
     pub(super) fn terminate_user(&self, app: &App, user: &UserId) -> usize {
         let connections = self.users.connections(&app.id.0, user);
         close_terminated(app, &connections);

@@ -220,7 +220,7 @@ fn outbox(number: u32, actor: u32) -> Arc<Outbox> {
     Arc::new(Outbox::detached(SocketId::new(number, actor), usize::MAX))
 }
 
-fn join(hub: &Hub, app: &App, outbox: &Arc<Outbox>, channel: &str, user: &str) {
+fn join(hub: &Hub, app: &Arc<App>, outbox: &Arc<Outbox>, channel: &str, user: &str) {
     let member = channel
         .starts_with("presence-")
         .then(|| Member { id: UserId::parse(user, 128).unwrap(), info: "null".into() });

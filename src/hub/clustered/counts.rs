@@ -20,7 +20,7 @@ use crate::webhooks;
 
 impl Clustered {
     /// This node's count of a channel has changed: publishes it, unless a task does.
-    pub(super) fn count_changed(&self, hub: &Shared, app: &App, channel: &ChannelName, group: &Group) {
+    pub(super) fn count_changed(&self, hub: &Arc<Shared>, app: &App, channel: &ChannelName, group: &Group) {
         if !app.subscription_counts || !channel.has_subscription_count() {
             return;
         }
@@ -29,10 +29,9 @@ impl Clustered {
         }
     }
 
-    fn publish_count(&self, hub: &Shared, key: ChannelKey, mut publisher: CountPublisher) {
-        let (cluster, runtime) = (self.cluster.clone(), hub.runtime.clone());
-        let Some(hub) = hub.strong() else { return };
-        runtime.spawn(async move {
+    fn publish_count(&self, hub: &Arc<Shared>, key: ChannelKey, mut publisher: CountPublisher) {
+        let (cluster, hub) = (self.cluster.clone(), Arc::clone(hub));
+        hub.runtime.clone().spawn(async move {
             loop {
                 let subscriptions = hub.registry.info(&key, hub.now()).subscriptions;
                 let count = u32::try_from(subscriptions).unwrap_or(u32::MAX);
@@ -50,7 +49,7 @@ impl Clustered {
     }
 
     /// Publishes counts whose publisher ended early. Called about once a second.
-    pub(in crate::hub) fn publish_missed_counts(&self, hub: &Shared) {
+    pub(in crate::hub) fn publish_missed_counts(&self, hub: &Arc<Shared>) {
         for group in self.counts.take_missed() {
             if let Some(Subject::Channel(app, channel)) = self.subject(&group) {
                 self.count_changed(hub, app, &channel, &group);
@@ -61,7 +60,7 @@ impl Clustered {
     /// Handles the count of another node; `None`: it is malformed or of no use.
     pub(super) fn receive_count(
         &self,
-        hub: &Shared,
+        hub: &Arc<Shared>,
         group: &Group,
         (app, channel): (&Arc<App>, &ChannelName),
         message: &Bytes,

@@ -140,7 +140,7 @@ impl Clustered {
     /// Handles a message that arrived on the topic of a channel's group.
     pub(super) fn deliver(
         &self,
-        hub: &Shared,
+        hub: &Arc<Shared>,
         group: &Group,
         (app, channel): (&Arc<App>, ChannelName),
         version: Option<Version>,

@@ -26,8 +26,8 @@ mod subscriptions;
 mod users;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,6 +42,7 @@ use crate::protocol::{ChannelName, SocketId, UserId};
 use crate::registry::{Cache, ChannelPermits};
 pub(super) use channel_list::ClusterChannels;
 use counts::Counts;
+use handler::EventHandler;
 use pending::PendingEntry;
 use quota::Quotas;
 use records::Records;
@@ -56,6 +57,8 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Clustered {
     cluster: Cluster,
+    /// Receives the events of the cluster, which does not own it.
+    _handler: Arc<EventHandler>,
     apps: Arc<Apps>,
     /// Whether events are delivered on this node while the broker is unavailable.
     local_when_broker_lost: bool,
@@ -69,9 +72,18 @@ pub(super) struct Clustered {
 }
 
 impl Clustered {
-    pub(super) fn new(apps: Arc<Apps>, cluster: Cluster, local_when_broker_lost: bool) -> Self {
+    /// The cluster as the backend of `hub`, which may not exist yet.
+    pub(super) fn new(
+        hub: &Weak<Shared>,
+        apps: Arc<Apps>,
+        cluster: Cluster,
+        local_when_broker_lost: bool,
+    ) -> Self {
+        let handler = Arc::new(EventHandler::new(hub));
+        cluster.set_handler(&handler);
         Self {
             cluster,
+            _handler: handler,
             apps,
             local_when_broker_lost,
             pending: Mutex::default(),

@@ -91,7 +91,7 @@ impl Clustered {
     }
 
     /// Handles a request of another node, or a notice; `None`: there is nothing to reply, or it is malformed.
-    pub(super) fn handle_request(&self, hub: &Shared, request: &str) -> Option<Reply> {
+    pub(super) fn handle_request(&self, hub: &Arc<Shared>, request: &str) -> Option<Reply> {
         let (kind, rest) = (request.get(..1)?, request.get(1..)?);
         let count = match kind {
             "s" => {
@@ -101,15 +101,15 @@ impl Clustered {
             "n" => self.apps.by_id(rest)?.connections.now() as usize,
             "p" => {
                 let (app, prefix) = rest.split_once('/')?;
-                return Some(Box::pin(channel_list::reply(hub.strong()?, app.into(), prefix.into())));
+                return Some(Box::pin(channel_list::reply(Arc::clone(hub), app.into(), prefix.into())));
             }
             "t" => {
                 let (app, user) = rest.split_once('/')?;
                 let (app, user) = (self.apps.by_id(app)?, UserId::parse(user, usize::MAX).ok()?);
                 hub.terminate_user(app, &user);
                 if app.terminate_presence_members {
-                    let (runtime, hub, app) = (hub.runtime.clone(), hub.strong()?, Arc::clone(app));
-                    runtime.spawn(async move { hub.terminate_members(&app, &user).await });
+                    let (hub, app) = (Arc::clone(hub), Arc::clone(app));
+                    hub.runtime.clone().spawn(async move { hub.terminate_members(&app, &user).await });
                 }
                 return None;
             }

@@ -17,11 +17,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{ONLINE, RETRY, Shared, Subject};
+use super::{Clustered, ONLINE, RETRY, Shared, Subject};
 use crate::cluster::broker::Unavailable;
 use crate::cluster::coordinator::{PARTITIONS, Record};
 use crate::cluster::group::{Change, Version};
-use crate::cluster::node::Cluster;
 use crate::protocol::UserId;
 use crate::webhooks::{AckToken, Event, EventId, Resolution};
 
@@ -95,7 +94,8 @@ impl Records {
     }
 
     /// Claims this node's share of the partitions and reads them, until [`Records::close`].
-    pub(in crate::hub) async fn read(&self, hub: &Arc<Shared>, cluster: &Cluster) {
+    pub(in crate::hub) async fn read(&self, hub: &Arc<Shared>, clustered: &Arc<Clustered>) {
+        let cluster = &clustered.cluster;
         // `close` waits for this.
         let _token = self.tasks.token();
         let mut claims: HashMap<u16, Claim> = HashMap::new();
@@ -110,7 +110,7 @@ impl Records {
                 is_valid
             });
             if cluster.is_ready() {
-                self.renew_claims(hub, cluster, &mut claims).await;
+                self.renew_claims(hub, clustered, &mut claims).await;
             }
             // An announcement of new records may have been lost.
             self.readers.iter().for_each(|reader| reader.wake.notify_one());
@@ -135,7 +135,13 @@ impl Records {
     }
 
     /// Renews claims, claims more partitions up to this node's share, and hands surplus ones over.
-    async fn renew_claims(&self, hub: &Arc<Shared>, cluster: &Cluster, claims: &mut HashMap<u16, Claim>) {
+    async fn renew_claims(
+        &self,
+        hub: &Arc<Shared>,
+        clustered: &Arc<Clustered>,
+        claims: &mut HashMap<u16, Claim>,
+    ) {
+        let cluster = &clustered.cluster;
         let (node, lease) = (cluster.node(), cluster.timing().lease);
         let share = usize::from(PARTITIONS).div_ceil(self.nodes.load(Ordering::Relaxed));
         let first = (node.0 % u128::from(PARTITIONS)) as u16;
@@ -167,7 +173,7 @@ impl Records {
                     None => {
                         let reading = Arc::clone(reader).read(
                             Arc::clone(hub),
-                            cluster.clone(),
+                            Arc::clone(clustered),
                             partition,
                             self.closing.clone(),
                         );
@@ -197,7 +203,7 @@ impl Reader {
     async fn read(
         self: Arc<Self>,
         hub: Arc<Shared>,
-        cluster: Cluster,
+        clustered: Arc<Clustered>,
         partition: u16,
         closing: CancellationToken,
     ) {
@@ -209,7 +215,7 @@ impl Reader {
             if self.rereads.swap(false, Ordering::Relaxed) {
                 window.last_read = 0;
             }
-            if let Err(Unavailable) = self.fill(&hub, &cluster, partition, &mut window).await {
+            if let Err(Unavailable) = self.fill(&hub, &clustered, partition, &mut window).await {
                 sleep(RETRY).await;
             }
             gauge.set(window.in_flight.len());
@@ -224,7 +230,8 @@ impl Reader {
             }
             gauge.set(window.in_flight.len());
             let acked = &mut window.acked;
-            if !acked.is_empty() && cluster.coordinator().ack_records(partition, acked.clone()).await.is_ok()
+            if !acked.is_empty()
+                && clustered.cluster.coordinator().ack_records(partition, acked.clone()).await.is_ok()
             {
                 acked.clear();
             }
@@ -239,13 +246,14 @@ impl Reader {
     async fn fill(
         &self,
         hub: &Shared,
-        cluster: &Cluster,
+        clustered: &Clustered,
         partition: u16,
         window: &mut Window,
     ) -> Result<(), Unavailable> {
         while window.in_flight.len() < IN_FLIGHT_MAX && !self.is_surplus.load(Ordering::Relaxed) {
             let capacity = IN_FLIGHT_MAX - window.in_flight.len();
-            let records = cluster.coordinator().records(partition, window.last_read, capacity).await?;
+            let records =
+                clustered.cluster.coordinator().records(partition, window.last_read, capacity).await?;
             if records.is_empty() {
                 break;
             }
@@ -253,7 +261,7 @@ impl Reader {
                 window.last_read = record.transition.version;
                 // A record that was resolved, and is not deleted yet, is not reported again.
                 if !window.acked.contains(&window.last_read) && window.in_flight.insert(window.last_read) {
-                    hub.emit_record(&record, &window.resolutions);
+                    clustered.emit_record(hub, &record, &window.resolutions);
                 }
             }
         }
@@ -303,18 +311,18 @@ impl Drop for InFlightGauge<'_> {
     }
 }
 
-impl Shared {
+impl Clustered {
     /// Passes a record to the webhooks module.
-    fn emit_record(&self, record: &Record, resolutions: &mpsc::UnboundedSender<Resolution>) {
+    fn emit_record(&self, hub: &Shared, record: &Record, resolutions: &mpsc::UnboundedSender<Resolution>) {
         let Record { transition, time_ms } = record;
         // Versions are unique within a partition only, so the id includes the group.
         let digest = Sha256::digest(transition.group.as_bytes());
         let source = digest.first_chunk().copied().map_or(0, u64::from_be_bytes);
         let ack_token = AckToken::new(EventId::new(source, transition.version), resolutions.clone());
-        let subject = self.clustered.as_ref().and_then(|clustered| clustered.subject(&transition.group));
+        let subject = self.subject(&transition.group);
         let user = |id: &str| UserId::parse(id, usize::MAX).ok();
         let emit = |app: &str, event: &Event<'_>, ack_token| {
-            self.webhooks.emit_record(app, event, *time_ms, ack_token);
+            hub.webhooks.emit_record(app, event, *time_ms, ack_token);
         };
         match (subject, &transition.change) {
             (Some(Subject::Channel(app, channel)), Change::Occupied) => {

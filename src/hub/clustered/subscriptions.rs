@@ -26,13 +26,12 @@ impl Clustered {
     /// See [`crate::hub::Hub::join`]. A join that is refused later is answered then.
     pub(in crate::hub) fn join(
         &self,
-        hub: &Shared,
-        app: &App,
+        hub: &Arc<Shared>,
+        app: &Arc<App>,
         outbox: &Arc<Outbox>,
         channel: &ChannelName,
         member: Option<Member>,
     ) -> Result<(), JoinError> {
-        let Some(app) = self.apps.by_id(&app.id.0) else { return Ok(()) };
         if let Some(user) = channel.user() {
             return self.join_user_channel(hub, app, outbox, channel, user);
         }
@@ -134,7 +133,7 @@ impl Clustered {
     /// The entry was admitted: carries the subscription out, or refuses it.
     pub(super) fn subscribe(
         &self,
-        hub: &Shared,
+        hub: &Arc<Shared>,
         group: &Group,
         subscriber: &PendingSubscriber,
     ) -> Result<(), EntryDenied> {
@@ -157,23 +156,21 @@ impl Clustered {
 
     /// Reads the cached event of a channel that has no subscriber here, then carries the subscription out.
     pub(super) fn subscribe_with_cache(
-        &self,
-        hub: &Shared,
+        self: &Arc<Self>,
+        hub: &Arc<Shared>,
         group: &Group,
         entry: EntryId,
         subscriber: Arc<PendingSubscriber>,
     ) {
-        let (cluster, group, runtime) = (self.cluster.clone(), Arc::clone(group), hub.runtime.clone());
-        let Some(hub) = hub.strong() else { return };
-        runtime.spawn(async move {
-            let Some(clustered) = &hub.clustered else { return };
+        let (hub, clustered, group) = (Arc::clone(hub), Arc::clone(self), Arc::clone(group));
+        hub.runtime.clone().spawn(async move {
             let place = (Arc::clone(&group), entry);
             // It may have left and joined again in the meantime.
             let is_same = |found: &PendingEntry| {
                 matches!(found, PendingEntry::Subscriber(found) if Arc::ptr_eq(found, &subscriber))
             };
             loop {
-                let cached = cluster.cached(Arc::clone(&group)).await;
+                let cached = clustered.cluster.cached(Arc::clone(&group)).await;
                 if !clustered.pending.lock().get(&place).is_some_and(is_same) {
                     return;
                 }
@@ -181,7 +178,7 @@ impl Clustered {
                     sleep(RETRY).await;
                     continue;
                 };
-                return cluster.with_group(&group, |partition| {
+                return clustered.cluster.with_group(&group, |partition| {
                     let pending = match clustered.pending.lock().entry(place) {
                         Entry::Occupied(pending) if is_same(pending.get()) => Some(pending.remove()),
                         Entry::Occupied(_) | Entry::Vacant(_) => None,
@@ -207,7 +204,7 @@ impl Clustered {
     /// See [`crate::hub::Hub::leave`].
     pub(in crate::hub) fn leave(
         &self,
-        hub: &Shared,
+        hub: &Arc<Shared>,
         app: &App,
         channel: &ChannelName,
         socket: SocketId,

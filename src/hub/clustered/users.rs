@@ -16,12 +16,11 @@ impl Clustered {
     pub(in crate::hub) fn sign_in(
         &self,
         hub: &Shared,
-        app: &App,
+        app: &Arc<App>,
         outbox: &Arc<Outbox>,
         sign_in: &SignIn<'_>,
     ) {
         let SignIn { user, previous_watchlist, watchlist, truncated_to, .. } = *sign_in;
-        let Some(app) = self.apps.by_id(&app.id.0) else { return };
         let (socket, group) = (outbox.socket(), user_group(&app.id.0, user.as_str()));
         // While the previous watchlist has not been reported, the new one is reported instead of it.
         let own = (Arc::clone(&group), sign_in_entry(socket));

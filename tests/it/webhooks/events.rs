@@ -318,7 +318,7 @@ async fn concurrent_edges_alternate_and_end_in_the_state() {
     let webhooks = Webhooks::start(&Apps::new([app()]), options, &metrics).unwrap();
     let hub = Hub::new(false, Arc::clone(&metrics), webhooks.clone());
     let threads = (1..=4).map(|id| {
-        let (hub, app) = (hub.clone(), app());
+        let (hub, app) = (hub.clone(), Arc::new(app()));
         tokio::task::spawn_blocking(move || {
             let channel = ChannelName::parse("presence-room", &NameRules::default()).unwrap();
             let member = Member { id: UserId::parse("7", 128).unwrap(), info: "null".into() };

@@ -50,7 +50,7 @@
 //!
 //! | module | what it is for | may use |
 //! | --- | --- | --- |
-//! | [`protocol`] | names, messages, signatures, close codes; the codecs of the wires. Pure. | nothing |
+//! | [`protocol`] | names, messages and their positions, signatures, close codes; the codecs of the wires. Pure. | nothing |
 //! | [`limits`] | the token bucket, the permits of a limit, the name of every limit. Pure. | nothing |
 //! | [`rejections`] | what clients, proxies and applications are refused, and how the operator learns of it | protocol, limits |
 //! | [`machine`] | the memory that there is | nothing |

@@ -68,7 +68,7 @@ impl Default for Metrics {
 pub struct Cluster {
     /// Disconnects from the broker.
     pub disconnects: Counter,
-    /// Invalid messages, which were dropped.
+    /// Messages that were dropped: malformed ones, and those of later releases.
     pub dropped: Counter,
     /// Expirations of this node's lease: the other nodes had declared it dead.
     pub lease_expirations: Counter,

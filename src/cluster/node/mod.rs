@@ -4,10 +4,12 @@
 //! *lease* task (`lease`) joins the cluster whenever the broker is connected, renews the lease, rejoins under a new id
 //! when the lease has expired, and reaps dead nodes. Entering and leaving groups happens at once, on the caller's task,
 //! under the lock of the group's partition (`partition`): effects are performed before the lock is released, so that a
-//! handler sees the events of a group in one order. `requests` holds requests from node to node.
+//! handler sees the events of a group in one order. `requests` holds requests from node to node, and `dropped` reports
+//! messages that cannot be read.
 //!
 //! Lock order: partition, then the locks of the handler. The handler never calls the cluster from within a callback.
 
+mod dropped;
 mod handler;
 mod lease;
 mod partition;
@@ -26,11 +28,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::broker::{Broker, Incoming, IncomingReceiver, PendingReply, Topic, Unavailable};
 use super::coordinator::{CachedMessage, Coordinator, PARTITIONS, partition_of};
-use super::envelope::{self, Envelope};
+use super::envelope::{self, Envelope, Unreadable};
 use super::group::{Group, NodeId, Snapshot};
 use super::local_groups::LocalGroups;
 use crate::metrics::Metrics;
 
+use dropped::NewerReleaseLog;
 pub use handler::{Capacity, EntryDenied, Handler, Reply};
 pub use partition::LockedPartition;
 
@@ -79,6 +82,8 @@ struct Shared {
     /// Requests to other nodes that wait for replies.
     pending_requests: Mutex<HashMap<u64, mpsc::UnboundedSender<(NodeId, Bytes)>>>,
     next_request: AtomicU64,
+    /// When messages of newer releases were logged.
+    newer_releases: Mutex<NewerReleaseLog>,
     metrics: Arc<Metrics>,
     runtime: Handle,
 }
@@ -116,6 +121,7 @@ impl Cluster {
             lease_expired: Notify::new(),
             pending_requests: Mutex::default(),
             next_request: AtomicU64::new(0),
+            newer_releases: Mutex::default(),
             metrics,
             runtime: Handle::current(),
         }))
@@ -231,29 +237,36 @@ impl Cluster {
             Topic::Group(group) => Some(group),
             Topic::Nodes | Topic::Node(_) => None,
         };
-        match (group, envelope::open(group, bytes)) {
-            (Some(group), Some(Envelope::Message(message))) => return handler.message(group, None, message),
-            (Some(group), Some(Envelope::Cached(version, message))) => {
+        let envelope = match envelope::open(group, bytes) {
+            Ok(envelope) => envelope,
+            Err(why) => {
+                self.report_dropped(why);
+                return None;
+            }
+        };
+        match (group, envelope) {
+            (Some(group), Envelope::Message(message)) => return handler.message(group, None, message),
+            (Some(group), Envelope::Cached(version, message)) => {
                 return handler.message(group, Some(version), message);
             }
-            (Some(group), Some(Envelope::Changed(transition))) => {
+            (Some(group), Envelope::Changed(transition)) => {
                 self.with_group(group, |partition| partition.groups.transition(transition));
             }
-            (None, Some(Envelope::Records(partition))) if partition < PARTITIONS => {
+            (None, Envelope::Records(partition)) if partition < PARTITIONS => {
                 handler.records_available(partition);
             }
-            (None, Some(Envelope::Message(message))) => {
-                if self.receive_node_message(&*handler, &message).is_none() {
-                    self.count_dropped();
+            (None, Envelope::Message(message)) => {
+                if let Err(why) = self.receive_node_message(&*handler, &message) {
+                    self.report_dropped(why);
                 }
             }
-            (_, Some(_) | None) => self.count_dropped(),
+            // They do not belong on the topic that they arrived on.
+            (Some(_), Envelope::Records(_))
+            | (None, Envelope::Cached(..) | Envelope::Changed(_) | Envelope::Records(_)) => {
+                self.report_dropped(Unreadable::Malformed);
+            }
         }
         None
-    }
-
-    fn count_dropped(&self) {
-        self.0.metrics.cluster.dropped.count();
     }
 
     fn disconnected(&self) {

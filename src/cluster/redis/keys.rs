@@ -21,6 +21,20 @@
 //! | `{prefix}:nodes`, `{prefix}:node:<node>` | topic | |
 //!
 //! The part in braces is the hash tag, which decides the slot of a Redis Cluster: all keys of a script are in one slot.
+//!
+//! # How the layout changes
+//!
+//! Names have no version: releases 0.1 and 0.2 have the same layout, and a version in front of all names would make one
+//! cluster of two releases into two, each of which misses the clients and events of the other. Messages and cached events
+//! have versions of their own (`cluster::envelope`, `hub::clustered::codec`). Scripts are called by their digest, so each
+//! release runs its own.
+//!
+//! - What is new gets a new name (`{prefix:NN}:e:<group>`). Earlier releases neither read nor delete it, so it has a TTL, or
+//!   is removed by the nodes that know it.
+//! - A key whose type or content changes gets a new name as well (`m2` after `m`), so that no release misreads what another
+//!   one wrote. If members, holders or leases move in this way, nodes of the two releases do not see each other's: then the
+//!   release notes demand that all nodes are stopped before the first one of the new release starts. They write their part
+//!   again; cached events and unread records under old names are lost, and the old keys are deleted by hand.
 
 use crate::cluster::broker::Topic;
 use crate::cluster::coordinator::{PARTITIONS, partition_of};

@@ -6,10 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::messages::COUNT;
+use super::codec::{CountMessage, GroupMessage};
 use super::{Clustered, Shared, Subject, channel_group, key};
 use crate::apps::App;
 use crate::cluster::broker::Unavailable;
@@ -35,11 +34,10 @@ impl Clustered {
             loop {
                 let subscriptions = hub.registry.info(&key, hub.now()).subscriptions;
                 let count = u32::try_from(subscriptions).unwrap_or(u32::MAX);
-                let mut message = vec![COUNT];
-                message.extend_from_slice(&cluster.node().0.to_be_bytes());
-                message.extend_from_slice(&count.to_be_bytes());
-                message.push(if publisher.wants_counts(count) { b'?' } else { b'.' });
-                let published = cluster.publish([(Arc::clone(publisher.group()), message.into())]).await;
+                let wants_counts = publisher.wants_counts(count);
+                let message = CountMessage { node: cluster.node(), count, wants_counts };
+                let message = GroupMessage::Count(message).encode().into();
+                let published = cluster.publish([(Arc::clone(publisher.group()), message)]).await;
                 match publisher.published(count, published) {
                     Some(again) => publisher = again,
                     None => return,
@@ -57,24 +55,21 @@ impl Clustered {
         }
     }
 
-    /// Handles the count of another node; `None`: it is malformed or of no use.
+    /// Handles the count of another node; `None`: it is of no use.
     pub(super) fn receive_count(
         &self,
         hub: &Arc<Shared>,
         group: &Group,
         (app, channel): (&Arc<App>, &ChannelName),
-        message: &Bytes,
+        CountMessage { node, count, wants_counts }: CountMessage,
     ) -> Option<()> {
-        let (node, rest) = message.get(1..)?.split_first_chunk::<16>()?;
-        let (count, rest) = rest.split_first_chunk::<4>()?;
-        let (node, count) = (NodeId(u128::from_be_bytes(*node)), u32::from_be_bytes(*count));
         if node == self.cluster.node() {
             return Some(());
         }
         if let Some(remote) = self.counts.receive(group, node, count)? {
             self.set_remote_count(hub, &key(app, channel), remote);
         }
-        if rest == b"?" {
+        if wants_counts {
             self.count_changed(hub, app, channel, group);
         }
         Some(())

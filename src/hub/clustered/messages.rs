@@ -1,12 +1,4 @@
-//! Events on the topics of groups: how they are encoded, published, and delivered.
-//!
-//! A message is the JSON that subscribers get, behind a few bytes:
-//!
-//! ```text
-//! e<json>                       to all subscribers
-//! x<socket><json>               to all subscribers but one: its number, 8 bytes
-//! c<node><count><wants_counts> 16 and 4 bytes: the node's subscribers; `?` if it asks the others for theirs (`counts`)
-//! ```
+//! Events on the topics of groups: how they are published and delivered. `codec` has their format.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,10 +6,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::task::yield_now;
 
+use super::codec::{EventMessage, GroupMessage};
 use super::{Clustered, Shared, cache, channel_group, group_of, key};
 use crate::apps::App;
 use crate::cluster::broker::{PendingReply, Unavailable};
 use crate::cluster::coordinator::CachedMessage;
+use crate::cluster::envelope::Unreadable;
 use crate::cluster::group::{Group, Version};
 use crate::cluster::node::Capacity;
 use crate::protocol::message::{Event, Source};
@@ -25,45 +19,18 @@ use crate::protocol::wire::{Frame, pusher, websocket};
 use crate::protocol::{ChannelName, SocketId, UserId};
 use crate::registry::Backlog;
 
-/// First byte of a message with the subscriber count of a node.
-pub(super) const COUNT: u8 = b'c';
-const TO_ALL: u8 = b'e';
-const TO_ALL_BUT_ONE: u8 = b'x';
-
 /// Client events in flight to the broker, all together. Further ones are rejected as if the broker were unavailable.
 const IN_FLIGHT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 fn encode_event(event: &Event<'_>) -> Vec<u8> {
     let frame = pusher::encode(&event.message());
-    let json = frame.text().as_bytes();
-    let mut message = Vec::with_capacity(1 + 8 + json.len());
-    match event.except {
-        Some(socket) => {
-            message.push(TO_ALL_BUT_ONE);
-            message.extend_from_slice(&socket.number().to_be_bytes());
-        }
-        None => message.push(TO_ALL),
-    }
-    message.extend_from_slice(json);
-    message
+    let message = EventMessage { position: None, except: event.except, json: frame.text() };
+    GroupMessage::Event(message).encode()
 }
 
-/// Returns the socket to skip and the frame for the others; `None`: the message is malformed.
-pub(super) fn decode_event(message: &Bytes) -> Option<(Option<SocketId>, Frame)> {
-    match message.split_first()? {
-        (&TO_ALL, json) => Some((None, frame(json)?)),
-        (&TO_ALL_BUT_ONE, rest) => {
-            let (socket, json) = rest.split_first_chunk::<8>()?;
-            Some((Some(SocketId::from_number(u64::from_be_bytes(*socket))), frame(json)?))
-        }
-        _ => None,
-    }
-}
-
-/// `None`: `json` is not UTF-8.
-fn frame(json: &[u8]) -> Option<Frame> {
-    std::str::from_utf8(json).ok()?;
-    Some(websocket::text_frame(|out| out.extend_from_slice(json)))
+/// The socket that an event skips, and the frame for the others.
+fn delivery(event: &EventMessage<'_>) -> (Option<SocketId>, Frame) {
+    (event.except, websocket::text_frame(|out| out.extend_from_slice(event.json.as_bytes())))
 }
 
 impl Clustered {
@@ -146,13 +113,16 @@ impl Clustered {
         version: Option<Version>,
         message: &Bytes,
     ) -> Option<Capacity> {
-        if message.first() == Some(&COUNT) {
-            self.receive_count(hub, group, (app, &channel), message);
-            return None;
-        }
-        let Some((except, frame)) = decode_event(message) else {
-            hub.metrics.cluster.dropped.count();
-            return None;
+        let (except, frame) = match GroupMessage::decode(message) {
+            Ok(GroupMessage::Event(event)) => delivery(&event),
+            Ok(GroupMessage::Count(count)) => {
+                self.receive_count(hub, group, (app, &channel), count);
+                return None;
+            }
+            Err(why) => {
+                self.cluster.report_dropped(why);
+                return None;
+            }
         };
         let cache = cache(app, app.limits.cache_ttl);
         let key = key(app, &channel);
@@ -168,6 +138,18 @@ impl Clustered {
             .map(|mut backlog| Box::pin(std::future::poll_fn(move |cx| backlog.poll_ready(cx))) as Capacity)
     }
 
+    /// Reads a cached event: the socket that it skips, and the frame for the others. `None`: it cannot be read.
+    pub(super) fn read_cached(&self, message: &Bytes) -> Option<(Option<SocketId>, Frame)> {
+        let why = match GroupMessage::decode(message) {
+            Ok(GroupMessage::Event(event)) => return Some(delivery(&event)),
+            // Counts are not cached.
+            Ok(GroupMessage::Count(_)) => Unreadable::Malformed,
+            Err(why) => why,
+        };
+        self.cluster.report_dropped(why);
+        None
+    }
+
     /// Delivers events that were cached while the broker was unavailable to the subscribers of cache channels.
     pub(super) async fn deliver_missed_cached(&self, hub: &Shared) {
         let mut caches = hub.registry.subscribed_caches();
@@ -178,7 +160,7 @@ impl Clustered {
                 // If the broker is disconnected again, this starts again when it is back.
                 let Ok(cached) = cached else { return };
                 if let Some(CachedMessage { version, message, ttl }) = cached
-                    && let Some((except, frame)) = decode_event(&message)
+                    && let Some((except, frame)) = self.read_cached(&message)
                 {
                     let cached = (cache(app, ttl), version);
                     hub.drive(hub.registry.deliver(&key, frame, except, Some(cached), hub.now()).drive);

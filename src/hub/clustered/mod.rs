@@ -7,7 +7,7 @@
 //!   this group: the connections of the user are in that channel, which has no group of its own.
 //!
 //! Events are published to the broker and come back, also to the node that published them, so all nodes deliver the
-//! events of a channel in one order (`messages`).
+//! events of a channel in one order (`messages`, `codec`).
 //!
 //! Everything that concerns a group happens under the lock of its partition ([`Cluster::with_group`]): a leave does not
 //! overtake a join, and the events that a subscriber gets continue where its acknowledgement ends.
@@ -15,6 +15,7 @@
 //! Start with `subscriptions`; `handler` receives the events of the cluster, and `pending` holds the entries that wait.
 
 mod channel_list;
+mod codec;
 mod counts;
 mod handler;
 mod messages;

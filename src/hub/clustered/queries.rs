@@ -13,7 +13,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::channel_list::{self, ClusterChannels};
-use super::messages::decode_event;
 use super::{Clustered, Shared, Subject, channel_group, group_of, key};
 use crate::apps::App;
 use crate::cluster::broker::Unavailable;
@@ -46,7 +45,7 @@ impl Clustered {
         }
         if query.cache && channel.is_cached() {
             let cached = self.cluster.cached(group).await?;
-            info.cache = cached.and_then(|cached| Some((decode_event(&cached.message)?.1, cached.ttl)));
+            info.cache = cached.and_then(|cached| Some((self.read_cached(&cached.message)?.1, cached.ttl)));
         }
         Ok(info)
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::sleep;
 
-use super::messages::decode_event;
 use super::pending::{PendingEntry, PendingSubscriber};
 use super::{
     Clustered, RETRY, Shared, cache, capacity_check_entry, channel_group, key, sign_in_entry,
@@ -187,7 +186,7 @@ impl Clustered {
                         return;
                     }
                     let key = key(&subscriber.app, &subscriber.channel);
-                    if let Some(cached) = cached.and_then(|cached| cached_frame(cached, hub.now())) {
+                    if let Some(cached) = cached.and_then(|cached| clustered.cached_frame(cached, hub.now())) {
                         let ttl = cached.expires.saturating_sub(hub.now());
                         if let Some(limit) = hub.registry.cache(&key, &cached, cache(&subscriber.app, ttl)) {
                             hub.report_not_cached(limit, &subscriber.app, &subscriber.channel);
@@ -243,9 +242,9 @@ impl Clustered {
             left
         })
     }
-}
 
-fn cached_frame(cached: CachedMessage, now: Duration) -> Option<CachedFrame> {
-    let (_, frame) = decode_event(&cached.message)?;
-    Some(CachedFrame { frame, number: cached.version, expires: now + cached.ttl })
+    fn cached_frame(&self, cached: CachedMessage, now: Duration) -> Option<CachedFrame> {
+        let (_, frame) = self.read_cached(&cached.message)?;
+        Some(CachedFrame { frame, number: cached.version, expires: now + cached.ttl })
+    }
 }

@@ -25,7 +25,8 @@ const BACKLOG_HARD_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Queue {
     pending: VecDeque<Pending>,
     bytes: usize,
-    /// The number of the next message.
+    /// The number of the next message. Like `Subscriber::since` and `Batch::first`, it counts deliveries on this node, and is
+    /// no [`Offset`](crate::protocol::Offset), which would be the same on all nodes.
     next: u64,
     /// Whether a [`Drive`] exists, which takes what is pending.
     has_driver: bool,

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
-use pusherd::cluster::broker::{Broker as _, Topic};
+use pusherd::cluster::broker::{Broker as _, Incoming, Topic};
+use pusherd::cluster::coordinator::Coordinator as _;
 use serde_json::{Value, json};
+use tracing::Level;
 
 use super::{answers, marker, subscribers};
-use crate::harness::{NEWS, Node, nodes};
+use crate::harness::{Log, NEWS, Node, nodes};
 
 #[tokio::test]
 async fn subscribers_on_all_nodes_get_the_events_of_a_channel_in_one_order() {
@@ -157,22 +160,109 @@ async fn a_node_that_reconnects_delivers_the_cached_event_that_it_missed() {
     marker(&nodes[1], "cache-x", &mut [&mut client, &mut late]).await;
 }
 
+/// The topic of the channel `news`.
+fn news() -> Topic {
+    Topic::Group("c/1001/news".into())
+}
+
 #[tokio::test]
 async fn malformed_messages_are_dropped() {
     let [node]: [Node; 1] = nodes().await;
     let mut client = node.connect().await;
     client.subscribe(NEWS).await;
-    let topics = [Topic::Group("c/1001/news".into()), Topic::Nodes];
-    for topic in topics {
-        for garbage in
-            ["", "e", "\u{1}", "\u{1}\u{1}", "\u{1}m", "\u{1}me\u{fffd}", "mex", "mx1234567", "c", "?"]
-        {
-            node.link.publish(vec![(topic.clone(), garbage.into())]).await.unwrap();
+    let garbage = ["", "1", "e", "1e", "0Me{}", "11", "1m", "1Mx1234567", "1Mc", "1M?", "1M.", "1M1e{}"]
+        .map(Bytes::from);
+    let kinds = (0..=255).flat_map(|byte| [vec![b'1', byte, 0xff, 0], vec![b'1', b'M', byte, 0xff, 0]]);
+    // Digits are the versions of later releases, which are dropped as well.
+    let garbage: Vec<_> = garbage.into_iter().chain(kinds.map(Bytes::from)).collect();
+    for topic in [news(), Topic::Nodes] {
+        let messages = garbage.iter().map(|garbage| (topic.clone(), garbage.clone()));
+        node.link.publish(messages.collect()).await.unwrap();
+    }
+    marker(&node, NEWS, &mut [&mut client]).await;
+    assert_eq!(node.metrics.cluster.dropped.get(), 2 * garbage.len() as u64);
+    node.is_ready(true).await;
+}
+
+#[tokio::test]
+async fn messages_of_a_later_release_are_dropped_and_counted_and_logged_once() {
+    let from = [b"1M1".as_slice(), &[0xab; 16], b"of a request"].concat();
+    let (to_group, to_nodes) = (news(), Topic::Nodes);
+    for (topic, message, node_id) in [
+        (&to_group, b"2M of an envelope".as_slice(), None),
+        (&to_group, b"1M3 of an event", None),
+        (&to_group, b"1K000000000000000000013 of a cached event", None),
+        (&to_nodes, b"2M of an envelope", None),
+        (&to_nodes, b"1M1 cut short", None),
+        (&to_nodes, &from, Some("ab".repeat(16))),
+    ] {
+        let (log, _logging) = Log::start(Level::WARN);
+        let [node]: [Node; 1] = nodes().await;
+        let mut client = node.connect().await;
+        client.subscribe(NEWS).await;
+        let messages = vec![(topic.clone(), Bytes::copy_from_slice(message)); 3];
+        node.link.publish(messages).await.unwrap();
+        // Nothing of them arrives, and the node goes on.
+        marker(&node, NEWS, &mut [&mut client]).await;
+        assert_eq!(node.metrics.cluster.dropped.get(), 3);
+        let line = log.line(Level::WARN, "another node has a newer release of pusherd");
+        assert!(line.contains("count=1"), "{line}");
+        match node_id {
+            Some(id) => assert!(line.contains(&format!("node={id}")), "{line}"),
+            None => assert!(!line.contains("node="), "{line}"),
         }
-        for byte in 0..=255 {
-            node.link.publish(vec![(topic.clone(), vec![1, byte, 0xff, 0].into())]).await.unwrap();
+        node.is_ready(true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cached_event_of_a_later_release_is_a_cache_miss() {
+    let (log, _logging) = Log::start(Level::WARN);
+    let [node]: [Node; 1] = nodes().await;
+    let later = Bytes::from("3 of a later release");
+    node.link.publish_cached("c/1001/cache-x".into(), later, Duration::from_secs(60)).await.unwrap();
+    let mut client = node.connect().await;
+    client.subscribe("cache-x").await;
+    client.expect_event("pusher:cache_miss", "cache-x").await;
+    let info = node.get_json("/apps/1001/channels/cache-x?info=cache").await;
+    assert_eq!(info["cache"], Value::Null, "{info}");
+    assert_eq!(node.metrics.cluster.dropped.get(), 2);
+    log.line(Level::WARN, "another node has a newer release of pusherd");
+    node.publish("cache-x", "e", "1").await;
+    client.expect(json!({ "event": "e", "channel": "cache-x", "data": "1" })).await;
+}
+
+#[tokio::test]
+async fn an_event_between_nodes_is_the_text_that_subscribers_get() {
+    let [node]: [Node; 1] = nodes().await;
+    let mut client = node.connect().await;
+    client.subscribe(NEWS).await;
+    let (observer, mut published) = node.broker.connect();
+    observer.subscribe(news()).await.unwrap();
+    node.publish(NEWS, "e", "\u{fc}").await;
+    let text = client.next_text().await;
+    let message = loop {
+        if let Incoming::Message(_, message) = published.recv().await.unwrap() {
+            break message;
+        }
+    };
+    assert_eq!(message, format!("1Me{text}"));
+    // Release 0.1 writes the same. A position, which later releases may give, changes nothing for subscribers.
+    let position = format!("{:020}{:020}", u64::MAX, 7);
+    let ours = client.id.split_once('.').unwrap();
+    let ours = [ours.0, ours.1].map(|half| half.parse::<u32>().unwrap().to_be_bytes()).concat();
+    let to_all_but = |socket: &[u8]| [format!("1M2{position}x").as_bytes(), socket, text.as_bytes()].concat();
+    for (message, is_delivered) in [
+        (format!("1Me{text}").into_bytes(), true),
+        (format!("1M2{position}e{text}").into_bytes(), true),
+        (to_all_but(&[0; 8]), true),
+        (to_all_but(&ours), false),
+    ] {
+        observer.publish(vec![(news(), message.into())]).await.unwrap();
+        if is_delivered {
+            assert_eq!(client.next_text().await, text);
         }
     }
     marker(&node, NEWS, &mut [&mut client]).await;
-    node.is_ready(true).await;
+    assert_eq!(node.metrics.cluster.dropped.get(), 0);
 }

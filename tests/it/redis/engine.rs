@@ -50,9 +50,7 @@ async fn a_cached_message_has_one_version_until_its_ttl_is_over() {
         let ttl = Duration::from_secs(60);
         node.redis.publish_cached(Arc::clone(&about), Bytes::from(message), ttl).await.unwrap();
         let Incoming::Message(_, bytes) = node.next().await else { panic!() };
-        let Some(Envelope::Cached(version, published)) = envelope::open(Some(&about), &bytes) else {
-            panic!()
-        };
+        let Ok(Envelope::Cached(version, published)) = envelope::open(Some(&about), &bytes) else { panic!() };
         assert!(version > last);
         last = version;
         let CachedMessage { version, message: found, ttl: left } =
@@ -128,7 +126,7 @@ async fn records_have_one_reader_and_the_next_one_reads_what_is_left() {
     assert!(two.carry_out(two.update("g", 1).holds().with("a")).await.is_ok());
     let Incoming::Message(topic, bytes) = one.next().await else { panic!() };
     assert_eq!(topic, Topic::Node(one.id));
-    assert_eq!(envelope::open(None, &bytes), Some(Envelope::Records(partition)));
+    assert_eq!(envelope::open(None, &bytes), Ok(Envelope::Records(partition)));
     let records = one.redis.records(partition, 0, 100).await.unwrap();
     let changes: Vec<_> = records.iter().map(|record| record.transition.change.clone()).collect();
     assert_eq!(changes, [Change::Occupied, Change::Added(Arc::from("a"), Bytes::from("{}"))]);
@@ -175,7 +173,7 @@ async fn messages_arrive_in_the_order_of_the_calls_whichever_reply_is_awaited_fi
     for number in 0..1000_u32 {
         let Incoming::Message(_, bytes) = one.next().await else { panic!() };
         let message = match envelope::open(None, &bytes) {
-            Some(Envelope::Cached(_, message)) => message,
+            Ok(Envelope::Cached(_, message)) => message,
             _ => bytes,
         };
         assert_eq!(message, number.to_string());

@@ -202,7 +202,7 @@ impl<'a> Pair<'a> {
     ) {
         for wanted in transitions {
             let Incoming::Message(Topic::Group(about), bytes) = self.node.next().await else { panic!() };
-            let Some(Envelope::Changed(transition)) = envelope::open(Some(&about), &bytes) else {
+            let Ok(Envelope::Changed(transition)) = envelope::open(Some(&about), &bytes) else {
                 panic!("{bytes:?}")
             };
             let last = self.last.values().copied().max().unwrap_or_default();

@@ -59,7 +59,7 @@
 //! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
 //! | [`tls_client`] | TLS to other servers: the certificates that are trusted, and the handshake | bounded_file, pem |
 //! | [`addresses`] | the address of a client behind proxies, and how many connections each address has | limits |
-//! | [`apps`] | an app with its keys and limits; where apps are found | protocol, limits, rejections |
+//! | [`apps`] | an app: its settings, its state, and where it is found; apps may be replaced at run time | protocol, limits, rejections |
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
@@ -83,6 +83,9 @@
 //!
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
+//! - An `Arc<App>` is a snapshot of an app's settings and never changes. [`apps::Apps::replace`] puts other snapshots in place of
+//!   all at once; who holds an old one for long asks [`apps::App::is_replaced`]. What an app has (permits, rates, counters)
+//!   is in its state, which all its snapshots share.
 //! - Locks are taken in the order part of the cluster, delivery guard of webhooks, channel (or user), outbox; no shard of a map
 //!   stays locked meanwhile.
 //! - In a cluster, the coordinator decides membership and presence, in one order for each group; nodes follow it and

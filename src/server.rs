@@ -116,19 +116,19 @@ pub enum Shutdown {
     Now,
 }
 
-/// Serves `apps` on `listeners` until `shutdown` receives a value, then drains as the module `drain` describes. A second
+/// Serves `apps`, which may be replaced meanwhile ([`Apps::replace`]), on `listeners` until `shutdown` receives a value, then drains as the module `drain` describes. A second
 /// value, or [`Shutdown::Now`], ends the drain at once.
 ///
 /// # Errors
 /// A background task ended early, or the system could not start a thread.
 pub async fn run(
     listeners: impl Into<Listeners>,
-    apps: Apps,
+    apps: impl Into<Arc<Apps>>,
     options: Options,
     mut shutdown: mpsc::Receiver<Shutdown>,
 ) -> io::Result<()> {
     let listeners = listeners.into();
-    let apps = Arc::new(apps);
+    let apps = apps.into();
     let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &options.metrics)?;
     let (debug, metrics) = (options.debug, Arc::clone(&options.metrics));
     let member = Member::start(&options.cluster, &options.metrics)?;
@@ -160,7 +160,12 @@ pub async fn run(
         pending: Arc::new(PendingConnections::new(shares.pending)),
         keep_alive_connections: KeepAliveConnections::default(),
         proxy_protocol: options.proxy_protocol,
-        http: http::Service::new(Api::new(hub.clone(), apps, options.http.clone(), tasks.clone())),
+        http: http::Service::new(Api::new(
+            hub.clone(),
+            Arc::clone(&apps),
+            options.http.clone(),
+            tasks.clone(),
+        )),
         handshake_timeout: options.handshake_timeout,
         keep_alive: options.keep_alive,
         write_timeout: options.http.read_timeout,
@@ -180,6 +185,15 @@ pub async fn run(
         let endpoint = server.endpoint.clone();
         async move { endpoint.watch().await }
     });
+    let mut apps_task = tokio::spawn({
+        let endpoint = server.endpoint.clone();
+        async move {
+            loop {
+                apps.replaced().await;
+                endpoint.wake_connections().await;
+            }
+        }
+    });
     let mut trim_task = tokio::spawn(trim::watch());
     let ended_early = |what: &str| Err(io::Error::other(format!("the task that {what} ended early")));
     let mut timer = {
@@ -189,6 +203,7 @@ pub async fn run(
             () = &mut accepting => return ended_early("accepts connections"),
             _ = &mut timers_task => return ended_early("runs the timers"),
             _ = &mut sweep_task => return ended_early("watches connections"),
+            _ = &mut apps_task => return ended_early("watches the list of apps"),
             _ = &mut trim_task => return ended_early("trims the heap"),
             _ = &mut records_task => return ended_early("reads the cluster's records"),
             _ = &mut cluster_task => return ended_early("runs the node of the cluster"),
@@ -207,6 +222,7 @@ pub async fn run(
     server.end_connections(&mut timer).await;
     timers_task.abort();
     sweep_task.abort();
+    apps_task.abort();
     trim_task.abort();
     webhooks
         .drain(timer.step_ended(|| Remaining { webhooks: webhooks.pending(), ..Remaining::default() }))

@@ -178,7 +178,7 @@ pub fn holds(data: &[u8]) {
 }
 
 fn permits(app: &App) -> ChannelPermits<'_> {
-    ChannelPermits { held: &app.channels, max: None }
+    ChannelPermits { held: &app.state.channels, max: None }
 }
 
 fn cache(app: &App) -> Cache<'_> {

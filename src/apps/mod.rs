@@ -1,35 +1,36 @@
 //! Apps: the applications that may use this server, with their keys and limits.
 //!
-//! This module owns [`App`], the settings and live counters of one application, and [`Apps`], the lookup by id or key. An
-//! `Arc<App>` is a snapshot, so no rule waits for a lookup. The `config` module checks the values. Start at [`App`].
+//! This module owns [`App`], the settings of one application, [`AppState`], what it has on this node, and [`Apps`], the lookup
+//! by id or key. An `Arc<App>` is a snapshot, so no rule waits for a lookup, and settings that belong together change
+//! together. The `config` module checks the values. Start at [`App`].
 
 mod limits;
 mod list;
 mod origin;
 mod permit;
+mod state;
 mod webhook;
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use limits::AppLimits;
 pub use list::Apps;
 pub use origin::{OriginPattern, OriginPatternError};
 pub use permit::ConnectionPermit;
+pub use state::AppState;
 pub use webhook::{
     ChannelFilter, EventType, EventTypes, Webhook, WebhookHeaderError, WebhookUrl, WebhookUrlError,
     webhook_header,
 };
 
-use parking_lot::Mutex;
-
-use crate::limits::{ByteCount, Count, Limit, Rate, TokenBucket};
+use crate::limits::{Limit, Rate};
 use crate::protocol::signature::SigningKey;
 use crate::protocol::wire::deflate::Compression;
 use crate::protocol::{CloseCode, NameRules};
-use crate::rejections::RejectionLog;
 
 /// The id of an app, as in `/apps/{id}/…`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -68,7 +69,7 @@ pub enum SubscriptionErrorFrames {
     Connection,
 }
 
-/// One application: its settings and its live counters.
+/// One application: a snapshot of its settings, and its state on this node, which all snapshots share.
 #[derive(Debug)]
 pub struct App {
     /// The id.
@@ -116,19 +117,15 @@ pub struct App {
     pub names: NameRules,
     /// The limits.
     pub limits: AppLimits,
-    /// Permits of open connections.
-    pub connections: Count,
-    /// Permits of channels that are occupied or keep an event.
-    pub channels: Arc<Count>,
-    /// Bytes of the bodies of HTTP requests in flight.
-    pub body_bytes: ByteCount,
-    /// The rate of HTTP requests.
-    pub requests: Mutex<TokenBucket>,
-    /// The rate of events published over HTTP.
-    pub events: Mutex<TokenBucket>,
-    /// The rejections that are reported to the operator.
-    pub reports: Arc<RejectionLog>,
+    /// What the app has on this node.
+    pub state: Arc<AppState>,
+    /// Whether [`Apps`] has another snapshot, or none any more.
+    pub replaced: Replaced,
 }
+
+/// See [`App::is_replaced`].
+#[derive(Debug, Default)]
+pub struct Replaced(AtomicBool);
 
 impl App {
     /// An app with one key and the defaults.
@@ -158,12 +155,8 @@ impl App {
             webhook_batching_ms: 50,
             names: NameRules::default(),
             limits: AppLimits::default(),
-            connections: Count::default(),
-            channels: Arc::default(),
-            body_bytes: ByteCount::default(),
-            requests: Mutex::default(),
-            events: Mutex::default(),
-            reports: Arc::default(),
+            state: Arc::default(),
+            replaced: Replaced::default(),
         }
     }
 
@@ -189,7 +182,7 @@ impl App {
     /// The rate is exceeded. The error is the time until the next request is accepted.
     pub fn count_request(&self, now: impl FnOnce() -> Duration) -> Result<(), Duration> {
         let Some(per_second) = self.limits.requests_per_second else { return Ok(()) };
-        self.requests.lock().try_acquire_many(1, Rate { per_second, burst: per_second }, now())
+        self.state.count_request(Rate { per_second, burst: per_second }, now())
     }
 
     /// Counts `count` events that are published together at `now`: all or none.
@@ -200,7 +193,7 @@ impl App {
         let Some(per_second) = self.limits.events_per_second else { return Ok(()) };
         let batch_max = u32::try_from(self.limits.events_per_batch_max).unwrap_or(u32::MAX);
         let rate = Rate { per_second, burst: per_second.max(batch_max) };
-        self.events.lock().try_acquire_many(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
+        self.state.count_events(u32::try_from(count).unwrap_or(u32::MAX), rate, now())
     }
 
     /// The limit of bytes in the bodies of requests in flight. It is never less than one body.
@@ -254,7 +247,18 @@ impl App {
     /// Whether the app has reached its limit of connections.
     #[must_use]
     pub fn is_at_connection_limit(&self) -> bool {
-        self.limits.connections_max.is_some_and(|max| self.connections.now() >= max)
+        self.limits.connections_max.is_some_and(|max| self.state.connections.now() >= max)
+    }
+
+    /// Whether the settings of the app were replaced, or the app was removed: look it up again. One relaxed load, so that
+    /// connections can ask before each message.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.0.load(Ordering::Relaxed)
+    }
+
+    fn mark_replaced(&self) {
+        self.replaced.0.store(true, Ordering::Release);
     }
 
     /// Whether a browser may connect from `origin`.

@@ -2,23 +2,17 @@
 
 use std::sync::Arc;
 
-use super::App;
+use super::{App, AppState};
 
 /// The permit of one connection of an app. Dropping it releases the permit.
 #[derive(Debug)]
-pub struct ConnectionPermit(Arc<App>);
+pub struct ConnectionPermit(Arc<AppState>);
 
 impl ConnectionPermit {
     /// Acquires a permit. `None` if the limit is reached.
     #[must_use]
-    pub fn acquire(app: &Arc<App>) -> Option<Self> {
-        app.connections.try_acquire(app.limits.connections_max).then(|| Self(Arc::clone(app)))
-    }
-
-    /// The app of the connection.
-    #[must_use]
-    pub const fn app(&self) -> &Arc<App> {
-        &self.0
+    pub fn acquire(app: &App) -> Option<Self> {
+        app.state.connections.try_acquire(app.limits.connections_max).then(|| Self(Arc::clone(&app.state)))
     }
 }
 

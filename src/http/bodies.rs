@@ -110,14 +110,14 @@ impl BodyCharge {
         let more = bytes - self.bytes;
         let (hub, node) = (&self.api.0.hub, &self.api.0.bodies.bytes);
         let of_app = self.app.requests_in_flight_bytes_max();
-        if !self.app.body_bytes.try_acquire(more, of_app) {
+        if !self.app.state.body_bytes.try_acquire(more, of_app) {
             let what = "bytes in the bodies of requests at once";
             return Err(ApiError::too_many(Limit::RequestsInFlightBytes, what, Duration::from_secs(1)));
         }
         let of_node =
             self.api.0.options.requests_in_flight_bytes_max.max(self.app.limits.request_body_bytes_max);
         if !node.try_acquire(more, of_node) {
-            self.app.body_bytes.release(more);
+            self.app.state.body_bytes.release(more);
             let example = Example::default().value(of_node as u64);
             hub.reject(Limit::NodeRequestsInFlightBytes, None, example);
             return Err(ApiError::Busy(of_node));
@@ -137,7 +137,7 @@ impl BodyCharge {
 impl Drop for BodyCharge {
     fn drop(&mut self) {
         self.release_signature();
-        self.app.body_bytes.release(self.bytes);
+        self.app.state.body_bytes.release(self.bytes);
         self.api.0.bodies.bytes.release(self.bytes);
     }
 }

@@ -1,6 +1,5 @@
 //! The limit on lists of channels: one request of each app is served at a time, in order, and 16 may wait.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,21 +7,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::ApiError;
-use crate::apps::{App, AppId, Apps};
+use super::per_app::PerApp;
+use crate::apps::App;
 use crate::limits::Count;
 
 /// Lists of one app that are served or waiting.
 const LISTS_MAX: u32 = 16;
 
 /// The permits of all apps.
-#[derive(Debug)]
-pub(super) struct ListPermits(HashMap<AppId, AppQueue>);
+#[derive(Debug, Default)]
+pub(super) struct ListPermits(PerApp<AppQueue>);
 
 #[derive(Debug)]
 struct AppQueue {
     semaphore: Arc<Semaphore>,
     /// Requests that are served or waiting.
     requests: Arc<Count>,
+}
+
+impl Default for AppQueue {
+    fn default() -> Self {
+        Self { semaphore: Arc::new(Semaphore::new(1)), requests: Arc::default() }
+    }
 }
 
 /// The permit of one request. Dropping it lets the next request continue.
@@ -39,14 +45,9 @@ impl Drop for ListPermit {
 }
 
 impl ListPermits {
-    pub(super) fn of(apps: &Apps) -> Self {
-        let queue = || AppQueue { semaphore: Arc::new(Semaphore::new(1)), requests: Arc::default() };
-        Self(apps.iter().map(|app| (app.id.clone(), queue())).collect())
-    }
-
     /// Waits for a permit of the app, at most for `wait_max`.
     pub(super) async fn acquire(&self, app: &App, wait_max: Duration) -> Result<ListPermit, ApiError> {
-        let queue = self.0.get(&app.id).expect("every app has a queue");
+        let queue = self.0.of(app);
         if !queue.requests.try_acquire(Some(LISTS_MAX)) {
             return Err(ApiError::TooManyLists(LISTS_MAX));
         }
@@ -67,9 +68,8 @@ mod tests {
 
     const WAIT_MAX: Duration = Duration::from_secs(10);
 
-    fn permits() -> (ListPermits, Arc<App>) {
-        let apps = Apps::new([App::new("1", "k", "s"), App::new("2", "k2", "s")]);
-        (ListPermits::of(&apps), Arc::clone(apps.by_id("1").unwrap()))
+    fn permits() -> (ListPermits, App) {
+        (ListPermits::default(), App::new("1", "k", "s"))
     }
 
     #[tokio::test(start_paused = true)]

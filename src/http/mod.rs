@@ -19,6 +19,7 @@ mod health;
 mod idempotency;
 mod info;
 mod list_permits;
+mod per_app;
 mod signed;
 mod streamed;
 mod trigger;
@@ -101,10 +102,16 @@ impl Api {
     /// The API of `hub`. It spawns its tasks in `tasks`: wait for them before the node ends.
     #[must_use]
     pub fn new(hub: Hub, apps: Arc<Apps>, options: Options, tasks: TaskTracker) -> Self {
-        let idempotency = idempotency::Stores::of(&apps);
-        let lists = list_permits::ListPermits::of(&apps);
-        let (bodies, memory) = (bodies::Bodies::default(), health::LastReading::default());
-        Self(Arc::new(Shared { hub, apps, idempotency, bodies, lists, memory, tasks, options }))
+        Self(Arc::new(Shared {
+            hub,
+            apps,
+            idempotency: idempotency::Stores::default(),
+            bodies: bodies::Bodies::default(),
+            lists: list_permits::ListPermits::default(),
+            memory: health::LastReading::default(),
+            tasks,
+            options,
+        }))
     }
 
     /// Strips the path prefix of an app and additional slashes at the start from the path of a request, so that each route
@@ -137,14 +144,14 @@ impl Api {
         let id = uri.path().strip_prefix("/apps/").and_then(|rest| rest.split('/').next());
         let id = id.map(|id| percent_decode_str(id).decode_utf8_lossy());
         let app = id.as_deref().and_then(|id| self.0.apps.by_id(id));
-        if let (None, Some(id)) = (app, &id) {
+        if let (None, Some(id)) = (&app, &id) {
             example = example.app(&**id);
         }
         let query = Query::parse(uri.query().unwrap_or_default()).unwrap_or_default();
         if let Some(key) = query.value("auth_key") {
             example = example.key(key);
         }
-        self.0.hub.reject(why, app.map(|app| &**app), example);
+        self.0.hub.reject(why, app.as_deref(), example);
     }
 }
 
@@ -301,7 +308,7 @@ async fn handled_before_router(State(api): State<Api>, uri: Uri) -> ApiError {
 fn not_found(api: &Api, path: &str) -> ApiError {
     let of_app = path.split_once("/apps/").filter(|(front, _)| !front.is_empty());
     let of_app = of_app.and_then(|(_, rest)| api.0.apps.by_id(rest.split('/').next()?));
-    let hint = match of_app.map(|app| (&*app.id.0, &*app.path_prefix)) {
+    let hint = match of_app.as_deref().map(|app| (&*app.id.0, &*app.path_prefix)) {
         None => String::new(),
         Some((id, "")) => format!("; app {id} has no path_prefix: its requests begin with /apps/{id}/"),
         Some((id, prefix)) => {

@@ -128,7 +128,7 @@ fn prefix(head: &request::Parts) -> &str {
 /// The app that the request claims to be from.
 fn find_app(head: &request::Parts, raw_query: &str, api: &Api) -> Result<Arc<App>, ApiError> {
     let app = find(&api.0.apps, head.uri.path(), prefix(head), raw_query)?;
-    if app.enabled { Ok(Arc::clone(app)) } else { Err(ApiError::AppDisabled) }
+    if app.enabled { Ok(app) } else { Err(ApiError::AppDisabled) }
 }
 
 /// Checks the signature of the head, and counts the request.
@@ -158,7 +158,7 @@ fn check_signature<'q>(
 }
 
 /// Finds the app of a request by the id in its path, or by its key for the one path without an id.
-fn find<'a>(apps: &'a Apps, path: &str, prefix: &str, raw_query: &str) -> Result<&'a Arc<App>, ApiError> {
+fn find(apps: &Apps, path: &str, prefix: &str, raw_query: &str) -> Result<Arc<App>, ApiError> {
     let unknown = |id: &str| {
         let shown = &id[..id.floor_char_boundary(80)];
         ApiError::UnknownApp(format!("There is no app with the id {shown}"))
@@ -294,7 +294,7 @@ mod tests {
             ("/users/7/terminate_connections", "/rt", "k2", None),
         ] {
             let found = find(&apps, path, prefix, &format!("{key}{query}"));
-            assert_eq!(found.ok().map(|app| &*app.id.0), id, "{prefix}{path}");
+            assert_eq!(found.as_deref().ok().map(|app| &*app.id.0), id, "{prefix}{path}");
         }
     }
 

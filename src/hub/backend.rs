@@ -215,7 +215,7 @@ impl Backend {
     /// See [`super::Hub::connections_of`].
     pub(super) async fn connections_of(&self, app: &App) -> Result<u64, Unavailable> {
         match self {
-            Self::Local => Ok(app.connections.now().into()),
+            Self::Local => Ok(app.state.connections.now().into()),
             Self::Clustered(clustered) => clustered.connections_of(app).await,
         }
     }

@@ -27,7 +27,7 @@ impl Shared {
     ) -> Result<Joined, JoinError> {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
-        let permits = ChannelPermits { held: &app.channels, max: app.limits.channels_max };
+        let permits = ChannelPermits { held: &app.state.channels, max: app.limits.channels_max };
         let join =
             Join { member, members_max, counts: app.subscription_counts, permits, acknowledgement: None };
         // Locked before the registry decides, so that webhooks have the order of the decisions.
@@ -85,7 +85,7 @@ impl Shared {
         self.log(app, event);
         let cache = Cache {
             ttl: app.limits.cache_ttl,
-            permits: ChannelPermits { held: &app.channels, max: app.limits.channels_max },
+            permits: ChannelPermits { held: &app.state.channels, max: app.limits.channels_max },
             bytes_max: app.limits.cached_bytes_max,
         };
         let published = self.registry.publish(&app.id.0, event, cache, self.now());

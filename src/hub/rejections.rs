@@ -28,7 +28,7 @@ impl Shared {
                 example = example.value(app.value_of(limit));
             }
         }
-        let reports = app.map_or(&self.rejections, |app| &app.reports);
+        let reports = app.map_or(&self.rejections, |app| &app.state.reports);
         if reports.report(rejection, example, self.now()) {
             self.unreported.lock().push(Arc::clone(reports));
         }

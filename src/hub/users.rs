@@ -143,7 +143,7 @@ impl Shared {
         user: &UserId,
         acknowledgement: &Frame,
     ) {
-        let permits = ChannelPermits { held: &app.channels, max: None };
+        let permits = ChannelPermits { held: &app.state.channels, max: None };
         let acknowledgement = Some(acknowledgement);
         let join = Join { member: None, members_max: 0, counts: false, permits, acknowledgement };
         let joined = self.registry.join(&key(app, &ChannelName::of_user(user)), outbox, &join, self.now());

@@ -27,7 +27,7 @@ mod transport;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ pub struct Outbox {
     /// Bytes that the client has caused to be sent, to itself and to others. Taken by its task.
     charge_bytes: AtomicU32,
     /// More queued bytes than this close the connection as too slow.
-    bytes_max: u32,
+    bytes_max: AtomicU32,
     /// The negotiated compression: publishers choose the frames for this client by it.
     compression: Compression,
     transport: Transport,
@@ -86,11 +86,21 @@ impl Outbox {
             write_progress: WriteProgress::default(),
             charge_changes: AtomicU16::new(0),
             charge_bytes: AtomicU32::new(0),
-            bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX),
+            bytes_max: AtomicU32::new(u32::try_from(bytes_max).unwrap_or(u32::MAX)),
             compression: Compression::Off,
             transport: transport.into(),
             state: Mutex::new(State::new(Arc::default())),
         }
+    }
+
+    /// Changes the limit of queued bytes.
+    pub fn set_bytes_max(&self, bytes_max: usize) {
+        self.bytes_max.store(u32::try_from(bytes_max).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Wakes the connection's task.
+    pub fn wake(&self) {
+        self.state.lock().wake();
     }
 
     /// Takes the memory of the queue from the node's budget.
@@ -177,7 +187,7 @@ impl Outbox {
     /// Whether the queue exceeds its limit. The chunk at the head does not count, so that one message larger than the
     /// limit passes, such as the member list of a large presence channel.
     fn is_full(&self, state: &State) -> bool {
-        state.bytes_behind_head() > self.bytes_max as usize
+        state.bytes_behind_head() > self.bytes_max.load(Ordering::Relaxed) as usize
     }
 
     /// Runs `act` under the lock, while nothing can be sent: what it changes holds for every later [`Outbox::send_if`].

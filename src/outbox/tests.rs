@@ -53,6 +53,20 @@ async fn a_client_that_does_not_read_is_closed_and_costs_no_more_than_its_limit(
     assert!(outbox.queued_bytes() <= 10_400, "only the partly sent frame and the closing frames are kept");
 }
 
+#[test]
+fn a_limit_that_changes_holds_from_the_next_frame_on() {
+    let outbox = Outbox::detached(SOCKET, 100);
+    let frame = Bytes::from(vec![0; 1000]);
+    outbox.send(&frame);
+    outbox.set_bytes_max(10_000);
+    outbox.send(&frame);
+    outbox.send(&frame);
+    assert_eq!(outbox.closing(), None);
+    outbox.set_bytes_max(100);
+    outbox.send(&frame);
+    assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
+}
+
 #[tokio::test]
 async fn nothing_is_sent_after_a_close() {
     let (outbox, mut client) = pair(1000).await;

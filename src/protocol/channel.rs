@@ -110,6 +110,20 @@ impl ChannelName {
         Ok(Self(text.into()))
     }
 
+    /// A name that a node of the cluster has checked, by the rules that its app had then. No rules accept
+    /// more than ASCII letters, digits and punctuation other than `: # " \`.
+    ///
+    /// # Errors
+    /// [`ChannelNameError`]: no rules accept `text`.
+    pub fn of_node(text: &str) -> Result<Self, ChannelNameError> {
+        let is_possible = |byte: u8| byte.is_ascii_graphic() && !b":#\"\\".contains(&byte);
+        match text.strip_prefix(USER_CHANNEL).unwrap_or(text) {
+            "" => Err(ChannelNameError::Empty),
+            plain if plain.bytes().all(is_possible) => Ok(Self(text.into())),
+            _ => Err(ChannelNameError::Alphabet),
+        }
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -14,13 +14,23 @@ use crate::protocol::CloseCode;
 use crate::protocol::request::Query;
 use crate::rejections::{Mistake, Rejection};
 
-/// An accepted connection's permits.
+/// Why a disabled app rejects and closes connections.
+pub(super) const APP_DISABLED: &str = "This app is disabled";
+
+/// An accepted connection.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    pub(super) app: Arc<App>,
+    pub(super) permits: Permits,
+}
+
+/// An accepted connection's permits.
+#[derive(Debug)]
+pub(super) struct Permits {
     /// Of the app, until the connection is closed.
-    pub(super) app_permit: ConnectionPermit,
+    pub(super) of_app: ConnectionPermit,
     /// Of the node and the address, until the socket is closed.
-    pub(super) node_permits: NodePermits,
+    pub(super) of_node: NodePermits,
 }
 
 /// A socket's permits of the node and of its address.
@@ -70,25 +80,24 @@ impl Endpoint {
         };
         if !prefix.is_empty() && *prefix != *app.path_prefix {
             let message = "Path not found: this app has another path prefix";
-            return reject(CloseCode::PathNotFound, message, Mistake::ConnectionPath, Some(app));
+            return reject(CloseCode::PathNotFound, message, Mistake::ConnectionPath, Some(&app));
         }
         if app.tls_only && !peer.over_tls && !self.0.addresses.client_uses_tls(peer.address.ip(), headers) {
             let message = "This app takes TLS connections only";
-            return reject(CloseCode::TlsOnly, message, Mistake::TlsOnly, Some(app));
+            return reject(CloseCode::TlsOnly, message, Mistake::TlsOnly, Some(&app));
         }
         if !app.enabled {
-            let message = "This app is disabled";
-            return reject(CloseCode::AppDisabled, message, Mistake::AppDisabled, Some(app));
+            return reject(CloseCode::AppDisabled, APP_DISABLED, Mistake::AppDisabled, Some(&app));
         }
         if let Err((code, message)) = check_protocol(uri.query().unwrap_or_default(), app.require_protocol) {
-            return reject(code, message, Mistake::ProtocolVersion, Some(app));
+            return reject(code, message, Mistake::ProtocolVersion, Some(&app));
         }
         if let Some(origin) = headers.get(header::ORIGIN)
             && !origin.to_str().is_ok_and(|origin| app.allows_origin(origin))
         {
-            return reject(CloseCode::Unauthorized, "Origin not allowed", Mistake::Origin, Some(app));
+            return reject(CloseCode::Unauthorized, "Origin not allowed", Mistake::Origin, Some(&app));
         }
-        Ok(Arc::clone(app))
+        Ok(app)
     }
 
     /// The prefix and the key in the path of a connection. `None`: another path.
@@ -131,9 +140,9 @@ impl Endpoint {
             Err(_) if app.is_at_connection_limit() => return at_app_limit(),
             Err(limit) => return reject(CloseCode::OverCapacity, "Server is over capacity", limit, None),
         };
-        let Some(app_permit) = hub.acquire_connection(app).await else { return at_app_limit() };
-        let node_permits = NodePermits { _node: node_permit, _address: address_permit.map(Box::new) };
-        Ok(Admitted { app_permit, node_permits })
+        let Some(of_app) = hub.acquire_connection(app).await else { return at_app_limit() };
+        let of_node = NodePermits { _node: node_permit, _address: address_permit.map(Box::new) };
+        Ok(Admitted { app: Arc::clone(app), permits: Permits { of_app, of_node } })
     }
 }
 

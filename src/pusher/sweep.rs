@@ -26,6 +26,16 @@ impl Endpoint {
         tokio::join!(self.sweep(), self.enforce_budget());
     }
 
+    /// Wakes the tasks of all connections, because apps were replaced: each looks its app up again.
+    pub async fn wake_connections(&self) {
+        for chunk in self.0.hub.connections().chunks() {
+            for outboxes in chunk.chunks(SENDS_PER_TURN) {
+                outboxes.iter().for_each(|outbox| outbox.wake());
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Pings silent clients and closes dead ones, once a second.
     async fn sweep(&self) {
         let Options { ping_interval, pong_timeout, message_timeout, write_timeout, .. } = self.0.options;

@@ -202,6 +202,12 @@ impl Session {
         &self.app
     }
 
+    /// Continues with other settings of the same app, from the next message on. What the connection has subscribed to stays,
+    /// also if it could not subscribe to it now.
+    pub fn adopt_settings(&mut self, app: Arc<App>) {
+        self.app = app;
+    }
+
     /// The user that the connection is signed in as.
     #[must_use]
     pub fn signed_in(&self) -> Option<&SignedIn> {

@@ -111,7 +111,8 @@ impl Webhooks {
     /// # Errors
     /// The system provides no thread or no randomness.
     pub fn start(apps: &Apps, options: Options, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let with_webhooks: Vec<_> = apps.iter().filter(|app| !app.webhooks.is_empty()).collect();
+        let mut with_webhooks = apps.all();
+        with_webhooks.retain(|app| !app.webhooks.is_empty());
         if with_webhooks.is_empty() {
             return Ok(Self::default());
         }
@@ -131,7 +132,7 @@ impl Webhooks {
         let [timers, abort, ended] = std::array::from_fn(|_| CancellationToken::new());
         let mut app_webhooks = HashMap::new();
         for app in with_webhooks {
-            let webhooks = Arc::new(AppWebhooks::new(app, &shared)?);
+            let webhooks = Arc::new(AppWebhooks::new(&app, &shared)?);
             for endpoint in &webhooks.endpoints {
                 for _ in 0..endpoint.senders() {
                     let sending = Arc::clone(endpoint).run(abort.clone());

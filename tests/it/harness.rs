@@ -85,6 +85,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// The address that it listens on with TLS.
     pub tls_address: Option<SocketAddr>,
+    /// Its apps.
+    pub apps: Arc<Apps>,
     /// Its counters.
     pub metrics: Arc<Metrics>,
     stop: mpsc::Sender<Shutdown>,
@@ -99,18 +101,17 @@ impl Server {
 
     /// Starts a server that `change` has adjusted.
     pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
-        let app = |key: &Key| App::new(key.app_id, key.key, key.secret);
         let options = Options { drain: Duration::ZERO, ..Options::default() };
-        let mut setup = Setup { app: app(&DEMO), other: app(&OTHER), options, tls: None };
+        let mut setup = Setup { app: DEMO.app(), other: OTHER.app(), options, tls: None };
         change(&mut setup);
         let bind = || server::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let listeners = Listeners { plain: Some(bind()), tls: setup.tls.map(|tls| (bind(), tls)) };
         let listening = listeners.addresses().unwrap();
         let (stop, stopped) = mpsc::channel(4);
-        let apps = Apps::new([setup.app, setup.other]);
+        let apps = Arc::new(Apps::new([setup.app, setup.other]));
         let metrics = Arc::clone(&setup.options.metrics);
-        let running = tokio::spawn(server::run(listeners, apps, setup.options, stopped));
-        Self { address: listening.plain.unwrap(), tls_address: listening.tls, metrics, stop, running }
+        let running = tokio::spawn(server::run(listeners, Arc::clone(&apps), setup.options, stopped));
+        Self { address: listening.plain.unwrap(), tls_address: listening.tls, apps, metrics, stop, running }
     }
 
     /// Starts a server whose demo app `change` has adjusted.

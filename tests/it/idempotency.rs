@@ -293,7 +293,7 @@ impl Stuck {
         let news = ChannelName::parse(NEWS, &NameRules::default()).unwrap();
         for id in 0..40 {
             let outbox = Arc::new(Outbox::detached(SocketId::new(id, id), usize::MAX));
-            hub.join(apps.by_id(DEMO.app_id).unwrap(), &outbox, &news, None).unwrap();
+            hub.join(&apps.by_id(DEMO.app_id).unwrap(), &outbox, &news, None).unwrap();
         }
         let tasks = TaskTracker::new();
         let options = Options { answer_timeout: Duration::from_millis(100), ..Options::default() };

@@ -8,6 +8,7 @@
 
 mod auth;
 mod cache_channels;
+mod changing_apps;
 mod charges;
 mod client_events;
 mod cluster;

@@ -49,7 +49,7 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         let apps = Apps::new([app]);
         let webhooks = Webhooks::start(&apps, options, &metrics).unwrap();
-        let app = Arc::clone(apps.iter().next().unwrap());
+        let app = apps.all().remove(0);
         let (resolutions, resolved) = mpsc::unbounded_channel();
         Self { app, webhooks, metrics, resolutions, resolved, number: 0 }
     }

@@ -16,7 +16,6 @@
 mod key;
 mod store;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +25,9 @@ use http_body_util::Full;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use super::per_app::PerApp;
 use super::{Api, ApiError, Publish, Signed, json_response, trigger};
-use crate::apps::{App, AppId, Apps};
+use crate::apps::App;
 use crate::limits::Limit;
 use crate::rejections::Example;
 pub(super) use key::Key;
@@ -40,16 +40,12 @@ pub(super) const HEADER: HeaderName = HeaderName::from_static("idempotency-key")
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The stores of all apps.
-#[derive(Debug)]
-pub(super) struct Stores(HashMap<AppId, Mutex<Store>>);
+#[derive(Debug, Default)]
+pub(super) struct Stores(PerApp<Mutex<Store>>);
 
 impl Stores {
-    pub(super) fn of(apps: &Apps) -> Self {
-        Self(apps.iter().map(|app| (app.id.clone(), Mutex::default())).collect())
-    }
-
     fn of_app<T>(&self, app: &App, act: impl FnOnce(&mut Store) -> T) -> T {
-        act(&mut self.0.get(&app.id).expect("every app has a store").lock())
+        act(&mut self.0.of(app).lock())
     }
 }
 

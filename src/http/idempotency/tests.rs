@@ -104,15 +104,15 @@ fn requests_in_progress_are_never_evicted_and_count_for_the_limit() {
 #[tokio::test]
 async fn a_finished_attempt_does_not_affect_the_next_one_with_its_key() {
     let app = App { limits: limits(10, 1000), ..App::new("1", "k", "s") };
-    let apps = Arc::new(Apps::new([app]));
+    let apps = Arc::new(crate::apps::Apps::new([app]));
     let app = apps.by_id("1").unwrap();
     let hub = Hub::new(false, Arc::default(), Webhooks::default());
     let api = Api::new(hub, Arc::clone(&apps), Options::default(), TaskTracker::new());
     let now = api.0.hub.now();
-    let begin = || api.0.idempotency.of_app(app, |keys| keys.begin(&key("a"), &ONE, &app.limits, now));
+    let begin = || api.0.idempotency.of_app(&app, |keys| keys.begin(&key("a"), &ONE, &app.limits, now));
     let claim = || match begin() {
         Lookup::Reserved(first) => {
-            ReservationGuard { api: api.clone(), app: Arc::clone(app), reservation: Some(first) }
+            ReservationGuard { api: api.clone(), app: Arc::clone(&app), reservation: Some(first) }
         }
         other @ (Lookup::Answered(_) | Lookup::Running(_) | Lookup::KeyReused | Lookup::Full) => {
             panic!("{other:?}")
@@ -128,7 +128,7 @@ async fn a_finished_attempt_does_not_affect_the_next_one_with_its_key() {
     other.finish(&Bytes::new());
     drop(other);
     assert!(matches!(begin(), Lookup::Answered(_)));
-    let left = api.0.idempotency.of_app(app, |keys| (keys.attempts.len(), keys.answered.len(), keys.bytes));
+    let left = api.0.idempotency.of_app(&app, |keys| (keys.attempts.len(), keys.answered.len(), keys.bytes));
     assert_eq!(left, (1, 1, charge(&key("a"))));
 }
 

@@ -50,7 +50,7 @@ impl Clustered {
     pub(in crate::hub) fn publish_missed_counts(&self, hub: &Arc<Shared>) {
         for group in self.counts.take_missed() {
             if let Some(Subject::Channel(app, channel)) = self.subject(&group) {
-                self.count_changed(hub, app, &channel, &group);
+                self.count_changed(hub, &app, &channel, &group);
             }
         }
     }

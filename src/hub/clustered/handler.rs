@@ -48,7 +48,7 @@ impl Handler for EventHandler {
         self.with(|hub, clustered| match clustered.subject(group) {
             Some(Subject::Channel(app, channel)) => {
                 clustered.counts.forget(group);
-                hub.registry.drop_cluster_state(&key(app, &channel));
+                hub.registry.drop_cluster_state(&key(&app, &channel));
             }
             Some(Subject::User(app, user)) => hub.users.drop_cluster_state(&app.id.0, &user),
             None => {}
@@ -74,8 +74,8 @@ impl Handler for EventHandler {
 
     fn message(&self, group: &Group, version: Option<Version>, message: Bytes) -> Option<Capacity> {
         self.with(|hub, clustered| {
-            let channel = clustered.subject(group)?.channel();
-            clustered.deliver(hub, group, channel, version, &message)
+            let (app, channel) = clustered.subject(group)?.channel();
+            clustered.deliver(hub, group, (&app, channel), version, &message)
         })?
     }
 
@@ -87,8 +87,8 @@ impl Handler for EventHandler {
 
     fn is_recorded(&self, group: &Group) -> bool {
         let is_recorded = self.with(|hub, clustered| match clustered.subject(group) {
-            Some(Subject::Channel(app, channel)) => hub.webhooks.wants_records_of_channel(app, &channel),
-            Some(Subject::User(app, user)) => hub.webhooks.wants_records_of_user(app, &user),
+            Some(Subject::Channel(app, channel)) => hub.webhooks.wants_records_of_channel(&app, &channel),
+            Some(Subject::User(app, user)) => hub.webhooks.wants_records_of_user(&app, &user),
             None => false,
         });
         is_recorded.unwrap_or_default()
@@ -103,7 +103,7 @@ impl Handler for EventHandler {
             clustered.records.set_node_count(nodes.len());
             for (group, remote) in clustered.counts.retain_nodes(&nodes.iter().collect()) {
                 if let Some(Subject::Channel(app, channel)) = clustered.subject(&group) {
-                    clustered.set_remote_count(hub, &key(app, &channel), remote);
+                    clustered.set_remote_count(hub, &key(&app, &channel), remote);
                 }
             }
         });
@@ -182,7 +182,7 @@ impl Clustered {
         is_online: bool,
     ) {
         match self.subject(group) {
-            Some(Subject::Channel(app, channel)) => hub.drive(in_channel(&key(app, &channel))),
+            Some(Subject::Channel(app, channel)) => hub.drive(in_channel(&key(&app, &channel))),
             Some(Subject::User(app, user)) => {
                 hub.users.set_present(&app.id.0, &user, is_online, hub.now());
             }
@@ -200,7 +200,7 @@ impl Clustered {
         });
         for group in self.counts.restart() {
             if let Some(Subject::Channel(app, channel)) = self.subject(&group) {
-                self.count_changed(hub, app, &channel, &group);
+                self.count_changed(hub, &app, &channel, &group);
             }
         }
     }

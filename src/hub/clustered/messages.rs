@@ -162,7 +162,7 @@ impl Clustered {
                 if let Some(CachedMessage { version, message, ttl }) = cached
                     && let Some((except, frame)) = self.read_cached(&message)
                 {
-                    let cached = (cache(app, ttl), version);
+                    let cached = (cache(&app, ttl), version);
                     hub.drive(hub.registry.deliver(&key, frame, except, Some(cached), hub.now()).drive);
                 }
             }

@@ -122,12 +122,14 @@ impl Clustered {
         }
     }
 
-    fn subject(&self, group: &str) -> Option<Subject<'_>> {
+    /// What a group stands for. `None`: its name is malformed, or this node has no such app.
+    fn subject(&self, group: &str) -> Option<Subject> {
         let (kind, rest) = group.split_once('/')?;
         let (app, name) = rest.split_once('/')?;
-        let app = self.apps.by_id(app)?;
+        // The connections of a removed app still have to leave its groups.
+        let app = self.apps.by_id_or_removed(app)?;
         match kind {
-            "c" => Some(Subject::Channel(app, ChannelName::parse(name, &app.names).ok()?)),
+            "c" => Some(Subject::Channel(app, ChannelName::of_node(name).ok()?)),
             "u" => Some(Subject::User(app, UserId::parse(name, usize::MAX).ok()?)),
             _ => None,
         }
@@ -135,14 +137,14 @@ impl Clustered {
 }
 
 /// What a group stands for.
-enum Subject<'a> {
-    Channel(&'a Arc<App>, ChannelName),
-    User(&'a Arc<App>, UserId),
+enum Subject {
+    Channel(Arc<App>, ChannelName),
+    User(Arc<App>, UserId),
 }
 
-impl<'a> Subject<'a> {
+impl Subject {
     /// The channel, or the user's own.
-    fn channel(self) -> (&'a Arc<App>, ChannelName) {
+    fn channel(self) -> (Arc<App>, ChannelName) {
         match self {
             Self::Channel(app, channel) => (app, channel),
             Self::User(app, user) => (app, ChannelName::of_user(&user)),
@@ -192,6 +194,6 @@ fn capacity_check_entry(socket: SocketId) -> EntryId {
 }
 
 fn cache(app: &App, ttl: Duration) -> Cache<'_> {
-    let permits = ChannelPermits { held: &app.channels, max: app.limits.channels_max };
+    let permits = ChannelPermits { held: &app.state.channels, max: app.limits.channels_max };
     Cache { ttl, permits, bytes_max: app.limits.cached_bytes_max }
 }

@@ -86,7 +86,7 @@ impl Clustered {
     pub(in crate::hub) async fn connections_of(&self, app: &App) -> Result<u64, Unavailable> {
         let others = self.cluster.request_all(format!("n{}", app.id).as_bytes()).await?;
         let others = others.iter().map(|reply| read_count(reply) as u64).sum::<u64>();
-        Ok(others + u64::from(app.connections.now()))
+        Ok(others + u64::from(app.state.connections.now()))
     }
 
     /// Handles a request of another node, or a notice; `None`: there is nothing to reply, or it is malformed.
@@ -95,9 +95,9 @@ impl Clustered {
         let count = match kind {
             "s" => {
                 let (app, channel) = self.subject(rest)?.channel();
-                hub.registry.info(&key(app, &channel), hub.now()).subscriptions
+                hub.registry.info(&key(&app, &channel), hub.now()).subscriptions
             }
-            "n" => self.apps.by_id(rest)?.connections.now() as usize,
+            "n" => self.apps.by_id(rest)?.state.connections.now() as usize,
             "p" => {
                 let (app, prefix) = rest.split_once('/')?;
                 return Some(Box::pin(channel_list::reply(Arc::clone(hub), app.into(), prefix.into())));
@@ -105,9 +105,9 @@ impl Clustered {
             "t" => {
                 let (app, user) = rest.split_once('/')?;
                 let (app, user) = (self.apps.by_id(app)?, UserId::parse(user, usize::MAX).ok()?);
-                hub.terminate_user(app, &user);
+                hub.terminate_user(&app, &user);
                 if app.terminate_presence_members {
-                    let (hub, app) = (Arc::clone(hub), Arc::clone(app));
+                    let hub = Arc::clone(hub);
                     hub.runtime.clone().spawn(async move { hub.terminate_members(&app, &user).await });
                 }
                 return None;

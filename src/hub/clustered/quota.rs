@@ -38,10 +38,10 @@ impl Quotas {
         let share = self.share(&app.id);
         let waiting = Waiting::new(&share);
         let mut permits = share.permits.lock().await;
-        let connections = u64::from(app.connections.now());
+        let connections = u64::from(app.state.connections.now());
         if connections >= *permits {
             let wanted = connections + share.waiting.load(Ordering::SeqCst);
-            *permits = match reserve(cluster, app, wanted, max).await {
+            *permits = match reserve(cluster, &app.id, wanted, max).await {
                 Ok(permits) => permits,
                 Err(Unavailable) => max.into(),
             };
@@ -55,21 +55,26 @@ impl Quotas {
         let shares: Vec<_> =
             self.0.lock().iter().map(|(id, share)| (id.clone(), Arc::clone(share))).collect();
         for (id, share) in shares {
-            let Some(app) = apps.by_id(&id.0) else { continue };
+            let Some(app) = apps.by_id_or_removed(&id.0) else {
+                // If the coordinator is unavailable now, the permits end with the node's lease.
+                let _ = reserve(cluster, &id, 0, u32::MAX).await;
+                self.0.lock().remove(&id);
+                continue;
+            };
             let mut permits = share.permits.lock().await;
-            let connections = u64::from(app.connections.now());
+            let connections = u64::from(app.state.connections.now());
             if connections < *permits && share.waiting.load(Ordering::SeqCst) == 0 {
-                resize(cluster, app, connections, &mut permits).await;
+                resize(cluster, &app, connections, &mut permits).await;
             }
         }
     }
 
     /// Registers this node's connections with a coordinator that may have lost its state.
     pub(super) async fn register(&self, cluster: &Cluster, apps: &Apps) {
-        for app in apps.iter().filter(|app| app.limits.connections_max.is_some()) {
+        for app in apps.all().into_iter().filter(|app| app.limits.connections_max.is_some()) {
             let share = self.share(&app.id);
             let mut permits = share.permits.lock().await;
-            resize(cluster, app, app.connections.now().into(), &mut permits).await;
+            resize(cluster, &app, app.state.connections.now().into(), &mut permits).await;
         }
     }
 }
@@ -93,15 +98,15 @@ impl Drop for Waiting<'_> {
 /// Sets the share to `wanted` permits, if the coordinator is available.
 async fn resize(cluster: &Cluster, app: &App, wanted: u64, permits: &mut u64) {
     let max = app.limits.connections_max.unwrap_or(u32::MAX);
-    if let Ok(reserved) = reserve(cluster, app, wanted, max).await {
+    if let Ok(reserved) = reserve(cluster, &app.id, wanted, max).await {
         *permits = reserved;
     }
 }
 
-async fn reserve(cluster: &Cluster, app: &App, wanted: u64, max: u32) -> Result<u64, Unavailable> {
+async fn reserve(cluster: &Cluster, app: &AppId, wanted: u64, max: u32) -> Result<u64, Unavailable> {
     if !cluster.is_ready() {
         return Err(Unavailable);
     }
-    let quota = Group::from(format!("q/{}", app.id));
+    let quota = Group::from(format!("q/{app}"));
     cluster.coordinator().reserve(quota, cluster.node(), wanted, max.into()).await
 }

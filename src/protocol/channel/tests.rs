@@ -115,3 +115,14 @@ proptest! {
         prop_assert_eq!(ChannelName::parse(&text, &NameRules::default()).is_ok(), grammar(&text));
     }
 }
+
+#[test]
+fn a_name_of_another_node_may_follow_other_rules_of_the_app() {
+    let long = "n".repeat(300);
+    for name in ["a", "presence-a/b", "!$%&'()*+/<>?[]^`{|}~", "#server-to-user-7", &long] {
+        assert_eq!(ChannelName::of_node(name).unwrap().as_str(), name);
+    }
+    for name in ["", "a:b", "a b", "a\"", "a\\", "a#b", "#", "#server-to-user-", "ä", "a\n", "a\u{7f}"] {
+        assert!(ChannelName::of_node(name).is_err(), "{name:?}");
+    }
+}

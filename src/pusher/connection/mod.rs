@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tracing::debug;
 
 use super::Endpoint;
-use super::admission::{Admitted, Rejected};
+use super::admission::{APP_DISABLED, Admitted, Permits, Rejected};
 use super::upgrade::ClientInfo;
 use crate::apps::App;
 use crate::outbox::{Liveness, Outbox, Transport};
@@ -65,7 +65,7 @@ const _: () = assert!(size_of::<Connection>() <= 88);
 #[derive(Debug)]
 struct Established {
     session: Session,
-    permits: Admitted,
+    permits: Permits,
     /// The client's address, for the log of rejections.
     address: IpAddr,
 }
@@ -91,9 +91,9 @@ impl Connection {
             }
         };
         let now = hub.now();
-        let app = admitted.as_ref().ok().map(|permits| Arc::clone(permits.app_permit.app()));
-        let authorize_by = app.as_ref().and_then(|app| app.authorized_connections_timeout).map(|by| now + by);
-        let bytes_max = app.as_ref().map_or(0, |app| app.limits.outbox_bytes_max);
+        let app = admitted.as_ref().ok().map(|admitted| &admitted.app);
+        let authorize_by = app.and_then(|app| app.authorized_connections_timeout).map(|by| now + by);
+        let bytes_max = app.map_or(0, |app| app.limits.outbox_bytes_max);
         let outbox = Outbox::new(socket, transport, bytes_max, Liveness::new(now, authorize_by));
         let mut connection = Self {
             endpoint: endpoint.clone(),
@@ -105,8 +105,7 @@ impl Connection {
             teardown: None,
         };
         match admitted {
-            Ok(permits) => {
-                let app = Arc::clone(permits.app_permit.app());
+            Ok(Admitted { app, permits }) => {
                 let session = Session::new(socket, Arc::clone(&app));
                 connection.established =
                     Some(Box::new(Established { session, permits, address: client_info.address }));
@@ -116,6 +115,24 @@ impl Connection {
             Err(Rejected { code, message, .. }) => connection.outbox.close(code, &message),
         }
         connection
+    }
+
+    /// Adopts the current settings of the app, if they were replaced. Closes the connection if the app was removed or
+    /// disabled, as it would reject a new one.
+    fn adopt_settings(&mut self) {
+        let Some(established) = self.established.as_deref_mut() else { return };
+        let app = established.session.app();
+        if !app.is_replaced() {
+            return;
+        }
+        match self.endpoint.0.apps.by_id(&app.id.0) {
+            None => self.close(CloseCode::UnknownApp, "This app was removed"),
+            Some(app) if !app.enabled => self.close(CloseCode::AppDisabled, APP_DISABLED),
+            Some(app) => {
+                self.outbox.set_bytes_max(app.limits.outbox_bytes_max);
+                established.session.adopt_settings(app);
+            }
+        }
     }
 
     fn establish(&self, app: &App, client_info: &ClientInfo) {
@@ -142,6 +159,7 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            self.adopt_settings();
             let end = self.poll_closed(cx);
             if !self.leave_channels() {
                 cx.waker().wake_by_ref();

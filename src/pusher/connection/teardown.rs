@@ -13,7 +13,7 @@ use super::{Connection, Established};
 use crate::apps::ConnectionPermit;
 use crate::outbox::Closing;
 use crate::protocol::{ChannelName, CloseCode};
-use crate::pusher::admission::{Admitted, NodePermits};
+use crate::pusher::admission::{NodePermits, Permits};
 use crate::rejections::Example;
 use crate::session::Session;
 
@@ -55,8 +55,7 @@ impl Connection {
     /// because it is closed or has disconnected.
     pub(super) fn begin_teardown(&mut self) {
         let Some(established) = self.established.take() else { return };
-        let Established { mut session, permits: Admitted { app_permit, node_permits }, address } =
-            *established;
+        let Established { mut session, permits: Permits { of_app, of_node }, address } = *established;
         let hub = &self.endpoint.0.hub;
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
@@ -70,8 +69,8 @@ impl Connection {
         }
         let channels = session.take_subscriptions();
         let teardown = self.teardown.get_or_insert_default();
-        teardown._permits = Some(node_permits);
-        teardown.remaining = Some(Remaining { session, channels, closing, _permit: app_permit });
+        teardown._permits = Some(of_node);
+        teardown.remaining = Some(Remaining { session, channels, closing, _permit: of_app });
     }
 
     /// Leaves a chunk of the channels. Returns whether the connection has left everything.

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
+use pusherd::apps::App;
 use sha2::Sha256;
 
 /// An app's id, and a key and its secret.
@@ -21,6 +22,11 @@ pub const DEMO: Key = Key { app_id: "1001", key: "demo-key", secret: "demo-secre
 pub const OTHER: Key = Key { app_id: "1002", key: "other-key", secret: "other-secret" };
 
 impl Key {
+    /// The app with this key, and the defaults.
+    pub fn app(&self) -> App {
+        App::new(self.app_id, self.key, self.secret)
+    }
+
     /// The signature of `text`, in lower-case hex.
     pub fn sign(&self, text: &str) -> String {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.as_bytes()).unwrap();

@@ -13,7 +13,7 @@ impl Hub {
         self.0.reject(rejection.into(), app, example);
     }
 
-    /// RejectionLog all unreported rejections to the operator, before their minute is over.
+    /// Reports all unreported rejections to the operator, before their minute is over.
     pub fn flush_rejections(&self) {
         self.0.flush_rejections(true);
     }

@@ -76,8 +76,8 @@ pub(super) struct ErrorLog {
 }
 
 impl ErrorLog {
-    /// Returns whether it was logged.
-    pub(super) fn log(&mut self, error: &ConnectionError, now: Instant) -> bool {
+    /// Logs why Redis is disconnected, or why it cannot be connected to. Returns whether it was logged.
+    pub(super) fn log(&mut self, error: &ConnectionError, was_connected: bool, now: Instant) -> bool {
         let last = self.last.get(&discriminant(error));
         if last.is_some_and(|last| now.duration_since(*last) < LOG_INTERVAL) {
             self.suppressed += 1;
@@ -85,7 +85,11 @@ impl ErrorLog {
         }
         self.last.insert(discriminant(error), now);
         let suppressed = std::mem::take(&mut self.suppressed);
-        warn!(%error, suppressed, "disconnected from Redis");
+        if was_connected {
+            warn!(%error, suppressed, "disconnected from Redis");
+        } else {
+            warn!(%error, suppressed, "no connection to Redis");
+        }
         true
     }
 }
@@ -127,10 +131,10 @@ mod tests {
     fn each_kind_of_error_is_logged_once_a_minute() {
         let (mut errors, now) = (ErrorLog::default(), Instant::now());
         let closed = ConnectionError::Closed("a".to_owned());
-        assert!(errors.log(&closed, now));
-        assert!(!errors.log(&closed, now));
-        assert!(errors.log(&ConnectionError::ProbeLost("a".to_owned()), now));
-        assert!(errors.log(&closed, now + LOG_INTERVAL));
+        assert!(errors.log(&closed, true, now));
+        assert!(!errors.log(&closed, true, now));
+        assert!(errors.log(&ConnectionError::ProbeLost("a".to_owned()), true, now));
+        assert!(errors.log(&closed, false, now + LOG_INTERVAL));
     }
 
     #[test]

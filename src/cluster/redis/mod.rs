@@ -123,7 +123,7 @@ async fn stay_connected(shared: Arc<Shared>, mut connector: Connector, incoming:
     let (mut errors, mut backoff) = (ErrorLog::default(), Backoff::default());
     let mut was_logged = true;
     loop {
-        let error = match connector.connect().await {
+        let (error, was_connected) = match connector.connect().await {
             Ok((connections, mut tasks)) => {
                 *shared.connections.write() = Some(connections);
                 incoming.push(Incoming::Connected);
@@ -139,11 +139,11 @@ async fn stay_connected(shared: Arc<Shared>, mut connector: Connector, incoming:
                     backoff.reset();
                 }
                 was_logged = false;
-                error
+                (error, true)
             }
-            Err(error) => error,
+            Err(error) => (error, false),
         };
-        was_logged |= errors.log(&error, Instant::now());
+        was_logged |= errors.log(&error, was_connected, Instant::now());
         sleep(backoff.next()).await;
     }
 }

@@ -63,6 +63,7 @@
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
+//! | [`observers`] | everything that happens, as typed facts for those who watch | protocol, rejections, metrics |
 //! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, tls_client, metrics, apps |
 //! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, secret, tls_client, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
@@ -158,6 +159,7 @@ pub mod hub;
 pub mod limits;
 pub mod machine;
 pub mod metrics;
+pub mod observers;
 pub mod outbox;
 pub mod pem;
 pub mod protocol;

@@ -38,6 +38,8 @@ pub struct Metrics {
     rejected: [Counter; Rejection::COUNT],
     /// Requests that were answered with the stored response of their idempotency key.
     pub idempotent_replays: Counter,
+    /// Facts that a slow watcher missed, once for each watcher.
+    pub facts_missed: Counter,
     /// The counters of webhooks.
     pub webhooks: Webhooks,
     /// The counters of the cluster, as this node sees it.
@@ -57,6 +59,7 @@ impl Default for Metrics {
         Self {
             rejected: std::array::from_fn(|_| Counter::default()),
             idempotent_replays: Counter::default(),
+            facts_missed: Counter::default(),
             webhooks: Webhooks::default(),
             cluster: Cluster::default(),
         }

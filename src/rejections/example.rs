@@ -17,20 +17,31 @@ const KEY_BYTES_MAX: usize = 8;
 /// The facts of one rejection. Each is optional, and every text is bounded.
 #[derive(Clone, Debug, Default)]
 pub struct Example<'e> {
-    pub(super) address: Option<IpAddr>,
-    pub(super) socket: Option<SocketId>,
-    pub(super) value: Option<u64>,
+    /// The address of the peer.
+    pub address: Option<IpAddr>,
+    /// The connection.
+    pub socket: Option<SocketId>,
+    /// The value of the limit, in its [`Limit::unit`](crate::limits::Limit::unit).
+    pub value: Option<u64>,
     texts: [Option<Cow<'e, str>>; Field::COUNT],
 }
 
-#[derive(Clone, Copy)]
-pub(super) enum Field {
+/// A text of an [`Example`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Field {
+    /// See [`Example::app`].
     App,
+    /// See [`Example::key`].
     Key,
+    /// See [`Example::path`].
     Path,
+    /// See [`Example::channel`].
     Channel,
+    /// See [`Example::origin`].
     Origin,
+    /// See [`Example::library`].
     Library,
+    /// See [`Example::reason`].
     Reason,
 }
 
@@ -125,11 +136,21 @@ impl<'e> Example<'e> {
         self
     }
 
-    pub(super) fn get(&self, which: Field) -> Option<&str> {
+    /// One of its texts, as far as it is shown.
+    #[must_use]
+    pub fn get(&self, which: Field) -> Option<&str> {
         self.texts[which as usize].as_deref()
     }
 
-    pub(super) fn into_owned(self) -> Example<'static> {
+    /// As much of the name of an app or a channel as an example shows.
+    #[must_use]
+    pub fn shown(name: &str) -> &str {
+        &name[..name.floor_char_boundary(TEXT_BYTES_MAX)]
+    }
+
+    /// An example that outlives the rejection.
+    #[must_use]
+    pub fn into_owned(self) -> Example<'static> {
         let texts = self.texts.map(|text| text.map(|text| Cow::Owned(text.into_owned())));
         Example { address: self.address, socket: self.socket, value: self.value, texts }
     }

@@ -14,7 +14,7 @@ mod log;
 mod mistake;
 
 use crate::limits::Limit;
-pub use example::Example;
+pub use example::{Example, Field};
 pub use log::RejectionLog;
 pub use mistake::Mistake;
 

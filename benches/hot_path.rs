@@ -15,7 +15,7 @@ use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, ServerMessage, Source};
 use pusherd::protocol::request::Query;
 use pusherd::protocol::signature::SigningKey;
-use pusherd::protocol::wire::deflate::{self, Compression};
+use pusherd::protocol::wire::Form;
 use pusherd::protocol::wire::pusher;
 use pusherd::protocol::wire::websocket::{Decoder, Incoming};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
@@ -54,21 +54,22 @@ fn encode(c: &mut Criterion) {
 fn deflate(c: &mut Criterion) {
     let mut group = c.benchmark_group("deflate");
     group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    let form = Form::DeflatedFrame { bytes_min: 0 };
     let mut is_asked_for = false;
     for (name, frame) in laravel::frames() {
         let text = frame.text();
         group.throughput(Throughput::Bytes(text.len() as u64));
         let mut out = Vec::new();
-        deflate::push(&mut out, &frame, 0);
+        form.append(&mut out, &frame);
         let sent = masked(&out);
         group.bench_function(format!("{name}/out"), |b| {
             is_asked_for = true;
             b.iter(|| {
                 out.clear();
-                deflate::push(&mut out, black_box(&frame), 0);
+                form.append(&mut out, black_box(&frame));
             });
         });
-        let mut decoder = Decoder::new(Compression::Deflate { bytes_min: 0 });
+        let mut decoder = Decoder::new(form);
         group.bench_function(format!("{name}/in"), |b| {
             b.iter_batched_ref(
                 || sent.clone(),

@@ -11,8 +11,8 @@
 //!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
 //!  → http::trigger      JSON → checked names and sizes, the socket to exclude
 //!  → hub.publish
-//!      → registry       one queue a channel: queued messages are joined once and written to every subscriber; once more,
-//!                       compressed, if a subscriber has negotiated that
+//!      → registry       one queue a channel: queued messages are joined once and written to every subscriber; once more
+//!                       for each other form that a subscriber has, such as compressed frames (`protocol::wire::Form`)
 //!  → outbox             one small lock in front of a socket: `send(2)` at once, or queued and flushed by the task
 //! ```
 //!
@@ -94,6 +94,8 @@
 //! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
 //!   them; an app without webhooks has no delivery guard.
 //! - All messages of a channel, including the acknowledgements of joins, have one order.
+//! - Whatever forms connections have, a message is queued and cached once, as a [`protocol::wire::Frame`], and its text
+//!   is passed between nodes. Everything that is written to a connection is in the form of its outbox.
 //! - Exactly one driver delivers the messages of a channel. A publisher never waits for a subscriber, only for the driver,
 //!   and only while the channel has more than 256 KiB undelivered.
 //! - An idle connection owns no buffer, no timer and no compressor: no message is compressed or inflated with the state of
@@ -121,7 +123,7 @@
 //! | encrypted bytes cannot be shared between clients | `outbox::tls`: the next chunk is encrypted when the socket has accepted the one before |
 //! | leaving by linear search | `registry::channel`, `Subscribers::positions` |
 //! | a timer a connection | [`outbox::Liveness`], [`pusher::Endpoint::watch`] |
-//! | compressing for every connection | `registry::channel`, `Batch::compressed`: once a batch; [`protocol::wire::deflate`] |
+//! | compressing or encoding for every connection | `registry::channel`, `Batch::in_form`: each form once a batch, when the first subscriber needs it; [`protocol::wire::Form`] |
 //! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
 //! | publishers held up by their own fan-out | [`registry::Drive::deliver_inline`]: up to 32 subscribers only, 64 deliveries a turn |
 //! | closed-loop figures without deliveries, memory of a used process | the method, not the code |
@@ -145,6 +147,8 @@
 //! - One message leads to one `session::Action`, which is returned.
 //! - WebSocket framing is pure and lives with the wires, so that a batch holds finished frames and the decoder is
 //!   a fuzz target; the transport only feeds it.
+//! - An encoded message is a finished WebSocket frame, although there are other forms: nearly all connections write it
+//!   as it is, and the others make their form of the text in it.
 //! - Liveness is decided by a pure function (`session::liveness`) over two numbers of each connection, in a sweep:
 //!   a deadline in every session would need a timer for every connection.
 

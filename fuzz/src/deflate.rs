@@ -1,8 +1,8 @@
 //! permessage-deflate: a compressed message is inflated as another library does it, never beyond the limit; a message that
 //! pusherd compresses inflates to itself. The input is used as a payload, and then as a text.
 
-use pusherd::protocol::wire::deflate::{self, Compression};
-use pusherd::protocol::wire::websocket::{Decoder, Incoming, Violation, text_frame};
+use pusherd::protocol::wire::websocket::{Decoder, Incoming, Violation};
+use pusherd::protocol::wire::{Form, Frame};
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::{
@@ -13,6 +13,8 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use super::naive;
 
 const BYTES_MAX: usize = 5000;
+
+const DEFLATED: Form = Form::DeflatedFrame { bytes_min: 0 };
 
 /// The end of every message: four bytes that are not sent, and an empty last block.
 const END: [u8; 6] = [0x00, 0x00, 0xff, 0xff, 0x03, 0x00];
@@ -29,7 +31,7 @@ pub fn holds(data: &[u8]) {
 
 /// Decodes one compressed message.
 fn received(payload: &[u8], bytes_max: usize) -> Result<String, Violation> {
-    let mut decoder = Decoder::new(Compression::Deflate { bytes_min: 0 });
+    let mut decoder = Decoder::new(DEFLATED);
     let mut received = None;
     decoder.feed(&mut naive::masked(0xc1, payload, [1, 2, 3, 4]), bytes_max, |incoming| {
         let Incoming::Text(text) = incoming else { panic!("{incoming:?}") };
@@ -84,9 +86,9 @@ fn streams(mut input: &[u8]) -> (Vec<u8>, bool) {
 }
 
 fn returns(text: &str) {
-    let frame = text_frame(|out| out.extend_from_slice(text.as_bytes()));
+    let frame = Frame::from_text(text);
     let mut out = Vec::new();
-    deflate::push(&mut out, &frame, 0);
+    DEFLATED.append(&mut out, &frame);
     let [(first, payload)] = &naive::frames(&out)[..] else { panic!("one frame") };
     if *first == 0x81 {
         assert_eq!(out, frame.bytes()[..]);

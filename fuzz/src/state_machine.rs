@@ -14,8 +14,8 @@ use pusherd::apps::{App, AppLimits};
 use pusherd::limits::Rate;
 use pusherd::outbox::Outbox;
 use pusherd::protocol::message::{Event, ServerMessage, Source};
-use pusherd::protocol::wire::Frame;
 use pusherd::protocol::wire::pusher::{decode, encode};
+use pusherd::protocol::wire::{Form, Frame};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{
     Cache, ChannelInfo, ChannelKey, ChannelPermits, Drive, Join, JoinError, Pass, Registry, Users,
@@ -189,6 +189,11 @@ fn of_app(who: usize) -> usize {
     usize::from(who < ACTORS && who % 3 == 2)
 }
 
+/// Every second connection has lines of text, the others have frames.
+fn form_of(who: usize) -> Form {
+    if who.is_multiple_of(2) { Form::Frame } else { Form::Text }
+}
+
 fn is_presence(channel: usize) -> bool {
     CHANNELS[channel].starts_with("presence-")
 }
@@ -286,7 +291,7 @@ impl World {
         let socket = SocketId::new(self.sockets, 7);
         let app = Arc::clone(&self.apps[of_app(who)]);
         self.clients.entry(who).or_insert_with(|| Client {
-            outbox: Arc::new(Outbox::detached(socket, usize::MAX)),
+            outbox: Arc::new(Outbox::detached(socket, usize::MAX).with_form(form_of(who))),
             session: Session::new(socket, app),
             signed_in: None,
             watches: Vec::new(),
@@ -709,7 +714,12 @@ impl World {
     fn hear(&mut self, who: usize) {
         let client = self.clients.get_mut(&who).unwrap();
         let bytes = client.outbox.take_queued().concat();
-        client.heard.extend(naive::frames(&bytes).into_iter().map(|(_, payload)| word(&payload)));
+        if client.outbox.form() == Form::Text {
+            assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "whole lines");
+            client.heard.extend(bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(word));
+        } else {
+            client.heard.extend(naive::frames(&bytes).into_iter().map(|(_, payload)| word(&payload)));
+        }
         if !self.lags {
             assert_eq!(client.heard, client.expected, "{who}");
         }

@@ -6,7 +6,7 @@
 
 use std::io::{self, Cursor, Read, Write};
 
-use pusherd::protocol::wire::deflate::Compression;
+use pusherd::protocol::wire::Form;
 use pusherd::protocol::wire::websocket::{Decoder, Incoming, Violation};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket};
@@ -38,20 +38,20 @@ enum End {
 /// See the module.
 pub fn holds(data: &[u8]) {
     let [how, seed, rest @ ..] = data else { return };
-    let compression = if how & 1 == 0 { Compression::Off } else { Compression::Deflate { bytes_min: 0 } };
+    let form = if how & 1 == 0 { Form::Frame } else { Form::DeflatedFrame { bytes_min: 0 } };
     let max = if how & 2 == 0 { 200 } else { 70_000 };
     let stream = if how & 4 == 0 { framed(rest) } else { rest.to_vec() };
 
-    let whole = decode(compression, &stream, max, |_| stream.len());
+    let whole = decode(form, &stream, max, |_| stream.len());
     let few = if stream.len() < 2000 { 1 } else { 61 };
-    assert_eq!(decode(compression, &stream, max, |_| few), whole, "in few bytes at a time");
+    assert_eq!(decode(form, &stream, max, |_| few), whole, "in few bytes at a time");
     let mut state = u32::from(*seed);
     let random = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         1 + (state >> 24) as usize % 40
     };
-    assert_eq!(decode(compression, &stream, max, random), whole, "in pieces");
-    if compression == Compression::Off {
+    assert_eq!(decode(form, &stream, max, random), whole, "in pieces");
+    if form == Form::Frame {
         // tungstenite accepts a control frame with a short length in the long form.
         let is_lenient = stream.windows(2).any(|head| head[0] & 0x8 != 0 && head[1] & 0x7f >= 126);
         agrees(&whole, &reference(&stream, max), is_lenient);
@@ -76,13 +76,8 @@ fn framed(list: &[u8]) -> Vec<u8> {
     stream
 }
 
-fn decode(
-    compression: Compression,
-    stream: &[u8],
-    max: usize,
-    mut piece: impl FnMut(usize) -> usize,
-) -> (Vec<Said>, End) {
-    let mut decoder = Decoder::new(compression);
+fn decode(form: Form, stream: &[u8], max: usize, mut piece: impl FnMut(usize) -> usize) -> (Vec<Said>, End) {
+    let mut decoder = Decoder::new(form);
     let (mut said, mut rest) = (Vec::new(), stream);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(piece(rest.len()).min(rest.len()));

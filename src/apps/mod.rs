@@ -29,7 +29,7 @@ pub use webhook::{
 
 use crate::limits::{Limit, Rate};
 use crate::protocol::signature::SigningKey;
-use crate::protocol::wire::deflate::Compression;
+use crate::protocol::wire::Form;
 use crate::protocol::{CloseCode, NameRules};
 
 /// The id of an app, as in `/apps/{id}/…`.
@@ -160,13 +160,13 @@ impl App {
         }
     }
 
-    /// The compression for a connection that offers permessage-deflate.
+    /// The form of messages for a connection that offers permessage-deflate.
     #[must_use]
-    pub const fn negotiated_compression(&self) -> Compression {
+    pub const fn form_with_compression(&self) -> Form {
         if self.compression {
-            Compression::Deflate { bytes_min: self.compression_threshold_bytes }
+            Form::DeflatedFrame { bytes_min: self.compression_threshold_bytes }
         } else {
-            Compression::Off
+            Form::Frame
         }
     }
 

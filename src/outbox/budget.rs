@@ -112,21 +112,21 @@ impl Drop for Reservation {
     }
 }
 
-/// Whole frames for many clients. They are counted once, from the first queue that holds them on.
+/// Whole messages for many clients that have the same form. They are counted once, from the first queue that holds them on.
 #[derive(Debug)]
-pub struct SharedFrames {
+pub struct SharedBytes {
     bytes: Bytes,
     reservation: OnceCell<Arc<Reservation>>,
 }
 
-impl SharedFrames {
-    /// The frames.
+impl SharedBytes {
+    /// The messages.
     #[must_use]
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// Counts the frames, once for all queues; `None` if that would exceed the limit.
+    /// Counts the messages, once for all queues; `None` if that would exceed the limit.
     pub(super) fn try_reserve(&self, budget: &Arc<Budget>) -> Option<Arc<Reservation>> {
         if let Some(reservation) = self.reservation.get() {
             return Some(Arc::clone(reservation));
@@ -136,7 +136,7 @@ impl SharedFrames {
     }
 }
 
-impl From<Bytes> for SharedFrames {
+impl From<Bytes> for SharedBytes {
     fn from(bytes: Bytes) -> Self {
         Self { bytes, reservation: OnceCell::new() }
     }
@@ -147,9 +147,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shared_frames_are_counted_once_and_released_by_the_last_user() {
+    fn shared_bytes_are_counted_once_and_released_by_the_last_user() {
         let budget = Arc::new(Budget::new(1000));
-        let frames = SharedFrames::from(Bytes::from(vec![0; 600]));
+        let frames = SharedBytes::from(Bytes::from(vec![0; 600]));
         let (one, two) = (frames.try_reserve(&budget), frames.try_reserve(&budget));
         assert_eq!((budget.bytes(), one.is_some(), two.is_some()), (600, true, true));
         drop((frames, one));

@@ -1,24 +1,23 @@
-//! What a client has caused: the bytes of its replies and of frames to others, and the changes that others are notified
+//! What a client has caused: the bytes of its replies and of messages to others, and the changes that others are notified
 //! of. The connection's task takes these charges and throttles the client by them.
 
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-
 use super::Outbox;
 use crate::protocol::message::ServerMessage;
-use crate::protocol::wire::pusher;
+use crate::protocol::wire::{Frame, pusher};
 
 impl Outbox {
     /// Sends a reply, and charges the client for it.
     pub fn reply(&self, message: &ServerMessage<'_>) {
-        self.reply_frames(pusher::encode(message).bytes());
+        self.reply_frame(&pusher::encode(message));
     }
 
-    /// Sends whole frames as a reply, and charges the client for them.
-    pub fn reply_frames(&self, frames: &Bytes) {
-        self.charge(frames.len(), 0);
-        self.send(frames);
+    /// Sends an encoded message as a reply, and charges the client for it.
+    pub fn reply_frame(&self, frame: &Frame) {
+        let message = self.form.of_one(frame);
+        self.charge(message.len(), 0);
+        self.send_if(&message, || true);
     }
 
     /// Charges the client for more than its replies: bytes that are sent to others, and changes that others are

@@ -7,7 +7,7 @@ use super::state::{Accounting, OverBudget, State};
 use crate::limits::Limit;
 use crate::protocol::CloseCode;
 use crate::protocol::message::ServerMessage;
-use crate::protocol::wire::{Frame, pusher, websocket};
+use crate::protocol::wire::{Form, pusher, websocket};
 
 /// The longest partly sent frame that an evicted connection completes. With a longer one it is reset without a code.
 const EVICTED_FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -15,7 +15,7 @@ const EVICTED_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// How a connection is closing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closing {
-    /// The server closes it with this code; the closing frames are written or queued.
+    /// The server closes it with this code; its last messages are written or queued.
     Code(CloseCode),
     /// The server closes it with 4100 because of this limit, which the connection's task counts.
     Limit(Limit),
@@ -24,7 +24,8 @@ pub enum Closing {
 }
 
 impl Outbox {
-    /// Closes the connection with an error frame and a Close frame, and wakes its task. Only the first close counts.
+    /// Closes the connection with an error message and a Close frame, and wakes its task. Only the first close counts.
+    /// In a form without control frames there is no Close: the task ends the response after the error.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.close_locked(&mut self.state.lock(), Closing::Code(code), reason);
     }
@@ -77,20 +78,21 @@ impl Outbox {
         };
         // The client can't read the queue in time. Only a partly sent frame must be completed.
         state.drop_unstarted();
-        let closing_frames = closing_frames(code, reason);
-        self.write_closing(state, &closing_frames);
+        self.write_closing(state, &last_messages(self.form, code, reason));
         state.closing.get_or_insert(closing);
         state.wake();
     }
 
-    /// Replies to a client's Close with one of the same code. The task ends when it is written.
+    /// Replies to a client's Close with one of the same code, if the form has one. The task ends when it is written.
     pub fn reply_to_close(&self, code: Option<u16>) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return;
         }
-        let answer = code.map_or_else(websocket::close_without_code, |code| websocket::close(code, ""));
-        self.write_closing(&mut state, &answer);
+        if self.form.has_control_frames() {
+            let answer = code.map_or_else(websocket::close_without_code, |code| websocket::close(code, ""));
+            self.write_closing(&mut state, &answer);
+        }
         state.closing.get_or_insert(Closing::Code(CloseCode::Normal));
     }
 
@@ -112,22 +114,28 @@ impl Outbox {
         self.disconnect();
     }
 
-    /// Writes the closing frames, or queues them behind a partly sent frame.
-    fn write_closing(&self, state: &mut State, frames: &Bytes) {
+    /// Writes the last messages, or queues them behind a partly sent one.
+    fn write_closing(&self, state: &mut State, messages: &Bytes) {
+        if messages.is_empty() {
+            return;
+        }
         if state.is_empty() {
-            self.write(state, frames, Accounting::Forced);
-        } else if let Err(OverBudget) = state.push(frames.clone(), Accounting::Forced) {
+            self.write(state, messages, Accounting::Forced);
+        } else if let Err(OverBudget) = state.push(messages.clone(), Accounting::Forced) {
             self.reset_over_budget(state);
         }
     }
 }
 
-/// The last frames of a connection: an error frame for Pusher's own codes, and the Close.
-pub(super) fn closing_frames(code: CloseCode, reason: &str) -> Bytes {
-    let close = websocket::close(code.number(), reason);
-    if !code.is_pusher() {
-        return close;
+/// The last messages of a connection: an error for Pusher's own codes, and the Close if the form has one.
+pub(super) fn last_messages(form: Form, code: CloseCode, reason: &str) -> Bytes {
+    let mut messages = Vec::new();
+    if code.is_pusher() {
+        let error = ServerMessage::Error { code: Some(code.number()), message: reason };
+        messages.extend_from_slice(&form.of_one(&pusher::encode(&error)));
     }
-    let error: Frame = pusher::encode(&ServerMessage::Error { code: Some(code.number()), message: reason });
-    [error.bytes().as_ref(), close.as_ref()].concat().into()
+    if form.has_control_frames() {
+        messages.extend_from_slice(&websocket::close(code.number(), reason));
+    }
+    messages.into()
 }

@@ -7,13 +7,17 @@
 //! [`Outbox::poll_flush`] and [`Outbox::poll_read`]. A TLS connection is written to in the same way, through its
 //! session ([`tls::Tls`]). An outbox knows nothing of channels or sessions.
 //!
+//! Whatever is written is in the connection's [`Form`]. [`Outbox::send`], [`Outbox::send_first`], `reply` and `close` take
+//! messages and see to it. [`Outbox::send_if`] and [`Outbox::send_shared`] take bytes of which the caller has made the
+//! form: the batches of channels.
+//!
 //! Pitfalls of the hot path that are answered here: closing a slow reader does not wait for the bytes it does not read
 //! ([`Outbox::reset`]), a short read costs no second system call ([`Outbox::poll_read`]), and no connection has a timer
 //! of its own ([`Liveness`]).
 //!
 //! The queues are bounded for each connection, and for the node ([`Budget`]).
 //!
-//! Start at [`Outbox`]. Its methods to close are in `closing`, its charges in `charges`.
+//! Start at [`Outbox`]. Its methods to close are in `closing`, replies and charges in `charges`.
 
 mod budget;
 mod charges;
@@ -37,8 +41,8 @@ use tokio::io::Interest;
 
 use crate::limits::Limit;
 use crate::protocol::SocketId;
-use crate::protocol::wire::deflate::Compression;
-pub use budget::{Budget, Reservation, SharedFrames};
+use crate::protocol::wire::{Form, Frame};
+pub use budget::{Budget, Reservation, SharedBytes};
 pub use closing::Closing;
 use liveness::WriteProgress;
 pub use liveness::{Liveness, Unfinished};
@@ -60,8 +64,8 @@ pub struct Outbox {
     charge_bytes: AtomicU32,
     /// More queued bytes than this close the connection as too slow.
     bytes_max: AtomicU32,
-    /// The negotiated compression: publishers choose the frames for this client by it.
-    compression: Compression,
+    /// The form of everything that is written. Publishers choose the bytes for this client by it.
+    form: Form,
     transport: Transport,
     state: Mutex<State>,
 }
@@ -87,7 +91,7 @@ impl Outbox {
             charge_changes: AtomicU16::new(0),
             charge_bytes: AtomicU32::new(0),
             bytes_max: AtomicU32::new(u32::try_from(bytes_max).unwrap_or(u32::MAX)),
-            compression: Compression::Off,
+            form: Form::Frame,
             transport: transport.into(),
             state: Mutex::new(State::new(Arc::default())),
         }
@@ -110,23 +114,23 @@ impl Outbox {
         self
     }
 
-    /// An outbox without a socket: frames stay queued until [`Outbox::take_queued`]. For benchmarks and tests.
+    /// An outbox without a socket: bytes stay queued until [`Outbox::take_queued`]. For benchmarks and tests.
     #[must_use]
     pub fn detached(socket: SocketId, bytes_max: usize) -> Self {
         Self::new(socket, Transport::Detached, bytes_max, Liveness::default())
     }
 
-    /// Sets the compression that the connection has negotiated.
+    /// Sets the form of everything that is written to the connection. Default: WebSocket frames.
     #[must_use]
-    pub const fn with_compression(mut self, compression: Compression) -> Self {
-        self.compression = compression;
+    pub const fn with_form(mut self, form: Form) -> Self {
+        self.form = form;
         self
     }
 
-    /// The negotiated compression. Frames for many clients may be compressed; [`Outbox::reply`] compresses none.
+    /// The form of everything that is written to the connection.
     #[must_use]
-    pub const fn compression(&self) -> Compression {
-        self.compression
+    pub const fn form(&self) -> Form {
+        self.form
     }
 
     /// The socket id of the client.
@@ -135,50 +139,63 @@ impl Outbox {
         self.socket
     }
 
-    /// Sends whole frames: writes them, or queues the part that the socket does not accept. A client with too many
-    /// queued bytes is closed (4100). A closing connection sends nothing.
-    pub fn send(&self, frames: &Bytes) {
-        self.send_if(frames, || true);
+    /// Sends a message: writes it, or queues the part that the socket does not accept. A client with too many queued
+    /// bytes is closed (4100). A closing connection sends nothing.
+    pub fn send(&self, frame: &Frame) {
+        self.send_if(&self.form.of_one(frame), || true);
     }
 
-    /// As [`Outbox::send`], if `wanted` returns `true` under the lock.
-    pub fn send_if(&self, frames: &Bytes, wanted: impl FnOnce() -> bool) {
-        self.send_accounted(frames, Accounting::Own, wanted);
+    /// As [`Outbox::send`], for whole messages that are in the connection's form already, if `wanted` returns `true`
+    /// under the lock.
+    pub fn send_if(&self, messages: &Bytes, wanted: impl FnOnce() -> bool) {
+        self.send_accounted(messages, Accounting::Own, wanted);
     }
 
-    /// As [`Outbox::send_if`], for frames that go to many clients.
-    pub fn send_shared(&self, frames: &SharedFrames, wanted: impl FnOnce() -> bool) {
-        self.send_accounted(frames.bytes(), Accounting::Shared(frames), wanted);
+    /// As [`Outbox::send_if`], for messages that go to many clients.
+    pub fn send_shared(&self, messages: &SharedBytes, wanted: impl FnOnce() -> bool) {
+        self.send_accounted(messages.bytes(), Accounting::Shared(messages), wanted);
     }
 
-    fn send_accounted(&self, frames: &Bytes, accounting: Accounting<'_>, wanted: impl FnOnce() -> bool) {
+    fn send_accounted(&self, messages: &Bytes, accounting: Accounting<'_>, wanted: impl FnOnce() -> bool) {
         let mut state = self.state.lock();
         if state.closing.is_some() || !wanted() {
             return;
         }
         if state.is_empty() {
-            self.write(&mut state, frames, accounting);
+            self.write(&mut state, messages, accounting);
         } else if self.is_full(&state) {
             self.close_for_limit_locked(
                 &mut state,
                 Limit::OutboxBytes,
                 "Reading too slowly: the queue is full",
             );
-        } else if let Err(OverBudget) = state.push(frames.clone(), accounting) {
+        } else if let Err(OverBudget) = state.push(messages.clone(), accounting) {
             self.close_over_budget(&mut state);
         }
     }
 
-    /// Sends a frame ahead of the queue: for the replies that prove liveness.
-    pub fn send_first(&self, frame: &Bytes) {
+    /// Sends a message ahead of the queue: for the replies that prove liveness.
+    pub fn send_first(&self, frame: &Frame) {
+        self.send_ahead(&self.form.of_one(frame));
+    }
+
+    /// Sends a control frame of WebSocket, a Ping or a Pong, ahead of the queue. In a form without control frames
+    /// nothing is sent: a client of its transport is heard by the requests that it makes.
+    pub fn send_control(&self, frame: &Bytes) {
+        if self.form.has_control_frames() {
+            self.send_ahead(frame);
+        }
+    }
+
+    fn send_ahead(&self, message: &Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return;
         }
         if state.is_empty() {
-            self.write(&mut state, frame, Accounting::Own);
+            self.write(&mut state, message, Accounting::Own);
         } else if !self.is_full(&state)
-            && let Err(OverBudget) = state.push_first(frame.clone())
+            && let Err(OverBudget) = state.push_first(message.clone())
         {
             self.close_over_budget(&mut state);
         }
@@ -219,15 +236,15 @@ impl Outbox {
         self.state.lock().drain()
     }
 
-    /// Writes `frames`, with an empty queue, and queues the rest.
-    fn write(&self, state: &mut State, frames: &Bytes, accounting: Accounting<'_>) {
+    /// Writes `messages`, with an empty queue, and queues the rest.
+    fn write(&self, state: &mut State, messages: &Bytes, accounting: Accounting<'_>) {
         let written = match &self.transport {
             Transport::Detached => Ok(0),
-            Transport::Tcp(stream) => send(stream, frames),
+            Transport::Tcp(stream) => send(stream, messages),
             Transport::Tls(tls) => {
-                let taken = tls.send(frames);
+                let taken = tls.send(messages);
                 // TLS may accept all bytes and keep the last of them encrypted.
-                if taken.as_ref().is_ok_and(|taken| *taken == frames.len()) && tls.has_unsent() {
+                if taken.as_ref().is_ok_and(|taken| *taken == messages.len()) && tls.has_unsent() {
                     self.write_progress.record(true);
                     state.wake();
                 }
@@ -235,19 +252,19 @@ impl Outbox {
             }
         };
         let written = match written {
-            Ok(written) if written == frames.len() => return,
+            Ok(written) if written == messages.len() => return,
             Ok(written) => written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return self.fail(state),
         };
         // A small rest is copied, so that it does not keep the whole batch in memory.
-        let is_copied = written > 0 && frames.len() - written < frames.len() / 4;
+        let is_copied = written > 0 && messages.len() - written < messages.len() / 4;
         let (rest, accounting) = match accounting {
             Accounting::Own | Accounting::Shared(_) if is_copied => {
-                (Bytes::copy_from_slice(&frames[written..]), Accounting::Own)
+                (Bytes::copy_from_slice(&messages[written..]), Accounting::Own)
             }
             Accounting::Own | Accounting::Shared(_) | Accounting::Forced => {
-                (frames.slice(written..), accounting)
+                (messages.slice(written..), accounting)
             }
         };
         match state.push(rest, accounting) {

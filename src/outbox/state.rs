@@ -10,7 +10,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::net::TcpStream;
 
 use super::Closing;
-use super::budget::{Budget, Reservation, SharedFrames};
+use super::budget::{Budget, Reservation, SharedBytes};
 
 /// The overhead of a queued chunk, which is added to its bytes so that many small ones are bounded too.
 const CHUNK_OVERHEAD_BYTES: usize = 64;
@@ -43,7 +43,7 @@ pub(super) enum Accounting<'s> {
     /// By its own bytes.
     Own,
     /// Once for all queues that share it.
-    Shared(&'s SharedFrames),
+    Shared(&'s SharedBytes),
     /// By its own bytes, even over the limit: for closing frames.
     Forced,
 }
@@ -116,7 +116,7 @@ impl State {
 
     fn new_chunk(&mut self, bytes: Bytes, accounting: Accounting<'_>) -> Result<Chunk, OverBudget> {
         let shared = match accounting {
-            Accounting::Shared(frames) => Some(frames.try_reserve(&self.budget).ok_or(OverBudget)?),
+            Accounting::Shared(messages) => Some(messages.try_reserve(&self.budget).ok_or(OverBudget)?),
             Accounting::Own | Accounting::Forced => None,
         };
         let chunk = Chunk { bytes, shared };

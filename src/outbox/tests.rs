@@ -1,11 +1,11 @@
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::closing::closing_frames;
+use super::closing::last_messages;
 use super::*;
 use crate::protocol::CloseCode;
 use crate::protocol::message::ServerMessage;
-use crate::protocol::wire::websocket;
+use crate::protocol::wire::{pusher, websocket};
 
 const SOCKET: SocketId = SocketId::new(1, 2);
 
@@ -26,7 +26,7 @@ async fn a_client_that_reads_gets_everything_in_order() {
     let numbers: Vec<u8> = (0..=255).collect();
     let batch = Bytes::from(numbers.repeat(400));
     for _ in 0..200 {
-        outbox.send(&batch);
+        outbox.send_if(&batch, || true);
     }
     assert!(outbox.queued_bytes() > 0, "the socket does not accept 20 MB at once");
     let reading = tokio::spawn(async move {
@@ -45,7 +45,7 @@ async fn a_client_that_does_not_read_is_closed_and_costs_no_more_than_its_limit(
     let batch = Bytes::from(vec![0; 10_000]);
     let mut sends = 0;
     while outbox.closing().is_none() && sends < 10_000 {
-        outbox.send(&batch);
+        outbox.send_if(&batch, || true);
         sends += 1;
         assert!(outbox.queued_bytes() <= 130_000);
     }
@@ -57,13 +57,13 @@ async fn a_client_that_does_not_read_is_closed_and_costs_no_more_than_its_limit(
 fn a_limit_that_changes_holds_from_the_next_frame_on() {
     let outbox = Outbox::detached(SOCKET, 100);
     let frame = Bytes::from(vec![0; 1000]);
-    outbox.send(&frame);
+    outbox.send_if(&frame, || true);
     outbox.set_bytes_max(10_000);
-    outbox.send(&frame);
-    outbox.send(&frame);
+    outbox.send_if(&frame, || true);
+    outbox.send_if(&frame, || true);
     assert_eq!(outbox.closing(), None);
     outbox.set_bytes_max(100);
-    outbox.send(&frame);
+    outbox.send_if(&frame, || true);
     assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::OutboxBytes)));
 }
 
@@ -71,13 +71,13 @@ fn a_limit_that_changes_holds_from_the_next_frame_on() {
 async fn nothing_is_sent_after_a_close() {
     let (outbox, mut client) = pair(1000).await;
     outbox.close(CloseCode::Reconnect, "going away");
-    outbox.send(&Bytes::from_static(b"late"));
+    outbox.send_if(&Bytes::from_static(b"late"), || true);
     outbox.close(CloseCode::PongTimeout, "second");
     assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
     drop(outbox);
     let mut all = Vec::new();
     client.read_to_end(&mut all).await.unwrap();
-    assert_eq!(all, closing_frames(CloseCode::Reconnect, "going away"));
+    assert_eq!(all, last_messages(Form::Frame, CloseCode::Reconnect, "going away"));
 }
 
 #[tokio::test]
@@ -85,10 +85,10 @@ async fn a_partly_sent_frame_is_completed_before_the_closing_frames() {
     let (outbox, mut client) = pair(usize::MAX).await;
     let batch = Bytes::from(vec![7; 99_991]);
     while !outbox.state.lock().head_is_partial {
-        outbox.send(&batch);
+        outbox.send_if(&batch, || true);
         assert!(outbox.queued_bytes() < 10 * batch.len(), "the socket accepted whole batches only");
     }
-    outbox.send(&batch);
+    outbox.send_if(&batch, || true);
     outbox.close(CloseCode::Reconnect, "going away");
     let reading = tokio::spawn(async move {
         let mut all = Vec::new();
@@ -97,8 +97,8 @@ async fn a_partly_sent_frame_is_completed_before_the_closing_frames() {
     assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
     drop(outbox);
     let all = reading.await.unwrap().unwrap();
-    let closing_frames = closing_frames(CloseCode::Reconnect, "going away");
-    let frames = all.strip_suffix(&closing_frames[..]).expect("the closing frames come last");
+    let last_messages = last_messages(Form::Frame, CloseCode::Reconnect, "going away");
+    let frames = all.strip_suffix(&last_messages[..]).expect("the closing frames come last");
     assert_eq!(frames.len() % batch.len(), 0, "no frame is cut");
 }
 
@@ -110,8 +110,8 @@ async fn a_disconnected_client_breaks_the_connection() {
     let mut buffer = [0; 16];
     let read = std::future::poll_fn(|cx| outbox.poll_read(cx, &mut buffer)).await;
     assert!(matches!(read, Ok(0) | Err(_)));
-    outbox.send(&Bytes::from_static(b"x"));
-    outbox.send(&Bytes::from_static(b"x"));
+    outbox.send_if(&Bytes::from_static(b"x"), || true);
+    outbox.send_if(&Bytes::from_static(b"x"), || true);
     assert_eq!(outbox.closing(), Some(Closing::Broken));
 }
 
@@ -125,7 +125,7 @@ fn the_queues_of_all_clients_never_exceed_the_budget() {
     let outboxes: Vec<_> = (0..20).map(|id| detached_with(&budget, id)).collect();
     for round in 0..10 {
         for outbox in &outboxes {
-            outbox.send(&Bytes::from(vec![0; 3000]));
+            outbox.send_if(&Bytes::from(vec![0; 3000]), || true);
             // Closing frames may exceed it.
             assert!(budget.bytes() <= 100_000 + 20 * 400, "{round}");
         }
@@ -143,7 +143,7 @@ fn the_queues_of_all_clients_never_exceed_the_budget() {
 fn a_shared_batch_counts_once_in_the_budget() {
     let budget = Arc::new(Budget::new(100_000));
     let outboxes: Vec<_> = (0..100).map(|id| detached_with(&budget, id)).collect();
-    let batch = SharedFrames::from(Bytes::from(vec![0; 50_000]));
+    let batch = SharedBytes::from(Bytes::from(vec![0; 50_000]));
     for outbox in &outboxes {
         outbox.send_shared(&batch, || true);
         assert_eq!((outbox.closing(), outbox.queued_bytes() > 50_000), (None, true));
@@ -162,7 +162,7 @@ async fn flushed_bytes_are_released_to_the_budget() {
     let budget = Arc::new(Budget::new(usize::MAX));
     let outbox = outbox.with_budget(&budget);
     for _ in 0..5000 {
-        outbox.send(&Bytes::from(vec![7; 1000]));
+        outbox.send_if(&Bytes::from(vec![7; 1000]), || true);
     }
     assert!(budget.bytes() > 1_000_000 && budget.bytes() == outbox.queued_bytes());
     let reading = tokio::spawn(async move {
@@ -180,11 +180,11 @@ async fn small_queued_frames_are_written_together_and_in_order() {
     let (outbox, mut client) = pair(usize::MAX).await;
     // First more than the socket accepts at once.
     let mut expected = vec![0; 10_000_000];
-    outbox.send(&Bytes::from(expected.clone()));
+    outbox.send_if(&Bytes::from(expected.clone()), || true);
     for number in 0..10_000u32 {
         let frame = number.to_be_bytes();
         expected.extend_from_slice(&frame);
-        outbox.send(&Bytes::copy_from_slice(&frame));
+        outbox.send_if(&Bytes::copy_from_slice(&frame), || true);
     }
     assert!(outbox.queued_bytes() > 40_000, "they are queued");
     let length = expected.len();
@@ -203,7 +203,7 @@ async fn an_evicted_connection_keeps_no_large_frame() {
     let (outbox, _client) = pair(usize::MAX).await;
     let outbox = outbox.with_budget(&budget);
     while !outbox.state.lock().head_is_partial {
-        outbox.send(&Bytes::from(vec![0; 10_000_000]));
+        outbox.send_if(&Bytes::from(vec![0; 10_000_000]), || true);
     }
     outbox.evict();
     assert_eq!(outbox.closing(), Some(Closing::Limit(Limit::QueuedBytes)));
@@ -217,7 +217,7 @@ async fn a_stalled_client_is_timed_from_the_sweep_that_saw_it_first() {
     assert_eq!(outbox.stalled_for(secs(5)), None, "nothing is queued");
     let mut sent = 0;
     while outbox.queued_bytes() < 1_000_000 {
-        outbox.send(&Bytes::from(vec![0; 100_000]));
+        outbox.send_if(&Bytes::from(vec![0; 100_000]), || true);
         sent += 100_000;
     }
     assert_eq!(outbox.stalled_for(secs(10)), Some(secs(0)));
@@ -237,7 +237,7 @@ fn charges_are_taken_once() {
     outbox.reply(&ServerMessage::Pong);
     let (bytes, changes) = outbox.take_charges();
     assert!((30..60).contains(&bytes) && changes == 0, "{bytes}");
-    outbox.send(&Bytes::from_static(b"an event"));
+    outbox.send_if(&Bytes::from_static(b"an event"), || true);
     assert_eq!(outbox.take_charges(), (0, 0), "the client has not caused it");
     outbox.charge(usize::MAX, 3);
     outbox.charge(7, 0);
@@ -247,9 +247,9 @@ fn charges_are_taken_once() {
 #[test]
 fn many_small_frames_are_bounded_like_few_large_ones() {
     let outbox = Outbox::detached(SOCKET, 10_000);
-    outbox.send(&Bytes::from_static(b"x"));
+    outbox.send_if(&Bytes::from_static(b"x"), || true);
     for _ in 0..1_000 {
-        outbox.send_first(&websocket::pong(b""));
+        outbox.send_control(&websocket::pong(b""));
     }
     assert!(outbox.take_queued().len() < 160);
 }
@@ -257,12 +257,72 @@ fn many_small_frames_are_bounded_like_few_large_ones() {
 #[test]
 fn a_pong_overtakes_queued_frames_but_not_a_partly_sent_one() {
     let outbox = Outbox::detached(SOCKET, 1000);
-    outbox.send(&Bytes::from_static(b"a"));
-    outbox.send(&Bytes::from_static(b"b"));
-    outbox.send_first(&Bytes::from_static(b"pong"));
+    outbox.send_if(&Bytes::from_static(b"a"), || true);
+    outbox.send_if(&Bytes::from_static(b"b"), || true);
+    outbox.send_control(&Bytes::from_static(b"pong"));
     assert_eq!(outbox.take_queued(), ["pong", "a", "b"]);
-    outbox.send(&Bytes::from_static(b"a"));
+    outbox.send_if(&Bytes::from_static(b"a"), || true);
     outbox.state.lock().head_is_partial = true;
-    outbox.send_first(&Bytes::from_static(b"pong"));
+    outbox.send_control(&Bytes::from_static(b"pong"));
     assert_eq!(outbox.take_queued(), ["a", "pong"]);
+}
+
+fn taken(outbox: &Outbox) -> Vec<u8> {
+    outbox.take_queued().concat()
+}
+
+#[test]
+fn messages_and_replies_are_written_in_the_form_of_the_connection() {
+    let frame = Frame::from_text(&format!("[{}\n1]", "1, ".repeat(500)));
+    let line = format!("{}\n", frame.text().replace('\n', " "));
+    let deflated = Form::DeflatedFrame { bytes_min: 0 };
+    let forms =
+        [(Form::Frame, &frame.bytes()[..]), (deflated, &frame.bytes()[..]), (Form::Text, line.as_bytes())];
+    for (form, expected) in forms {
+        let outbox = Outbox::detached(SOCKET, usize::MAX).with_form(form);
+        outbox.send(&frame);
+        assert_eq!(taken(&outbox), expected, "{form:?}");
+        assert_eq!(outbox.take_charges(), (0, 0));
+        outbox.reply_frame(&frame);
+        assert_eq!(taken(&outbox), expected, "{form:?}");
+        assert_eq!(outbox.take_charges(), (expected.len() as u32, 0), "what is written is charged");
+        outbox.send_if(&Bytes::from_static(b"queued"), || true);
+        outbox.send_first(&frame);
+        assert_eq!(taken(&outbox), [expected, b"queued"].concat(), "{form:?}");
+    }
+}
+
+#[test]
+fn a_form_without_control_frames_gets_neither_ping_nor_pong() {
+    for (form, pings) in [(Form::Frame, 1), (Form::DeflatedFrame { bytes_min: 0 }, 1), (Form::Text, 0)] {
+        let outbox = Outbox::detached(SOCKET, usize::MAX).with_form(form);
+        outbox.send_control(&websocket::ping());
+        assert_eq!(outbox.take_queued().len(), pings, "{form:?}");
+        outbox.send_if(&Bytes::from_static(b"queued"), || true);
+        outbox.send_control(&websocket::pong(b""));
+        assert_eq!(outbox.take_queued().len(), 1 + pings, "{form:?}");
+    }
+}
+
+#[test]
+fn a_form_without_control_frames_is_closed_with_an_error_at_most() {
+    let text = || Outbox::detached(SOCKET, usize::MAX).with_form(Form::Text);
+    let outbox = text();
+    outbox.send_if(&Bytes::from_static(b"dropped"), || true);
+    outbox.close(CloseCode::Reconnect, "going away");
+    let error = pusher::encode(&ServerMessage::Error { code: Some(4200), message: "going away" });
+    assert_eq!(taken(&outbox), format!("{}\n", error.text()).as_bytes());
+    assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::Reconnect)));
+
+    let outbox = text();
+    outbox.state.lock().push(Bytes::from_static(b"partly sent"), Accounting::Own).unwrap();
+    outbox.state.lock().head_is_partial = true;
+    outbox.close(CloseCode::TooBig, "too big");
+    assert_eq!(outbox.take_queued(), ["partly sent"], "only Pusher's own codes have an error");
+    assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::TooBig)));
+
+    let outbox = text();
+    outbox.reply_to_close(Some(1000));
+    assert!(outbox.take_queued().is_empty());
+    assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::Normal)), "its task ends");
 }

@@ -184,10 +184,11 @@ mod tests {
     use tokio_rustls::client::TlsStream;
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-    use super::super::closing::closing_frames;
+    use super::super::closing::last_messages;
     use super::super::{Closing, Liveness, Outbox};
     use super::*;
     use crate::limits::Limit;
+    use crate::protocol::wire::Form;
     use crate::protocol::{CloseCode, SocketId};
 
     async fn pair(bytes_max: usize) -> (Outbox, TlsStream<TcpStream>) {
@@ -235,7 +236,7 @@ mod tests {
         let numbers: Vec<u8> = (0..=255).collect();
         let batch = Bytes::from(numbers.repeat(400));
         for _ in 0..200 {
-            outbox.send(&batch);
+            outbox.send_if(&batch, || true);
         }
         assert!(outbox.queued_bytes() > 0, "the socket does not accept 20 MB at once");
         let reading = tokio::spawn(async move {
@@ -258,7 +259,7 @@ mod tests {
         let batch = Bytes::from(vec![0; 100_000]);
         let mut sends = 0;
         while outbox.closing().is_none() && sends < 10_000 {
-            outbox.send(&batch);
+            outbox.send_if(&batch, || true);
             sends += 1;
             assert!(outbox.queued_bytes() <= 310_000);
         }
@@ -276,10 +277,10 @@ mod tests {
         let (outbox, mut client) = pair(usize::MAX).await;
         let batch = Bytes::from(vec![7; 99_991]);
         while !outbox.state.lock().head_is_partial {
-            outbox.send(&batch);
+            outbox.send_if(&batch, || true);
             assert!(outbox.queued_bytes() < 10 * batch.len(), "the socket accepted whole batches only");
         }
-        outbox.send(&batch);
+        outbox.send_if(&batch, || true);
         outbox.close(CloseCode::Reconnect, "going away");
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(flush(&outbox).await, Some(Closing::Code(CloseCode::Reconnect)));
         drop(outbox);
         let all = reading.await.unwrap().expect("an end without `close_notify` would be an error");
-        let frames = all.strip_suffix(&closing_frames(CloseCode::Reconnect, "going away")[..]);
+        let frames = all.strip_suffix(&last_messages(Form::Frame, CloseCode::Reconnect, "going away")[..]);
         assert_eq!(frames.expect("the closing frames come last").len() % batch.len(), 0, "no frame is cut");
     }
 
@@ -299,7 +300,7 @@ mod tests {
         let frame = Bytes::from(vec![9; 1000]);
         let mut frames = 0;
         while outbox.queued_bytes() == 0 {
-            outbox.send(&frame);
+            outbox.send_if(&frame, || true);
             frames += 1;
         }
         let waiting = poll_fn(|cx| Poll::Ready(outbox.poll_flush(cx))).await;

@@ -77,7 +77,7 @@ impl Endpoint {
                     Verdict::Alive => {}
                     Verdict::Ping => {
                         outbox.liveness.pinged(now);
-                        outbox.send_first(&websocket::ping());
+                        outbox.send_control(&websocket::ping());
                     }
                     Verdict::Limit(limit, reason) => outbox.close_for_limit(limit, reason),
                     Verdict::Close(code, reason) => outbox.close(code, reason),

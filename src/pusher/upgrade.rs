@@ -19,7 +19,7 @@ use super::{Endpoint, Peer};
 use crate::limits::Limit;
 use crate::outbox::Transport;
 use crate::protocol::request::Query;
-use crate::protocol::wire::deflate::{self, Compression};
+use crate::protocol::wire::{Form, deflate};
 use crate::rejections::{Example, Mistake, Rejection};
 
 /// How much is kept of a name that a client chose.
@@ -65,12 +65,12 @@ impl Endpoint {
         if let Err(rejected) = &found {
             self.report(rejected, self.example(client, &request));
         }
-        let mut compression = Compression::Off;
+        let mut form = Form::Frame;
         if let Ok(app) = &found
             && app.compression
             && let Some(answer) = extension(request.headers())
         {
-            compression = app.negotiated_compression();
+            form = app.form_with_compression();
             response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
         }
         let upgrade = hyper::upgrade::on(&mut request);
@@ -86,8 +86,7 @@ impl Endpoint {
                 Err(rejected) => Err(rejected),
             };
             let is_accepted = admitted.is_ok();
-            let connection =
-                Connection::new(&endpoint, transport, &early, admitted, compression, &client_info);
+            let connection = Connection::new(&endpoint, transport, &early, admitted, form, &client_info);
             if is_accepted {
                 // A task of its own, so that a connection costs its own size and not that of the upgrade.
                 endpoint.0.tasks.spawn(connection);

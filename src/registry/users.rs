@@ -67,7 +67,7 @@ impl User {
         }
         self.online = online;
         let event = watchlist_event(online, id);
-        self.watchers.values().for_each(|watcher| watcher.send(event.bytes()));
+        self.watchers.values().for_each(|watcher| watcher.send(&event));
         self.watchers.len()
     }
 }
@@ -228,7 +228,7 @@ impl Users {
         for (id, sent) in sent {
             self.with_existing(&key(id), |user| {
                 if user.online != sent {
-                    outbox.send(watchlist_event(user.online, id).bytes());
+                    outbox.send(&watchlist_event(user.online, id));
                 }
             });
         }

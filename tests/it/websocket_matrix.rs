@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use pusherd::apps::App;
 use pusherd::limits::Rate;
-use pusherd::protocol::wire::deflate::Compression;
+use pusherd::protocol::wire::Form;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame as AnyFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
@@ -707,7 +707,7 @@ async fn expect_pong(client: &mut Client) {
 fn decoded(stream: &[u8]) -> (Vec<Answer>, Option<u16>) {
     use pusherd::protocol::wire::websocket::{Decoder, Incoming};
     let (mut answers, mut code) = (Vec::new(), None);
-    let fed = Decoder::new(Compression::Off).feed(&mut stream.to_vec(), LIMIT, |incoming| {
+    let fed = Decoder::new(Form::Frame).feed(&mut stream.to_vec(), LIMIT, |incoming| {
         match incoming {
             Incoming::Text(text)
                 if text.starts_with(PUSHER_PING) && text[PUSHER_PING.len()..].trim().is_empty() =>

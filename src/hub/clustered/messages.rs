@@ -15,7 +15,7 @@ use crate::cluster::envelope::Unreadable;
 use crate::cluster::group::{Group, Version};
 use crate::cluster::node::Capacity;
 use crate::protocol::message::{Event, Source};
-use crate::protocol::wire::{Frame, pusher, websocket};
+use crate::protocol::wire::{Frame, pusher};
 use crate::protocol::{ChannelName, SocketId, UserId};
 use crate::registry::Backlog;
 
@@ -30,7 +30,7 @@ fn encode_event(event: &Event<'_>) -> Vec<u8> {
 
 /// The socket that an event skips, and the frame for the others.
 fn delivery(event: &EventMessage<'_>) -> (Option<SocketId>, Frame) {
-    (event.except, websocket::text_frame(|out| out.extend_from_slice(event.json.as_bytes())))
+    (event.except, Frame::from_text(event.json))
 }
 
 impl Clustered {

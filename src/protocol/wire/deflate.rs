@@ -47,19 +47,6 @@ thread_local! {
     static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
 }
 
-/// The negotiated compression of a connection.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Compression {
-    /// No compression.
-    #[default]
-    Off,
-    /// permessage-deflate in both directions.
-    Deflate {
-        /// Shorter messages are sent uncompressed.
-        bytes_min: u32,
-    },
-}
-
 /// The response to the first acceptable offer of permessage-deflate in the values of `Sec-WebSocket-Extensions`.
 ///
 /// An offer is declined for a parameter that is unknown, occurs twice or has an invalid value, and for a window smaller
@@ -175,12 +162,12 @@ fn window_bits(text: &str) -> Option<u8> {
 }
 
 /// Whether any of `frames` reaches the threshold for compression.
-pub fn is_worthwhile<'f>(frames: impl IntoIterator<Item = &'f Frame>, bytes_min: u32) -> bool {
+pub(super) fn is_worthwhile<'f>(frames: impl IntoIterator<Item = &'f Frame>, bytes_min: u32) -> bool {
     frames.into_iter().any(|frame| websocket::payload(frame.bytes()).len() >= bytes_min as usize)
 }
 
 /// Appends `frame` to `out`: compressed if its message has at least `bytes_min` bytes and gets smaller, else unchanged.
-pub fn push(out: &mut Vec<u8>, frame: &Frame, bytes_min: u32) {
+pub(super) fn push(out: &mut Vec<u8>, frame: &Frame, bytes_min: u32) {
     let message = websocket::payload(frame.bytes());
     if message.len() < bytes_min as usize || !push_compressed(out, message) {
         out.extend_from_slice(frame.bytes());

@@ -9,8 +9,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::Frame;
-use super::deflate::{self, Compression};
+use super::{Form, Frame, deflate};
 use crate::protocol::CloseCode;
 
 /// The longest header of a server frame.
@@ -29,7 +28,7 @@ const RSV1: u8 = 0x40;
 const CONTROL_MAX: usize = 125;
 
 /// Makes a text frame with the payload that `write` appends.
-pub fn text_frame(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
+pub(super) fn text_frame(write: impl FnOnce(&mut Vec<u8>)) -> Frame {
     let mut buffer = Vec::with_capacity(256);
     buffer.extend_from_slice(&[0; HEADER_MAX]);
     write(&mut buffer);
@@ -210,10 +209,10 @@ struct Head {
 }
 
 impl Decoder {
-    /// The decoder of a connection that negotiated `compression`.
+    /// The decoder of a connection whose messages go out in `form`: compression is negotiated for both directions.
     #[must_use]
-    pub fn new(compression: Compression) -> Self {
-        Self { inflates: compression != Compression::Off, ..Self::default() }
+    pub fn new(form: Form) -> Self {
+        Self { inflates: form.is_deflated(), ..Self::default() }
     }
 
     /// Skips compressed messages from now on. Inflating them is wasted work when messages are ignored.

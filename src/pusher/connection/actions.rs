@@ -29,7 +29,7 @@ impl Connection {
         match action {
             Action::Nothing => {}
             // Not charged: the rate of messages bounds it, and idle clients depend on it.
-            Action::Pong => outbox.send_first(PONG.bytes()),
+            Action::Pong => outbox.send_first(&PONG),
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
                 // The hub has told the client of an error.

@@ -60,7 +60,7 @@ impl Connection {
         }
         self.decoder = decoder;
         if let Some(pong) = pong {
-            self.reply_first(&pong);
+            self.reply_to_ping(&pong);
             self.apply_charges(now);
         }
         if let Err(violation) = decoded {
@@ -84,9 +84,9 @@ impl Connection {
     }
 
     /// Replies ahead of the queue.
-    fn reply_first(&self, frame: &Bytes) {
-        self.outbox.charge(frame.len(), 0);
-        self.outbox.send_first(frame);
+    fn reply_to_ping(&self, pong: &Bytes) {
+        self.outbox.charge(pong.len(), 0);
+        self.outbox.send_control(pong);
     }
 
     /// Charges the session for what the client has caused. Returns whether more input is handled now.
@@ -122,7 +122,7 @@ impl Connection {
         if !matches!(incoming, Incoming::Ping(_))
             && let Some(pong) = pong.take()
         {
-            self.reply_first(&pong);
+            self.reply_to_ping(&pong);
         }
         match incoming {
             Incoming::Text(text) => {

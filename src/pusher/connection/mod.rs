@@ -27,7 +27,7 @@ use super::upgrade::ClientInfo;
 use crate::apps::App;
 use crate::outbox::{Liveness, Outbox, Transport};
 use crate::protocol::message::ServerMessage;
-use crate::protocol::wire::deflate::Compression;
+use crate::protocol::wire::Form;
 use crate::protocol::wire::websocket::Decoder;
 use crate::protocol::{CloseCode, SocketId};
 use crate::session::Session;
@@ -72,13 +72,13 @@ struct Established {
 
 impl Connection {
     /// Establishes the connection, or tells the client why it is rejected. `early` is input that the client sent before
-    /// it saw the upgrade response, in which `compression` was negotiated.
+    /// it saw the upgrade response, in which `form` was negotiated.
     pub(super) fn new(
         endpoint: &Endpoint,
         transport: Transport,
         early: &Bytes,
         admitted: Result<Admitted, Rejected>,
-        compression: Compression,
+        form: Form,
         client_info: &ClientInfo,
     ) -> Self {
         let hub = &endpoint.0.hub;
@@ -97,8 +97,8 @@ impl Connection {
         let outbox = Outbox::new(socket, transport, bytes_max, Liveness::new(now, authorize_by));
         let mut connection = Self {
             endpoint: endpoint.clone(),
-            outbox: Arc::new(outbox.with_budget(&endpoint.0.budget).with_compression(compression)),
-            decoder: Decoder::new(compression),
+            outbox: Arc::new(outbox.with_budget(&endpoint.0.budget).with_form(form)),
+            decoder: Decoder::new(form),
             established: None,
             ignores_input: false,
             backpressure: None,
@@ -190,7 +190,7 @@ impl Future for Connection {
                 self.teardown.get_or_insert_default().is_disconnected = true;
                 continue;
             }
-            if self.outbox.compression() != Compression::Off {
+            if self.outbox.form().is_deflated() {
                 // Inflating costs CPU time, so the task yields after each read.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::batch::{Batch, Frames};
+use super::batch::{Batch, Part};
 use super::subscribers::Subscriber;
 use super::{Channel, State};
 use crate::registry::Registry;
@@ -107,10 +107,10 @@ impl Pass {
         let end = self.subscribers.len().min(self.delivered + SUBSCRIBERS_PER_TURN);
         for subscriber in &self.subscribers[self.delivered..end] {
             let is_subscribed = || subscriber.is_subscribed();
-            match self.batch.frames_for(subscriber) {
-                Frames::All(frames) => subscriber.outbox.send_shared(frames, is_subscribed),
-                Frames::Some(frames) => subscriber.outbox.send_if(&frames, is_subscribed),
-                Frames::None => {}
+            match self.batch.part_for(subscriber) {
+                Part::All(messages) => subscriber.outbox.send_shared(messages, is_subscribed),
+                Part::Some(messages) => subscriber.outbox.send_if(&messages, is_subscribed),
+                Part::None => {}
             }
         }
         self.delivered = end;

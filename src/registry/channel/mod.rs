@@ -6,9 +6,11 @@
 //! channel delivers immediately, a busy one in large writes, there is exactly one driver, and the order of delivery is
 //! that of the queue.
 //!
-//! Connections that negotiated compression receive a second form of the batch, made when the first of them is served. Each
-//! message is compressed by itself, because some subscribers receive only a part of the batch. The member list and a
-//! cached event go to one connection, under the lock of the channel, and are not compressed.
+//! Messages are queued as [`Frame`]s, whatever forms the subscribers have. A batch has the bytes of the frames from the
+//! start; each other [`Form`](crate::protocol::wire::Form), such as compressed frames, is made for the whole batch when the
+//! first subscriber that needs it has its turn. Each message is encoded by itself, because some subscribers receive only a
+//! part of the batch. The member list and a cached event go to one connection, under the lock of the channel: in its form,
+//! but not compressed.
 //!
 //! A join has a position in that order too: a subscriber stores the number of the first message that it may receive, so it
 //! misses what was pending before and receives everything after.
@@ -16,7 +18,7 @@
 //! - [`subscribers`]: the list of subscribers and its index
 //! - [`queue`]: pending messages, and the backlog that publishers wait for
 //! - [`delivery`]: the driver and its passes over the subscribers
-//! - [`batch`]: the bytes of a batch, plain and compressed
+//! - [`batch`]: the bytes of a batch, in the forms of its subscribers
 //! - [`members`], [`cached`], [`counts`]: presence, the cached event, subscription counts
 
 mod batch;
@@ -149,7 +151,7 @@ impl Channel {
         let caches = self.name().is_cached();
         let cache_miss = caches && state.cached(now).is_none();
         if let Some(cached) = state.cached(now) {
-            outbox.reply_frames(cached.frame.bytes());
+            outbox.reply_frame(&cached.frame);
         } else if caches {
             outbox.reply(&ServerMessage::CacheMiss { channel: self.name() });
         }
@@ -171,13 +173,13 @@ impl Channel {
 
     fn acknowledge(&self, state: &mut State, outbox: &Outbox, acknowledgement: Option<&Frame>) {
         if let Some(acknowledgement) = acknowledgement {
-            return outbox.reply_frames(acknowledgement.bytes());
+            return outbox.reply_frame(acknowledgement);
         }
         let subscribed =
             |members| pusher::encode(&ServerMessage::Subscribed { channel: self.name(), members });
         match &mut state.presence {
-            Some(presence) => outbox.reply_frames(presence.roster(subscribed).bytes()),
-            None => outbox.reply_frames(subscribed(None).bytes()),
+            Some(presence) => outbox.reply_frame(&presence.roster(subscribed)),
+            None => outbox.reply_frame(&subscribed(None)),
         }
     }
 

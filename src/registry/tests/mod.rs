@@ -1,9 +1,9 @@
 //! Scenarios for the registry, and their helpers. The helpers run every drive to its end.
 
-mod batch;
 mod cache;
 mod counts;
 mod delivery;
+mod forms;
 mod members;
 
 use std::sync::LazyLock;
@@ -12,6 +12,8 @@ use super::*;
 use crate::limits::Count;
 use crate::protocol::NameRules;
 use crate::protocol::message::Source;
+use crate::protocol::wire::Form;
+use crate::protocol::wire::websocket::{Decoder, Incoming};
 
 const NOW: Duration = Duration::from_secs(100);
 const TTL: Duration = Duration::from_secs(1800);
@@ -25,7 +27,7 @@ fn key(text: &str) -> ChannelKey {
 }
 
 fn outbox(id: u32) -> Arc<Outbox> {
-    Arc::new(Outbox::detached(SocketId::new(id, 0), usize::MAX))
+    outbox_in(Form::Frame, id)
 }
 
 fn member(id: &str) -> Member {
@@ -76,44 +78,75 @@ fn publish(registry: &Registry, channel: &str, data: &str, except: Option<u32>) 
     drive(registry.publish(&"app".into(), &event, cache(), NOW).drive);
 }
 
-/// The frames that a connection received, in words.
-fn received(outbox: &Outbox) -> Vec<String> {
-    let mut words = Vec::new();
-    for bytes in outbox.take_queued() {
-        let mut rest = &bytes[..];
-        while rest.len() > 1 {
-            let (start, len) = match rest[1] {
-                126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
-                127 => (10, u64::from_be_bytes(rest[2..10].try_into().unwrap()) as usize),
-                len => (2, usize::from(len)),
-            };
-            let frame: serde_json::Value = serde_json::from_slice(&rest[start..start + len]).unwrap();
-            rest = &rest[start + len..];
-            let event = frame["event"].as_str().unwrap();
-            let event = event.trim_start_matches("pusher_internal:").trim_start_matches("pusher:");
-            let data = &frame["data"];
-            let data = data.as_str().map_or_else(|| data.to_string(), str::to_owned);
-            words.push(match event {
-                "e" => data,
-                "subscription_succeeded" => {
-                    let data: serde_json::Value = serde_json::from_str(&data).unwrap();
-                    match data["presence"]["ids"].as_array() {
-                        None => "ok".to_owned(),
-                        Some(ids) => {
-                            format!(
-                                "ok {}",
-                                ids.iter().filter_map(|id| id.as_str()).collect::<Vec<_>>().join(",")
-                            )
-                        }
-                    }
-                }
-                "member_added" => format!("+{}", user_of(&data)),
-                "member_removed" => format!("-{}", user_of(&data)),
-                other => format!("{other} {data}"),
-            });
+/// An outbox of a connection with this form.
+fn outbox_in(form: Form, id: u32) -> Arc<Outbox> {
+    Arc::new(Outbox::detached(SocketId::new(id, 0), usize::MAX).with_form(form))
+}
+
+/// The messages that a connection received, decoded from its form: the text of each, and whether it was compressed.
+fn messages(outbox: &Outbox) -> Vec<(bool, String)> {
+    let bytes = outbox.take_queued().concat();
+    match outbox.form() {
+        form @ (Form::Frame | Form::DeflatedFrame { .. }) => texts_of_frames(form, &bytes),
+        Form::Text => {
+            let lines = std::str::from_utf8(&bytes).unwrap().split_inclusive('\n');
+            let line = |line: &str| (false, line.strip_suffix('\n').expect("whole lines").to_owned());
+            lines.map(line).collect()
         }
     }
-    words
+}
+
+fn texts_of_frames(form: Form, mut bytes: &[u8]) -> Vec<(bool, String)> {
+    let (mut decoder, mut texts) = (Decoder::new(form), Vec::new());
+    while let [first, second, ..] = *bytes {
+        let (head, len) = match second {
+            126 => (4, usize::from(u16::from_be_bytes(bytes[2..4].try_into().unwrap()))),
+            127 => (10, u64::from_be_bytes(bytes[2..10].try_into().unwrap()) as usize),
+            len => (2, usize::from(len)),
+        };
+        // The decoder expects the masked frames of a client: a mask of zeros leaves the payload unchanged.
+        let mut masked = [&bytes[..head], &[0; 4], &bytes[head..head + len]].concat();
+        masked[1] |= 0x80;
+        bytes = &bytes[head + len..];
+        let each = |incoming: Incoming<'_>| {
+            let Incoming::Text(text) = incoming else { panic!("{incoming:?}") };
+            texts.push((first == 0xc1, text.to_owned()));
+            true
+        };
+        decoder.feed(&mut masked, 10_000_000, each).unwrap();
+    }
+    assert!(bytes.is_empty(), "whole frames");
+    texts
+}
+
+/// The messages that a connection received, in words.
+fn received(outbox: &Outbox) -> Vec<String> {
+    let word = |(_, text): (bool, String)| {
+        let message: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let event = message["event"].as_str().unwrap();
+        let event = event.trim_start_matches("pusher_internal:").trim_start_matches("pusher:");
+        let data = &message["data"];
+        let data = data.as_str().map_or_else(|| data.to_string(), str::to_owned);
+        match event {
+            "e" => data,
+            "subscription_succeeded" => {
+                let data: serde_json::Value = serde_json::from_str(&data).unwrap();
+                match data["presence"]["ids"].as_array() {
+                    None => "ok".to_owned(),
+                    Some(ids) => {
+                        format!(
+                            "ok {}",
+                            ids.iter().filter_map(|id| id.as_str()).collect::<Vec<_>>().join(",")
+                        )
+                    }
+                }
+            }
+            "member_added" => format!("+{}", user_of(&data)),
+            "member_removed" => format!("-{}", user_of(&data)),
+            other => format!("{other} {data}"),
+        }
+    };
+    messages(outbox).into_iter().map(word).collect()
 }
 
 fn user_of(data: &str) -> String {

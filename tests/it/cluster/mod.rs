@@ -1,6 +1,7 @@
 //! The nodes of a cluster act as one server: clients of any node see the same.
 
 mod failures;
+mod forms;
 mod messages;
 mod presence;
 mod queries;

@@ -24,7 +24,7 @@ fn decode(bytes: &[u8], step: usize, max: usize) -> (Vec<String>, Option<Violati
 
 /// The decoder of a connection that negotiated compression.
 fn inflating() -> Decoder {
-    Decoder::new(Compression::Deflate { bytes_min: 0 })
+    Decoder::new(Form::DeflatedFrame { bytes_min: 0 })
 }
 
 fn decode_with(

@@ -93,6 +93,8 @@
 //!   never anticipate a decision. A single node has none of this, and pays one branch.
 //! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
 //!   them; an app without webhooks has no delivery guard.
+//! - A receiver of webhooks that is changed while the server runs keeps its queue. One that is removed gets no further
+//!   event, and sends what it has queued.
 //! - All messages of a channel, including the acknowledgements of joins, have one order.
 //! - Whatever forms connections have, a message is queued and cached once, as a [`protocol::wire::Frame`], and its text
 //!   is passed between nodes. Everything that is written to a connection is in the form of its outbox.

@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 use crate::addresses::{self, Addresses};
 use crate::apps::Apps;
@@ -186,10 +186,13 @@ pub async fn run(
         async move { endpoint.watch().await }
     });
     let mut apps_task = tokio::spawn({
-        let endpoint = server.endpoint.clone();
+        let (endpoint, webhooks) = (server.endpoint.clone(), webhooks.clone());
         async move {
             loop {
                 apps.replaced().await;
+                if let Err(error) = webhooks.apply(&apps) {
+                    error!("the receivers of webhooks stay as they were: {error}");
+                }
                 endpoint.wake_connections().await;
             }
         }

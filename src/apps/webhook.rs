@@ -9,7 +9,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::protocol::ChannelName;
 
 /// One receiver of an app's webhooks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Webhook {
     /// The URL.
     pub url: WebhookUrl,

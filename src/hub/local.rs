@@ -156,7 +156,7 @@ impl Shared {
     /// The webhooks of a join, in the order in which a channel fills.
     fn join_webhooks(
         &self,
-        mut guard: DeliveryGuard<'_>,
+        mut guard: DeliveryGuard,
         key: &ChannelKey,
         member: Option<&Member>,
         joined: &Joined,
@@ -177,7 +177,7 @@ impl Shared {
     }
 
     /// The webhooks of a leave, in the order in which a channel empties.
-    fn leave_webhooks(&self, mut guard: DeliveryGuard<'_>, key: &ChannelKey, left: &Left) {
+    fn leave_webhooks(&self, mut guard: DeliveryGuard, key: &ChannelKey, left: &Left) {
         let ChannelKey { channel, .. } = key;
         if let Some(user) = &left.member_removed {
             guard.emit(&webhooks::Event::MemberRemoved(channel, user));

@@ -226,12 +226,11 @@ impl Hub {
         self.0.publish_from_client(app, event)
     }
 
-    /// Passes the cluster's records for webhook receivers to the `webhooks` module, if there are receivers. Runs until
+    /// Passes the cluster's records for webhook receivers to the `webhooks` module, once there are receivers. Runs until
     /// [`Hub::close_records`], or for ever.
     pub async fn read_records(&self) {
-        if !self.0.webhooks.is_empty() {
-            self.0.backend.read_records(&self.0).await;
-        }
+        self.0.webhooks.wait_for_receivers().await;
+        self.0.backend.read_records(&self.0).await;
         std::future::pending().await
     }
 

@@ -73,7 +73,7 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct Debouncer {
     hold: Duration,
-    /// Nothing is held any more, and records are nacked.
+    /// Nothing is held any more, and records are nacked. Set when the server shuts down or the app is removed.
     is_flushed: bool,
     /// Positions in `held`.
     positions: HashMap<HeldKey, u64>,
@@ -214,16 +214,10 @@ impl Debouncer {
         }
     }
 
-    /// Emits all held events and holds no further ones. Records are nacked instead, these and all later ones, because
-    /// the other nodes continue to debounce them. Returns how many were nacked.
-    pub(super) fn flush(&mut self, mut emit: impl FnMut(&Event<'_>)) -> usize {
+    /// Emits all held events and holds no further ones. Later records are nacked, because other nodes debounce them.
+    pub(super) fn flush(&mut self, emit: impl FnMut(&Event<'_>, Option<Record>)) {
         self.is_flushed = true;
-        let mut nacked = 0;
-        self.emit_due(Duration::MAX, |event, record| match record {
-            None => emit(event),
-            Some(_) => nacked += 1,
-        });
-        nacked
+        self.emit_due(Duration::MAX, emit);
     }
 }
 

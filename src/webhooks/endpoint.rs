@@ -1,24 +1,25 @@
-//! One receiver of an app: its queue, and the tasks that send from it.
+//! One receiver of an app: its queue, and the tasks that send from it. Its URL never changes; its settings may.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::ack::AckToken;
 use super::client::{Client, IdleConnection, SendError};
 use super::dead_letters::{DeadLetter, DeadLetterBatch, DeadLetterStore};
-use super::event::{EncodedEvent, Subject};
+use super::event::EncodedEvent;
 use super::queue::{Failure, Next, Pushed, Queue, QueueOptions, QueuedEvent, Request};
 use super::signer::{Signer, body};
-use super::{FLUSH_TIMEOUT, Timing};
-use crate::apps::{App, AppId, EventTypes, Webhook};
+use super::{FLUSH_TIMEOUT, Timing, cancel_on_panic};
+use crate::apps::{App, AppId, Webhook, WebhookUrl};
 use crate::metrics::Metrics;
-use crate::protocol::Access;
 
 /// Concurrent requests to a receiver, each for another channel or user. With batching there is one, because a batch has
 /// events of many channels.
@@ -37,22 +38,41 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) timing: Timing,
     pub(super) queue_bytes: usize,
+    /// The sender tasks of all endpoints.
+    pub(super) senders: TaskTracker,
+    /// Cancelled when the deadline of the shutdown has passed.
+    pub(super) abort: CancellationToken,
+    /// Cancelled when a task panics.
+    pub(super) ended: CancellationToken,
 }
 
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     app: AppId,
-    pub(super) webhook: Webhook,
-    signer: Signer,
+    pub(super) url: WebhookUrl,
+    /// Replaced as a whole. A request has the settings of its start.
+    settings: ArcSwap<Settings>,
     queue: Mutex<Queue>,
-    senders: usize,
     /// Wakes one sender, which wakes the next one if there is more to send.
     wake: Notify,
     failures: Mutex<FailureLog>,
     evictions: Mutex<EvictionLog>,
     pending_tokens: Mutex<PendingTokens>,
     shared: Arc<Shared>,
+}
+
+/// What requests are made of.
+#[derive(Debug)]
+struct Settings {
+    webhook: Arc<Webhook>,
+    signer: Signer,
+}
+
+impl Settings {
+    fn new(app: &App, webhook: &Arc<Webhook>) -> Arc<Self> {
+        Arc::new(Self { webhook: Arc::clone(webhook), signer: Signer::for_app(app) })
+    }
 }
 
 /// Counts pending events: each holds a clone of one of these until it is resolved.
@@ -79,6 +99,17 @@ struct EvictionLog {
     last_warning: Option<Instant>,
 }
 
+fn queue_options(app: &App, shared: &Shared) -> QueueOptions {
+    let window = Duration::from_millis(u64::from(app.webhook_batching_ms));
+    QueueOptions {
+        bytes_max: shared.queue_bytes,
+        senders: if app.webhook_batching { 1 } else { SENDERS },
+        batch_window: app.webhook_batching.then_some(window),
+        delivery_timeout: shared.timing.delivery_timeout,
+        probe_interval: shared.timing.probe_interval,
+    }
+}
+
 /// The backoff after so many consecutive failures: exponential up to a maximum, with a jitter of ±25 % so that channels
 /// and nodes do not retry in step.
 fn backoff(failures: u32, random: u32, timing: &Timing) -> Duration {
@@ -88,36 +119,38 @@ fn backoff(failures: u32, random: u32, timing: &Timing) -> Duration {
 }
 
 impl Endpoint {
-    pub(super) fn new(app: &App, webhook: Webhook, shared: &Arc<Shared>) -> Self {
-        let window = Duration::from_millis(u64::from(app.webhook_batching_ms));
-        let options = QueueOptions {
-            bytes_max: shared.queue_bytes,
-            senders: if app.webhook_batching { 1 } else { SENDERS },
-            batch_window: app.webhook_batching.then_some(window),
-            delivery_timeout: shared.timing.delivery_timeout,
-            probe_interval: shared.timing.probe_interval,
-        };
-        Self {
+    /// Starts the endpoint for a webhook of `app`, with its senders.
+    pub(super) fn start(app: &App, webhook: &Arc<Webhook>, shared: &Arc<Shared>) -> Arc<Self> {
+        let endpoint = Arc::new(Self {
             app: app.id.clone(),
-            webhook,
-            signer: Signer::for_app(app),
-            queue: Mutex::new(Queue::new(options)),
-            senders: options.senders,
+            url: webhook.url.clone(),
+            settings: ArcSwap::new(Settings::new(app, webhook)),
+            queue: Mutex::new(Queue::new(queue_options(app, shared))),
             wake: Notify::new(),
             failures: Mutex::default(),
             evictions: Mutex::default(),
             pending_tokens: Mutex::default(),
             shared: Arc::clone(shared),
-        }
+        });
+        endpoint.set_queue_options(app);
+        endpoint
     }
 
-    /// Whether the receiver subscribes to one of `types` of `subject`. Events of a user's own channel are never sent.
-    pub(super) fn wants(&self, subject: Subject<'_>, types: EventTypes) -> bool {
-        match subject {
-            Subject::Channel(channel) => {
-                channel.access() != Access::User && self.webhook.wants(types, channel)
-            }
-            Subject::User(_) => self.webhook.event_types.has_any(types),
+    /// Replaces the settings by those of `webhook`, which has the same URL. They hold from the next request on.
+    pub(super) fn change(self: &Arc<Self>, app: &App, webhook: &Arc<Webhook>) {
+        self.settings.store(Settings::new(app, webhook));
+        self.set_queue_options(app);
+        // What was waiting for a batch may be due, and surplus senders end.
+        self.wake.notify_one();
+    }
+
+    /// Replaces the options of the queue, and starts the senders that are missing.
+    fn set_queue_options(self: &Arc<Self>, app: &App) {
+        let missing = self.queue.lock().set_options(queue_options(app, &self.shared));
+        for _ in 0..missing {
+            let Shared { senders, abort, ended, .. } = &*self.shared;
+            let sending = Arc::clone(self).run(abort.clone());
+            senders.spawn(cancel_on_panic(sending, ended.clone()));
         }
     }
 
@@ -157,7 +190,7 @@ impl Endpoint {
             evictions.last_warning = Some(Instant::now());
             warn!(
                 app = %self.app,
-                url = %self.webhook.url,
+                url = %self.url,
                 count,
                 queue_bytes,
                 "webhook queue is full (webhooks.queue_bytes), its oldest events become dead letters: \
@@ -195,14 +228,9 @@ impl Endpoint {
         Arc::strong_count(&tokens.before_mark) + Arc::strong_count(&tokens.after_mark) - 2
     }
 
-    /// The number of sender tasks.
-    pub(super) const fn senders(&self) -> usize {
-        self.senders
-    }
-
-    /// Runs one sender until the queue is closed and empty. When `abort` is cancelled, the remaining events become dead
+    /// Runs one sender until it is surplus, or the queue is closed and empty. When `abort` is cancelled, the remaining events become dead
     /// letters and the remaining records are nacked.
-    pub(super) async fn run(self: Arc<Self>, abort: CancellationToken) {
+    async fn run(self: Arc<Self>, abort: CancellationToken) {
         // Outside of `sending`, so that a request in flight survives the abort.
         let mut in_flight = None;
         let sending = async {
@@ -250,7 +278,7 @@ impl Endpoint {
         self.shared.metrics.webhooks.nacked.add((count - events.len()) as u64);
     }
 
-    /// Waits for the next request; `None` when the queue is closed and empty.
+    /// Waits for the next request; `None` when the sender has to end.
     async fn next(&self) -> Option<Request> {
         loop {
             let random = getrandom::u32().unwrap_or_default();
@@ -259,7 +287,7 @@ impl Endpoint {
                 (queue.next(Instant::now(), random), queue.is_empty())
             };
             // Another sender may have something to send, or may end.
-            if !matches!(next, Next::Wait(_)) && (!is_empty || matches!(next, Next::Closed)) {
+            if !matches!(next, Next::Wait(_)) && (!is_empty || matches!(next, Next::End)) {
                 self.wake.notify_one();
             }
             match next {
@@ -268,7 +296,7 @@ impl Endpoint {
                 Next::Wait(None) => self.wake.notified().await,
                 // Woken or not, the queue is asked again.
                 Next::Wait(Some(until)) => drop(timeout_at(until, self.wake.notified()).await),
-                Next::Closed => return None,
+                Next::End => return None,
             }
         }
     }
@@ -282,7 +310,8 @@ impl Endpoint {
             None
         } else {
             let ids = request.events.iter().map(|event| event.encoded.id);
-            let signed = self.signer.sign(body(&request.events).into(), ids);
+            let settings = self.settings.load_full();
+            let signed = settings.signer.sign(body(&request.events).into(), ids);
             let timing = &self.shared.timing;
             // A probe shortens the time to connect, but not the time to respond.
             let connect_timeout = if is_probe {
@@ -290,7 +319,7 @@ impl Endpoint {
             } else {
                 timing.request_timeout
             };
-            Some(self.shared.client.post(&self.webhook, &signed, idle, connect_timeout).await)
+            Some(self.shared.client.post(&settings.webhook, &signed, idle, connect_timeout).await)
         };
         let Some(mut request) = slot.take() else { return };
         match sent {
@@ -336,7 +365,7 @@ impl Endpoint {
         if !failures.is_failing && failures.last_warning.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
             failures.last_warning = Some(Instant::now());
             failures.is_failing = true;
-            warn!(app = %self.app, url = %self.webhook.url, "webhook request failed, retrying: {error}");
+            warn!(app = %self.app, url = %self.url, "webhook request failed, retrying: {error}");
         }
     }
 
@@ -344,7 +373,7 @@ impl Endpoint {
         self.shared.metrics.webhooks.delivered.count();
         let mut failures = self.failures.lock();
         if std::mem::take(&mut failures.is_failing) {
-            info!(app = %self.app, url = %self.webhook.url, "webhooks are delivered again");
+            info!(app = %self.app, url = %self.url, "webhooks are delivered again");
         }
     }
 
@@ -353,7 +382,7 @@ impl Endpoint {
         let first = events.first();
         let dead_letter = DeadLetter {
             app_id: self.app.to_string(),
-            url: self.webhook.url.to_string(),
+            url: self.url.to_string(),
             time_ms: first.map_or(0, |first| first.encoded.time_ms),
             attempts: first.map_or(0, |first| first.attempts),
             error: first.and_then(|first| first.last_error.as_deref()).unwrap_or(reason).to_owned(),
@@ -368,30 +397,4 @@ impl Endpoint {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn there_are_about_fourteen_attempts_in_five_minutes() {
-        let timing = Timing::default();
-        for (random, expected) in [(0, 18), (u32::MAX / 2, 14), (u32::MAX, 12)] {
-            let (mut at, mut attempts) = (Duration::ZERO, 0);
-            while at < timing.delivery_timeout {
-                attempts += 1;
-                at += backoff(attempts, random, &timing);
-            }
-            assert_eq!(attempts, expected);
-        }
-    }
-
-    #[test]
-    fn the_backoff_doubles_up_to_a_maximum() {
-        let timing = Timing::default();
-        let secs = |failures, random| backoff(failures, random, &timing).as_secs_f64();
-        for (failures, expected) in [(1, 1.0), (2, 2.0), (3, 4.0), (5, 16.0), (6, 30.0), (40, 30.0)] {
-            assert!((secs(failures, u32::MAX / 2) - expected).abs() < 0.001, "{failures}");
-            assert!((secs(failures, 0) - expected * 0.75).abs() < 0.001, "{failures}");
-            assert!((secs(failures, u32::MAX) - expected * 1.25).abs() < 0.001, "{failures}");
-        }
-    }
-}
+mod tests;

@@ -16,6 +16,9 @@
 //! [`Webhooks::emit_record`]. An ack token (`ack`) travels with each record through all stages. It tells the reader
 //! whether the record is done (acked) or has to be read again (nacked).
 //!
+//! Apps may change while the server runs: [`Webhooks::apply`]. `dispatcher` owns the apps that have webhooks, and `app` their
+//! receivers. A receiver keeps its queue over a change; one that was removed sends what it has queued.
+//!
 //! The hub never waits for this module: the lock is short and queues are bounded. Receivers do not wait for each other.
 //! The module does not know sockets, sessions or the registry. An app without webhooks costs one branch.
 //!
@@ -26,6 +29,7 @@ mod app;
 mod client;
 pub mod dead_letters;
 mod debounce;
+mod dispatcher;
 mod endpoint;
 mod event;
 mod options;
@@ -35,29 +39,26 @@ pub mod replay;
 mod signer;
 pub mod target;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::info;
 
 pub use ack::{AckToken, Resolution};
 pub use app::DeliveryGuard;
 pub use event::{Event, EventId, ParseEventIdError};
 pub use options::{Options, Timing};
 
-use crate::apps::{App, AppId, Apps, EventType, EventTypes};
+use crate::apps::{App, Apps, EventType, EventTypes};
 use crate::metrics::Metrics;
 use crate::protocol::{ChannelName, UserId};
 use ack::Record;
 use app::AppWebhooks;
-use client::Client;
-use dead_letters::DeadLetterStore;
-use endpoint::{Endpoint, Shared};
+use dispatcher::Dispatcher;
+use endpoint::Endpoint;
 use event::Subject;
 
 /// How long a shutdown waits for the dead letter store to accept the remaining events, and again for it to write them.
@@ -86,83 +87,67 @@ const CHANNEL_RECORD_EVENTS: EventTypes = EventTypes::of(&[
     EventType::MemberRemoved,
 ]);
 
-/// The webhooks of all apps. Clones share them. The default has no webhooks.
+/// The webhooks of all apps. Clones share them. The default has no webhooks, and no app can get any.
 #[derive(Clone, Debug, Default)]
 pub struct Webhooks(Option<Arc<Dispatcher>>);
 
-#[derive(Debug)]
-struct Dispatcher {
-    apps: HashMap<AppId, Arc<AppWebhooks>>,
-    shared: Arc<Shared>,
-    /// The sender tasks of all receivers.
-    senders: TaskTracker,
-    /// Cancelled to stop the debounce timers.
-    timers: CancellationToken,
-    /// Cancelled when the deadline of the shutdown has passed.
-    abort: CancellationToken,
-    /// Cancelled when any of these tasks ends.
-    ended: CancellationToken,
-}
-
 impl Webhooks {
-    /// Starts the senders and timers of all apps that have webhooks, in the current runtime. Without webhooks nothing
-    /// is started.
+    /// Starts the receivers of all apps in the current runtime. While no app has webhooks, no thread and no task is
+    /// started.
     ///
     /// # Errors
     /// The system provides no thread or no randomness.
     pub fn start(apps: &Apps, options: Options, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let mut with_webhooks = apps.all();
-        with_webhooks.retain(|app| !app.webhooks.is_empty());
-        if with_webhooks.is_empty() {
-            return Ok(Self::default());
+        let dispatcher = Dispatcher::new(options, metrics);
+        if dispatcher.apply(apps)? {
+            dispatcher.prepare_tls();
         }
-        let Options { queue_bytes, dead_letter_file, dead_letter_bytes, allowed_addresses, timing } = options;
-        let client = Client::new(allowed_addresses, timing.request_timeout);
-        if with_webhooks.iter().any(|app| app.webhooks.iter().any(|webhook| webhook.url.is_https())) {
-            client.prepare_tls();
-        }
-        match &dead_letter_file {
-            Some(file) => info!(file = %file.display(), "undelivered webhooks are stored as dead letters"),
-            None => info!("undelivered webhooks are dropped: webhooks.dead_letter_file is not set"),
-        }
-        let dead_letters = DeadLetterStore::start(dead_letter_file, dead_letter_bytes, metrics)?;
-        let shared =
-            Arc::new(Shared { client, dead_letters, metrics: Arc::clone(metrics), timing, queue_bytes });
-        let senders = TaskTracker::new();
-        let [timers, abort, ended] = std::array::from_fn(|_| CancellationToken::new());
-        let mut app_webhooks = HashMap::new();
-        for app in with_webhooks {
-            let webhooks = Arc::new(AppWebhooks::new(&app, &shared)?);
-            for endpoint in &webhooks.endpoints {
-                for _ in 0..endpoint.senders() {
-                    let sending = Arc::clone(endpoint).run(abort.clone());
-                    senders.spawn(cancel_on_end(sending, ended.clone()));
-                }
-            }
-            let timer = timers.clone().run_until_cancelled_owned(Arc::clone(&webhooks).run_timer());
-            tokio::spawn(cancel_on_end(timer, ended.clone()));
-            app_webhooks.insert(app.id.clone(), webhooks);
-        }
-        Ok(Self(Some(Arc::new(Dispatcher { apps: app_webhooks, shared, senders, timers, abort, ended }))))
+        Ok(Self(Some(Arc::new(dispatcher))))
     }
 
-    /// Whether no app has webhooks.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_none()
+    /// Brings the receivers in line with `apps`, all that there are from now on. Must be called in the runtime, and not
+    /// while a [`DeliveryGuard`] is held. Does nothing after [`Webhooks::drain`] has begun.
+    ///
+    /// - A receiver is known by its app and its URL. If it had both before, it keeps its queue; its other settings hold
+    ///   from the next event and the next request on. Nothing that is queued is lost, sent twice or reordered.
+    /// - Other receivers are started.
+    /// - A receiver that `apps` does not have any more gets no further events. It sends those in its queue, or they become
+    ///   dead letters by the same rules as before; then its tasks end. If it is added again, it starts with an empty queue
+    ///   and does not wait for the queue of its predecessor.
+    /// - Events that a debouncer holds go to the receivers that the app has when they are due. If the app is removed, they
+    ///   go to its receivers at once.
+    ///
+    /// # Errors
+    /// The system provides no thread or no randomness. Nothing has changed.
+    pub fn apply(&self, apps: &Apps) -> io::Result<()> {
+        if let Some(dispatcher) = &self.0
+            && dispatcher.apply(apps)?
+        {
+            let dispatcher = Arc::clone(dispatcher);
+            tokio::task::spawn_blocking(move || dispatcher.prepare_tls());
+        }
+        Ok(())
     }
 
-    /// Completes when a task has ended, which does not happen before [`Webhooks::drain`].
+    /// Completes when an app has webhooks, or had some before.
+    pub async fn wait_for_receivers(&self) {
+        match &self.0 {
+            Some(dispatcher) => dispatcher.wait_for_receivers().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Completes when a task has ended early, by a panic.
     pub async fn ended(&self) {
         match &self.0 {
-            Some(dispatcher) => dispatcher.ended.cancelled().await,
+            Some(dispatcher) => dispatcher.wait_for_panic().await,
             None => std::future::pending().await,
         }
     }
 
     /// Locks `channel` for events of a subscription, if a receiver wants any of them.
     #[must_use]
-    pub fn lock_subscriptions(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
+    pub fn lock_subscriptions(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard> {
         // Most apps have no webhooks.
         if app.webhooks.is_empty() {
             return None;
@@ -172,7 +157,7 @@ impl Webhooks {
 
     /// Locks `channel` for a client event, if a receiver wants client events.
     #[must_use]
-    pub fn lock_client_events(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
+    pub fn lock_client_events(&self, app: &App, channel: &ChannelName) -> Option<DeliveryGuard> {
         if app.webhooks.is_empty() {
             return None;
         }
@@ -181,13 +166,13 @@ impl Webhooks {
 
     /// Locks `channel` for a subscription count, if a receiver wants counts.
     #[must_use]
-    pub fn lock_count(&self, app: &str, channel: &ChannelName) -> Option<DeliveryGuard<'_>> {
+    pub fn lock_count(&self, app: &str, channel: &ChannelName) -> Option<DeliveryGuard> {
         self.lock_channel(app, channel, EventTypes::of(&[EventType::SubscriptionCount]))
     }
 
     /// Locks `user` for online and offline events, if a receiver wants any of them.
     #[must_use]
-    pub fn lock_user(&self, app: &App, user: &UserId) -> Option<DeliveryGuard<'_>> {
+    pub fn lock_user(&self, app: &App, user: &UserId) -> Option<DeliveryGuard> {
         if app.webhooks.is_empty() {
             return None;
         }
@@ -223,7 +208,8 @@ impl Webhooks {
     ///   first;
     /// - at once, if no receiver wants the event or the app does not exist.
     ///
-    /// It is nacked if the server shuts down before that: [`Webhooks::drain`]. A record must not be emitted again
+    /// It is nacked if the server shuts down before that ([`Webhooks::drain`]), or if the app is removed in the moment in
+    /// which it is emitted. A record must not be emitted again
     /// before it is resolved, unless the receiving half of its token's channel was dropped; otherwise receivers may get
     /// it twice.
     pub fn emit_record(&self, app: &str, event: &Event<'_>, time_ms: u64, ack_token: AckToken) {
@@ -238,34 +224,29 @@ impl Webhooks {
         }
     }
 
-    fn lock_channel(&self, app: &str, channel: &ChannelName, types: EventTypes) -> Option<DeliveryGuard<'_>> {
+    fn lock_channel(&self, app: &str, channel: &ChannelName, types: EventTypes) -> Option<DeliveryGuard> {
         self.lock_if_wanted(app, Subject::Channel(channel), types)
     }
 
     /// Locks `subject`, if a receiver wants one of `types` of it.
-    fn lock_if_wanted(
-        &self,
-        app: &str,
-        subject: Subject<'_>,
-        types: EventTypes,
-    ) -> Option<DeliveryGuard<'_>> {
-        let app = self.0.as_ref()?.apps.get(app)?;
-        app.wants(subject, types).then(|| app.lock(subject.as_str()))
+    fn lock_if_wanted(&self, app: &str, subject: Subject<'_>, types: EventTypes) -> Option<DeliveryGuard> {
+        let lock = |app: &Arc<AppWebhooks>| app.wants(subject, types).then(|| app.lock(subject.as_str()));
+        self.0.as_ref()?.with_app(app, lock)?
     }
 
     fn wants(&self, app: &str, subject: Subject<'_>, types: EventTypes) -> bool {
-        let app = self.0.as_ref().and_then(|dispatcher| dispatcher.apps.get(app));
-        app.is_some_and(|app| app.wants(subject, types))
+        let wants = |dispatcher: &Arc<Dispatcher>| dispatcher.with_app(app, |app| app.wants(subject, types));
+        self.0.as_ref().and_then(wants).unwrap_or(false)
     }
 
-    /// The number of pending events, for each host that has any.
+    /// The number of pending events, for each host that has any. Includes receivers that were removed.
     #[must_use]
     pub fn pending(&self) -> Vec<(String, usize)> {
         let mut hosts = BTreeMap::new();
         for endpoint in self.endpoints() {
             let pending = endpoint.pending();
             if pending > 0 {
-                *hosts.entry(endpoint.webhook.url.authority().to_owned()).or_default() += pending;
+                *hosts.entry(endpoint.url.authority().to_owned()).or_default() += pending;
             }
         }
         hosts.into_iter().collect()
@@ -273,14 +254,16 @@ impl Webhooks {
 
     /// Waits until all events that are pending now are resolved. To be called once.
     pub async fn wait_for_pending(&self) {
-        self.endpoints().for_each(|endpoint| endpoint.mark());
-        while self.endpoints().any(|endpoint| endpoint.pending_before_mark() > 0) {
+        let endpoints = self.endpoints();
+        endpoints.iter().for_each(|endpoint| endpoint.mark());
+        while endpoints.iter().any(|endpoint| endpoint.pending_before_mark() > 0) {
             sleep(DRAIN_POLL_INTERVAL).await;
         }
     }
 
-    fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.0.iter().flat_map(|dispatcher| dispatcher.apps.values()).flat_map(|app| &app.endpoints)
+    /// The receivers, with those that were removed and still send.
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.0.as_ref().map_or_else(Vec::new, |dispatcher| dispatcher.endpoints())
     }
 
     /// Emits what the debouncers hold, and sends until all is sent or `deadline` completes. The rest becomes dead
@@ -290,29 +273,18 @@ impl Webhooks {
     /// user may be back on another node; those in the queues at the deadline; and all that are emitted later.
     /// Afterwards every token is resolved, except those of dead letters that the disk has not accepted.
     pub async fn drain(&self, deadline: impl Future<Output = ()>) {
-        let Some(dispatcher) = &self.0 else { return };
-        dispatcher.timers.cancel();
-        for app in dispatcher.apps.values() {
-            app.flush();
-            app.endpoints.iter().for_each(|endpoint| endpoint.close());
+        if let Some(dispatcher) = &self.0 {
+            dispatcher.drain(deadline).await;
         }
-        dispatcher.senders.close();
-        tokio::select! {
-            () = dispatcher.senders.wait() => {}
-            () = deadline => {
-                dispatcher.abort.cancel();
-                // Senders wait no longer than `FLUSH_TIMEOUT` for the dead letter store.
-                dispatcher.senders.wait().await;
-            }
-        }
-        dispatcher.shared.dead_letters.close(FLUSH_TIMEOUT).await;
     }
 }
 
-/// Cancels `ended` when the task ends, also by a panic.
-async fn cancel_on_end<T>(task: impl Future<Output = T>, ended: CancellationToken) -> T {
-    let _end = ended.drop_guard();
-    task.await
+/// Runs a task, and cancels `ended` if it panics.
+async fn cancel_on_panic<T>(task: impl Future<Output = T>, ended: CancellationToken) -> T {
+    let on_panic = ended.drop_guard();
+    let output = task.await;
+    on_panic.disarm();
+    output
 }
 
 /// The wall clock, in milliseconds since 1970.

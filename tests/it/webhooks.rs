@@ -1,5 +1,6 @@
 //! Webhooks of a server, and of the webhooks module alone. Source: protocol.md §9.
 
+mod changes;
 mod dead_letters;
 mod delivery;
 mod events;

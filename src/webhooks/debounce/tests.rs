@@ -173,13 +173,14 @@ fn a_repeated_falling_edge_is_emitted_once() {
 }
 
 #[test]
-fn records_are_nacked_by_the_flush_and_after_it() {
+fn records_are_nacked_after_the_flush() {
     let mut reader = Reader::new();
     reader.read("-a", 0, 0);
     assert_eq!(push(&mut reader.debouncer, "-b", Duration::ZERO), Outcome::Held);
     let mut emitted = Vec::new();
-    assert_eq!(reader.debouncer.flush(|event| emitted.push(word(event))), 1);
-    assert_eq!((emitted, reader.resolved()), (vec!["-b".to_owned()], vec![-1]));
+    reader.debouncer.flush(|event, record| emitted.push((word(event), record.is_some())));
+    assert_eq!(emitted, [("-a".to_owned(), true), ("-b".to_owned(), false)]);
+    assert_eq!(reader.resolved(), [-1], "the record was dropped");
     for word in ["-c", "+d"] {
         assert_eq!(reader.read(word, 0, 0), Outcome::Nacked);
     }
@@ -288,7 +289,7 @@ fn after_the_flush_a_falling_edge_is_emitted_at_once() {
     let mut debouncer = Debouncer::new(HOLD);
     let mut emitted = Vec::new();
     assert_eq!(push(&mut debouncer, "-a", Duration::ZERO), Outcome::Held);
-    debouncer.flush(|event| emitted.push(word(event)));
+    debouncer.flush(|event, _| emitted.push(word(event)));
     assert_eq!(emitted, ["-a"]);
     assert_eq!(push(&mut debouncer, "-b", Duration::ZERO), Outcome::Emitted);
 }
@@ -316,7 +317,7 @@ proptest! {
                 debouncer.push(event, None, now, &mut emit);
             });
         }
-        debouncer.flush(|event| emitted.push(word(event)));
+        debouncer.flush(|event, _| emitted.push(word(event)));
         prop_assert!(debouncer.positions.is_empty() && debouncer.held.is_empty());
         for (subject, name) in subjects.iter().enumerate() {
             let mut expected: Vec<(bool, u64)> = Vec::new();

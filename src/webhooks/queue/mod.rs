@@ -112,8 +112,8 @@ pub(super) enum Next {
     Expired(Vec<QueuedEvent>),
     /// Wait until it is woken, or until then.
     Wait(Option<Instant>),
-    /// End: the queue is closed and empty.
-    Closed,
+    /// End: the queue is closed and empty, or has more senders than its options allow.
+    End,
 }
 
 /// What a push did to other events.
@@ -153,6 +153,8 @@ pub(super) struct QueueOptions {
 #[derive(Debug)]
 pub(super) struct Queue {
     options: QueueOptions,
+    /// Senders that run.
+    senders: usize,
     /// All queued events, by subject and sequence.
     events: BTreeMap<(u64, u64), QueuedEvent>,
     /// The subjects of the events of each class, by sequence.
@@ -184,9 +186,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// An empty queue, without senders.
     pub(super) fn new(options: QueueOptions) -> Self {
         Self {
             options,
+            senders: 0,
             events: BTreeMap::new(),
             by_age: Default::default(),
             bytes: Default::default(),
@@ -204,6 +208,15 @@ impl Queue {
             last_sequence: 0,
             is_closed: false,
         }
+    }
+
+    /// Replaces the options. Surplus senders end when they ask for the next request. Returns how many senders have to be
+    /// started.
+    pub(super) fn set_options(&mut self, options: QueueOptions) -> usize {
+        self.options = options;
+        let missing = options.senders.saturating_sub(self.senders);
+        self.senders += missing;
+        missing
     }
 
     /// Adds an event. Returns the events that are evicted, which is the event itself if it is too large for the queue,

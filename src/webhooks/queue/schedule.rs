@@ -13,12 +13,16 @@ const RETRY_TURNS: u32 = 4;
 impl Queue {
     /// Decides what a free sender does. `random` is the jitter, over the full range of `u32`.
     pub(in crate::webhooks) fn next(&mut self, now: Instant, random: u32) -> Next {
+        if self.senders > self.options.senders {
+            self.senders -= 1;
+            return Next::End;
+        }
         let expired = self.remove_expired(now);
         if !expired.is_empty() {
             return Next::Expired(expired);
         }
         if self.events.is_empty() && self.is_closed {
-            return Next::Closed;
+            return Next::End;
         }
         let until = match self.pace.may_start(now, self.in_flight) {
             Err(until) => until,

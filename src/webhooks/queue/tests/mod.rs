@@ -2,6 +2,7 @@
 
 mod fairness;
 mod model;
+mod options;
 mod pairs;
 mod retries;
 
@@ -83,7 +84,7 @@ impl Fixture {
     fn send(&mut self) -> Request {
         match self.next() {
             Next::Send(request) => request,
-            other @ (Next::Expired(_) | Next::Wait(_) | Next::Closed) => panic!("{other:?}"),
+            other @ (Next::Expired(_) | Next::Wait(_) | Next::End) => panic!("{other:?}"),
         }
     }
 
@@ -117,7 +118,7 @@ impl Fixture {
     fn wait(&mut self) -> Option<Duration> {
         match self.next() {
             Next::Wait(until) => until.map(|until| until - self.now),
-            other @ (Next::Send(_) | Next::Expired(_) | Next::Closed) => panic!("{other:?}"),
+            other @ (Next::Send(_) | Next::Expired(_) | Next::End) => panic!("{other:?}"),
         }
     }
 
@@ -168,7 +169,7 @@ async fn a_batch_waits_for_its_window_and_then_takes_all_queued_events() {
     let request = fixture.send();
     assert_eq!(request.events.len(), 50);
     fixture.deliver(request);
-    assert!(matches!(fixture.next(), Next::Closed));
+    assert!(matches!(fixture.next(), Next::End));
 }
 
 #[tokio::test]
@@ -223,7 +224,7 @@ async fn a_closed_queue_accepts_no_events() {
     fixture.queue.close();
     assert!(fixture.queue.push(QueuedEvent::new(encode("b"), None, fixture.now)).is_err());
     fixture.deliver_all(["a"]);
-    assert!(matches!(fixture.next(), Next::Closed));
+    assert!(matches!(fixture.next(), Next::End));
 }
 
 #[tokio::test]
@@ -242,5 +243,5 @@ async fn a_subject_without_a_request_in_flight_is_drained_in_order() {
     assert_eq!(left(&mut fixture.queue), ["a1 a2", "c1"], "b is in flight");
     fixture.queue.requeue(b1);
     assert_eq!(left(&mut fixture.queue), ["b1 b2"]);
-    assert!(matches!(fixture.next(), Next::Closed));
+    assert!(matches!(fixture.next(), Next::End));
 }

@@ -105,7 +105,7 @@ proptest! {
                         in_flight.push(request);
                     }
                     Next::Expired(old) => old.into_iter().for_each(ack),
-                    Next::Wait(_) | Next::Closed => {}
+                    Next::Wait(_) | Next::End => {}
                 },
                 Step::Finish(which, failure) if !in_flight.is_empty() => {
                     let request = in_flight.swap_remove(which % in_flight.len());
@@ -129,7 +129,7 @@ proptest! {
                 }
                 Next::Wait(Some(until)) => fixture.now = until,
                 Next::Expired(old) => old.into_iter().for_each(ack),
-                other @ (Next::Wait(None) | Next::Closed) => panic!("{other:?}"),
+                other @ (Next::Wait(None) | Next::End) => panic!("{other:?}"),
             }
         }
         fixture.now += 1000 * SECOND;

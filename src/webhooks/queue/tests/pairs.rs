@@ -26,7 +26,7 @@ async fn a_pair_that_was_not_sent_cancels_out() {
         assert_eq!(fixture.push(words), (String::new(), cancelled.to_owned()), "{words}");
         let mut sent: Vec<_> = std::iter::from_fn(|| match fixture.next() {
             Next::Send(request) => Some((texts(&request.events), fixture.deliver(request)).0),
-            Next::Expired(_) | Next::Wait(_) | Next::Closed => None,
+            Next::Expired(_) | Next::Wait(_) | Next::End => None,
         })
         .collect();
         sent.sort_by_key(|text| words.find(text.as_str()));

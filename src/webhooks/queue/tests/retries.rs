@@ -176,7 +176,7 @@ async fn expirations_do_not_speed_up_the_probes_of_an_unresponsive_receiver() {
                     }
                     Next::Expired(old) => expired += old.len(),
                     Next::Wait(_) => break,
-                    Next::Closed => panic!(),
+                    Next::End => panic!(),
                 }
             }
             fixture.now += 100 * MS;

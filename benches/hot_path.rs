@@ -19,7 +19,7 @@ use pusherd::protocol::wire::Form;
 use pusherd::protocol::wire::pusher;
 use pusherd::protocol::wire::websocket::{Decoder, Incoming};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
-use pusherd::registry::{Cache, ChannelKey, ChannelPermits, Join, Registry};
+use pusherd::registry::{CacheLimits, ChannelKey, ChannelPermits, Join, Registry};
 
 const NOW: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(1800);
@@ -179,7 +179,7 @@ fn deliver(c: &mut Criterion) {
     let (app, channel) = ("app".into(), channel());
     let taken = Arc::default();
     let cache =
-        Cache { ttl: TTL, permits: ChannelPermits { held: &taken, max: None }, bytes_max: usize::MAX };
+        CacheLimits { ttl: TTL, permits: ChannelPermits { held: &taken, max: None }, bytes_max: usize::MAX };
     let event = Event { channel: &channel, name: "e", data: "\"x\"", except: None, source: Source::App };
     for count in [10, 1000, 10_000] {
         let (registry, outboxes) = subscribed(count);

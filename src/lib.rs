@@ -8,9 +8,9 @@
 //! POST /apps/{id}/events
 //!  → server::connection hyper reads the head: a request has one `Host`, and is no upgrade
 //!  → http::Service      the routes that publish are matched by hand, all others by axum's router
-//!  → http::signed       app found, HMAC checked, then the body read: an unsigned request is never a value
-//!  → http::trigger      JSON → checked names and sizes, the socket to exclude
-//!  → hub.publish
+//!  → http::signed       finds the app, checks the HMAC, then reads the body; handlers only ever get a `Signed`
+//!  → http::trigger      JSON → checked names and sizes (`http::fields`), the socket to exclude
+//!  → hub.publish        → hub::backend → hub::local on a single node
 //!      → registry       one queue a channel: queued messages are joined once and written to every subscriber; once more
 //!                       for each other form that a subscriber has, such as compressed frames (`protocol::wire::Form`)
 //!  → outbox             one small lock in front of a socket: `send(2)` at once, or queued and flushed by the task
@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! socket → pusher::connection → protocol::wire (frame, then message) → session.receive → Action
-//!        → hub.join, hub.leave, hub.publish_from_client → as above
+//!        → hub.join, hub.leave, hub.publish_from_client → as above; then session.subscribed
 //! ```
 //!
 //! What applications are told of both, by HTTP:
@@ -36,9 +36,10 @@
 //! for the coordinator:
 //!
 //! ```text
-//! hub.publish → hub::backend → hub::clustered → cluster::node → Broker::publish
+//! hub.publish → hub::backend → hub::clustered → cluster::node → Broker::publish, or Coordinator::publish_cached
 //!   a message → cluster::node, the receive loop → hub::clustered → registry.deliver → outbox
-//! hub.join    → hub::backend → hub::clustered, pending → cluster::local_groups: an edge? → Coordinator::update, one script in Redis
+//! hub.join    → hub::backend → hub::clustered, pending (in a presence channel, first a check of its capacity)
+//!             → cluster::local_groups: an edge? → Coordinator::update, one script in Redis
 //!   its reply, and the transitions on the group's topic → cluster::local_groups → entered → registry.join
 //! records     → hub::clustered::records → webhooks → as above
 //! ```
@@ -53,10 +54,10 @@
 //! | [`protocol`] | names, messages and their positions, signatures, close codes; the codecs of the wires. Pure. | nothing |
 //! | [`limits`] | the token bucket, the permits of a limit, the name of every limit. Pure. | nothing |
 //! | [`rejections`] | what clients, proxies and applications are refused, and how the operator learns of it | protocol, limits |
-//! | [`machine`] | the memory that there is | nothing |
+//! | [`machine`] | how much memory the machine has and this process uses | nothing |
 //! | [`secret`] | a password or another text that is never printed | nothing |
 //! | [`bounded_file`] | a file that an operator names, read with bounds | nothing |
-//! | [`pem`] | what a file of certificates or a key is, if it is not in PEM | nothing |
+//! | [`pem`] | why a file of certificates or a key cannot be used, and how to convert it | nothing |
 //! | [`tls_client`] | TLS to other servers: the certificates that are trusted, and the handshake | bounded_file, pem |
 //! | [`addresses`] | the address of a client behind proxies, and how many connections each address has | limits |
 //! | [`apps`] | an app: its settings, its state, and where it is found; apps may be replaced at run time | protocol, limits, rejections |
@@ -85,10 +86,10 @@
 //! - Bytes become checked types at one edge and bytes again at one edge. Between them nobody checks again.
 //! - The session, `protocol` and `limits` have no clock, no randomness and no I/O; the registry never waits.
 //! - An `Arc<App>` is a snapshot of an app's settings and never changes. [`apps::Apps::replace`] puts other snapshots in place of
-//!   all at once; who holds an old one for long asks [`apps::App::is_replaced`]. What an app has (permits, rates, counters)
+//!   all at once; a connection, which keeps its snapshot, asks [`apps::App::is_replaced`]. What an app has (permits, rates, counters)
 //!   is in its state, which all its snapshots share.
-//! - Locks are taken in the order part of the cluster, delivery guard of webhooks, channel (or user), outbox; no shard of a map
-//!   stays locked meanwhile.
+//! - Locks are taken in this order: partition of the cluster, delivery guard of webhooks, channel (or user), outbox. No shard of
+//!   a map stays locked meanwhile.
 //! - In a cluster, the coordinator decides membership and presence, in one order for each group; nodes follow it and
 //!   never anticipate a decision. A single node has none of this, and pays one branch.
 //! - Webhook events of a channel are emitted under its delivery guard, in the order in which the registry decided
@@ -106,7 +107,7 @@
 //! - Work on all channels, connections or cached events yields after a millisecond or so.
 //! - Connections and channels are counted by permits, which are released when they are dropped.
 //! - A connection is pending until it is an accepted WebSocket or a request on it was signed. Pending connections are
-//!   limited in number and time: `server::pending`.
+//!   limited in number (`server::pending`) and time (`server::connection`).
 //! - What is rejected is counted and reported by [`hub::Hub::reject`], and nowhere else. Sessions and the registry
 //!   only say so.
 //!
@@ -126,7 +127,7 @@
 //! | leaving by linear search | `registry::channel`, `Subscribers::positions` |
 //! | a timer a connection | [`outbox::Liveness`], [`pusher::Endpoint::watch`] |
 //! | compressing or encoding for every connection | `registry::channel`, `Batch::in_form`: each form once a batch, when the first subscriber needs it; [`protocol::wire::Form`] |
-//! | `yield_now` costs a poll | `hub`, `Hub::drive`: after the last chunk only if more is pending |
+//! | `yield_now` costs a poll | `hub::local`, `Shared::drive`: after the last chunk only if more is pending |
 //! | publishers held up by their own fan-out | [`registry::Drive::deliver_inline`]: up to 32 subscribers only, 64 deliveries a turn |
 //! | closed-loop figures without deliveries, memory of a used process | the method, not the code |
 //!

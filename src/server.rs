@@ -131,10 +131,10 @@ pub async fn run(
     let apps = apps.into();
     let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &options.metrics)?;
     let (debug, metrics) = (options.debug, Arc::clone(&options.metrics));
-    let member = Member::start(&options.cluster, &options.metrics)?;
+    let member = ClusterClient::start(&options.cluster, &options.metrics)?;
     let hub = match &member {
         None => Hub::new(debug, metrics, webhooks.clone()),
-        Some(Member { cluster, .. }) => {
+        Some(ClusterClient { cluster, .. }) => {
             let is_local = options.cluster.local_when_broker_lost;
             Hub::in_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
         }
@@ -143,7 +143,7 @@ pub async fn run(
     let cluster = member.as_ref().map(|member| member.cluster.clone());
     let mut cluster_task = tokio::spawn(async move {
         match member {
-            Some(Member { cluster, incoming }) => cluster.run(incoming).await,
+            Some(ClusterClient { cluster, incoming }) => cluster.run(incoming).await,
             None => std::future::pending().await,
         }
     });
@@ -242,12 +242,12 @@ pub async fn run(
 }
 
 /// This node as a member of a cluster.
-struct Member {
+struct ClusterClient {
     cluster: Cluster,
     incoming: IncomingReceiver,
 }
 
-impl Member {
+impl ClusterClient {
     /// Starts the client of the engine. `None`: there is no cluster.
     fn start(options: &cluster::Options, metrics: &Arc<Metrics>) -> io::Result<Option<Self>> {
         let (broker, coordinator, incoming): (Arc<dyn Broker>, Arc<dyn Coordinator>, _) = match &options

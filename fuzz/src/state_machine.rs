@@ -18,7 +18,7 @@ use pusherd::protocol::wire::pusher::{decode, encode};
 use pusherd::protocol::wire::{Form, Frame};
 use pusherd::protocol::{ChannelName, NameRules, SocketId};
 use pusherd::registry::{
-    Cache, ChannelInfo, ChannelKey, ChannelPermits, Drive, Join, JoinError, Pass, Registry, Users,
+    CacheLimits, ChannelInfo, ChannelKey, ChannelPermits, Drive, Join, JoinError, Pass, Registry, Users,
 };
 use pusherd::session::{Action, Session};
 use serde_json::{Value, json};
@@ -181,8 +181,8 @@ fn permits(app: &App) -> ChannelPermits<'_> {
     ChannelPermits { held: &app.state.channels, max: None }
 }
 
-fn cache(app: &App) -> Cache<'_> {
-    Cache { ttl: CACHE_TTL, permits: permits(app), bytes_max: usize::MAX }
+fn cache(app: &App) -> CacheLimits<'_> {
+    CacheLimits { ttl: CACHE_TTL, permits: permits(app), bytes_max: usize::MAX }
 }
 
 fn of_app(who: usize) -> usize {

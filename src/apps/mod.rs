@@ -250,11 +250,11 @@ impl App {
         self.limits.connections_max.is_some_and(|max| self.state.connections.now() >= max)
     }
 
-    /// Whether the settings of the app were replaced, or the app was removed: look it up again. One relaxed load, so that
-    /// connections can ask before each message.
+    /// Whether the settings of the app were replaced, or the app was removed: look it up again. One load, so that connections
+    /// can ask before each message.
     #[must_use]
     pub fn is_replaced(&self) -> bool {
-        self.replaced.0.load(Ordering::Relaxed)
+        self.replaced.0.load(Ordering::Acquire)
     }
 
     fn mark_replaced(&self) {

@@ -66,9 +66,7 @@ pub enum ApiError {
     #[error("The request was not carried out: {0}")]
     BrokerUnavailable(#[from] Unavailable),
     /// 429: too many lists of channels are served or waiting.
-    #[error(
-        "The app lists its channels too often at once: one list is made at a time, {0} at most are waited for"
-    )]
+    #[error("Too many lists of channels at once: of each app, one is served and {max_waiting} may wait", max_waiting = .0 - 1)]
     TooManyLists(u32),
     /// 503: the bodies of all requests in flight exceed this many bytes.
     #[error(

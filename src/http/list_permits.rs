@@ -1,4 +1,4 @@
-//! The limit on lists of channels: one request of each app is served at a time, in order, and 16 may wait.
+//! The limit on lists of channels: one request of each app is served at a time, in order, and 15 may wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,7 +96,7 @@ mod tests {
         let begin = Instant::now();
         let rejected = permits.acquire(&app, WAIT_MAX).await.unwrap_err();
         assert_eq!(begin.elapsed(), Duration::ZERO);
-        assert!(rejected.to_string().contains("16 at most"), "{rejected}");
+        assert!(rejected.to_string().contains("15 may wait"), "{rejected}");
         // A client that disconnects frees a position in the queue.
         drop(waiting.pop());
         assert!(timeout(Duration::ZERO, permits.acquire(&app, WAIT_MAX)).await.is_err(), "it waits");

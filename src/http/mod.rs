@@ -319,7 +319,7 @@ fn not_found(api: &Api, path: &str) -> ApiError {
 }
 
 /// The wall clock, in seconds since 1970.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock, for dates")]
+#[expect(clippy::disallowed_methods, reason = "signatures and certificates have dates")]
 pub(crate) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

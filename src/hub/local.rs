@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::{DELIVERIES_PER_TURN, Shared, Unavailable, key, refusal};
+use super::{DELIVERIES_PER_TURN, Shared, Unavailable, cache_limits, channel_permits, key, refusal};
 use crate::apps::App;
 use crate::limits::Limit;
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId};
-use crate::registry::{
-    Backlog, Cache, ChannelKey, ChannelPermits, Drive, Join, JoinError, Joined, Left, Published,
-};
+use crate::registry::{Backlog, ChannelKey, Drive, Join, JoinError, Joined, Left, Published};
 use crate::rejections::Example;
 use crate::webhooks::{self, DeliveryGuard};
 
@@ -27,7 +25,7 @@ impl Shared {
     ) -> Result<Joined, JoinError> {
         let key = key(app, channel);
         let members_max = app.limits.presence_members_max;
-        let permits = ChannelPermits { held: &app.state.channels, max: app.limits.channels_max };
+        let permits = channel_permits(app);
         let join =
             Join { member, members_max, counts: app.subscription_counts, permits, acknowledgement: None };
         // Locked before the registry decides, so that webhooks have the order of the decisions.
@@ -83,11 +81,7 @@ impl Shared {
     /// Publishes an event on this node.
     pub(super) fn publish_one(&self, app: &App, event: &Event<'_>) -> Published {
         self.log(app, event);
-        let cache = Cache {
-            ttl: app.limits.cache_ttl,
-            permits: ChannelPermits { held: &app.state.channels, max: app.limits.channels_max },
-            bytes_max: app.limits.cached_bytes_max,
-        };
+        let cache = cache_limits(app, app.limits.cache_ttl);
         let published = self.registry.publish(&app.id.0, event, cache, self.now());
         if let Some(limit) = published.limit {
             self.report_not_cached(limit, app, event.channel);

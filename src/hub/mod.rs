@@ -3,7 +3,7 @@
 //! The hub derives the consequences of what the registry reports, after the registry's locks are released: it delivers to
 //! large channels, makes publishers wait for a channel with too many undelivered bytes, hands events to webhooks, and owns
 //! the clock of the node. Transports and the HTTP API reach registry, cluster and webhooks only through it. The hub does
-//! not know wires or sessions.
+//! not know sessions.
 //!
 //! Start at [`Hub`]. What happens on this node is in [`local`] (channels) and [`users`]. A single node and a node of a cluster
 //! differ in the [`backend`]: in a cluster, [`clustered`] goes in front of both.
@@ -38,7 +38,7 @@ pub use users::SignIn;
 
 pub use crate::cluster::broker::Unavailable;
 pub use crate::registry::{Backlog, ChannelInfo, Connections, JoinError};
-use crate::registry::{ChannelKey, Left, Registry, Users};
+use crate::registry::{CacheLimits, ChannelKey, ChannelPermits, Left, Registry, Users};
 use crate::rejections::RejectionLog;
 use crate::webhooks::Webhooks;
 use backend::Backend;
@@ -267,6 +267,16 @@ impl Shared {
     fn now(&self) -> Duration {
         self.started.elapsed()
     }
+}
+
+/// The limits of an app for channels.
+fn channel_permits(app: &App) -> ChannelPermits<'_> {
+    ChannelPermits { held: &app.state.channels, max: app.limits.channels_max }
+}
+
+/// The limits of an app for an event that expires after `ttl`.
+fn cache_limits(app: &App, ttl: Duration) -> CacheLimits<'_> {
+    CacheLimits { ttl, permits: channel_permits(app), bytes_max: app.limits.cached_bytes_max }
 }
 
 fn key(app: &App, channel: &ChannelName) -> ChannelKey {

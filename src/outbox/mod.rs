@@ -1,5 +1,5 @@
-//! One small lock in front of a transport: it writes at once, queues (bounded) what the socket does not accept, and
-//! holds the order to close.
+//! The send queue of one connection: it writes at once, queues (bounded) what the socket does not accept, and closes the
+//! connection. One small lock protects it.
 //!
 //! An [`Outbox`] is all that the registry needs to know of a connection. [`Outbox::send`] writes straight to the
 //! socket when the queue is empty: no wake-up, no allocation. Bytes that the socket does not accept are queued as a

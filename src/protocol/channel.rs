@@ -110,8 +110,8 @@ impl ChannelName {
         Ok(Self(text.into()))
     }
 
-    /// A name that a node of the cluster has checked, by the rules that its app had then. No rules accept
-    /// more than ASCII letters, digits and punctuation other than `: # " \`.
+    /// Parses a name from another node of the cluster. It accepts every name that the rules of any app could accept: the rules
+    /// of an app may have changed since the name was checked.
     ///
     /// # Errors
     /// [`ChannelNameError`]: no rules accept `text`.

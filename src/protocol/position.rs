@@ -1,7 +1,7 @@
 //! The position of a message in the history of its channel.
 //!
-//! No channel keeps a history yet. Messages between the nodes of a cluster have a place for a position, so that nodes of
-//! this release understand those that will number messages. Clients get no position, so it has no text form.
+//! No channel keeps a history yet. Messages between nodes may carry a position, so that this release can read
+//! those of a later one. Positions are not sent to clients, so they have no text form.
 
 use std::cmp::Ordering;
 

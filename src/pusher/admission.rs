@@ -63,7 +63,8 @@ fn reject<T>(
 }
 
 impl Endpoint {
-    /// Decides by the request alone, in the order of protocol.md §1.4 (checks 1 to 6).
+    /// Decides by the request alone: checks 1 to 6 of protocol.md §1.4. TLS on this port is checked first, and that of the app
+    /// once the app is known.
     pub(super) fn find_app(&self, uri: &Uri, headers: &HeaderMap, peer: Peer) -> Result<Arc<App>, Rejected> {
         if peer.is_plain_on_tls_port {
             let message = "This port speaks TLS: use wss://";

@@ -8,7 +8,7 @@ use super::{Endpoint, Options};
 use crate::hub::Connections;
 use crate::outbox::Outbox;
 use crate::protocol::wire::websocket;
-use crate::session::liveness::{ConnectionState, Timers, Verdict};
+use crate::session::liveness::{ConnectionState, Timeouts, Verdict};
 
 /// Connections checked before the task yields, or up to a shard more.
 const CHECKS_PER_TURN: usize = 4096;
@@ -39,7 +39,7 @@ impl Endpoint {
     /// Pings silent clients and closes dead ones, once a second.
     async fn sweep(&self) {
         let Options { ping_interval, pong_timeout, message_timeout, write_timeout, .. } = self.0.options;
-        let timers = Timers { ping_interval, pong_timeout, message_timeout, write_timeout };
+        let timeouts = Timeouts { ping_interval, pong_timeout, message_timeout, write_timeout };
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
@@ -47,7 +47,7 @@ impl Endpoint {
             let mut due: Vec<(Arc<Outbox>, Verdict)> = Vec::new();
             let mut check = |outbox: &Arc<Outbox>| {
                 let liveness = &outbox.liveness;
-                let verdict = timers.verdict(ConnectionState {
+                let verdict = timeouts.verdict(ConnectionState {
                     silence: liveness.silent_for(now),
                     unanswered: liveness.unanswered_for(now),
                     unfinished: liveness.unfinished_for(now),

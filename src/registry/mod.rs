@@ -77,7 +77,7 @@ struct Shared {
 
 /// The limits for an event that a cache channel keeps.
 #[derive(Clone, Copy, Debug)]
-pub struct Cache<'a> {
+pub struct CacheLimits<'a> {
     /// The time until the event expires.
     pub ttl: Duration,
     /// The permits for channels of the app.
@@ -190,7 +190,13 @@ impl Registry {
 
     /// Enqueues `event` for every subscriber. An event of the application on a cache channel is cached, with or without
     /// subscribers.
-    pub fn publish(&self, app: &Arc<str>, event: &Event<'_>, cache: Cache<'_>, now: Duration) -> Published {
+    pub fn publish(
+        &self,
+        app: &Arc<str>,
+        event: &Event<'_>,
+        cache: CacheLimits<'_>,
+        now: Duration,
+    ) -> Published {
         let key = ChannelKey { app: Arc::clone(app), channel: event.channel.clone() };
         if Channel::caches(event) {
             return self.with_cache(&key, |channel| channel.publish(self, event, cache, now));
@@ -206,7 +212,7 @@ impl Registry {
         key: &ChannelKey,
         frame: Frame,
         except: Option<SocketId>,
-        cache: Option<(Cache<'_>, u64)>,
+        cache: Option<(CacheLimits<'_>, u64)>,
         now: Duration,
     ) -> Published {
         let deliver = |channel: &Arc<Channel>| channel.deliver(self, frame.clone(), except, cache, now);
@@ -219,7 +225,7 @@ impl Registry {
 
     /// Caches an event of the cluster for the first subscriber, unless the channel has subscribers, which receive events as
     /// they arrive, or caches a later event. Returns the limit that was reached.
-    pub fn cache(&self, key: &ChannelKey, event: &CachedFrame, cache: Cache<'_>) -> Option<Limit> {
+    pub fn cache(&self, key: &ChannelKey, event: &CachedFrame, cache: CacheLimits<'_>) -> Option<Limit> {
         self.with_cache(key, |channel| channel.cache(self, event.clone(), cache))
     }
 

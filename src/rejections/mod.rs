@@ -2,7 +2,7 @@
 //!
 //! Each rejection is counted, and logged at `debug`. At `info`, or `warn` if it also affects peers that did nothing
 //! wrong, there is one line a minute for each kind and app: with the number since the last line, an example, and a
-//! remedy. A number that is left is logged when its minute is over, so none is lost.
+//! remedy. Rejections since the last line are logged when the minute ends, so none is lost.
 //!
 //! Only a rejection pays for this: two atomic operations, and an allocation once a minute, kind and app. An [`Example`]
 //! holds no payload and no secret. Texts that a peer chose are cut to a bound, and escaped by the log.

@@ -7,7 +7,7 @@ use crate::protocol::CloseCode;
 
 /// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Timers {
+pub struct Timeouts {
     /// A client that is silent for this long is pinged.
     pub ping_interval: Duration,
     /// The time in which a client must answer a ping.
@@ -46,7 +46,7 @@ pub enum Verdict {
     Close(CloseCode, &'static str),
 }
 
-impl Timers {
+impl Timeouts {
     /// Decides about a connection. Any frame of the client resets its silence. The activity timeout that the client
     /// received does not matter here.
     #[must_use]
@@ -78,7 +78,7 @@ mod tests {
 
     const SECS: fn(u64) -> Duration = Duration::from_secs;
 
-    const TIMERS: Timers = Timers {
+    const TIMEOUTS: Timeouts = Timeouts {
         ping_interval: Duration::from_secs(50),
         pong_timeout: Duration::from_secs(30),
         message_timeout: Duration::from_secs(60),
@@ -95,14 +95,14 @@ mod tests {
 
     #[test]
     fn an_unfinished_message_closes_the_connection_however_active_the_client_is() {
-        let verdict = |secs| TIMERS.verdict(ConnectionState { unfinished: Some(SECS(secs)), ..STATE });
+        let verdict = |secs| TIMEOUTS.verdict(ConnectionState { unfinished: Some(SECS(secs)), ..STATE });
         assert_eq!(verdict(60), Verdict::Alive);
         assert!(matches!(verdict(61), Verdict::Limit(Limit::MessageTime, _)));
     }
 
     #[test]
     fn a_client_that_reads_nothing_in_time_is_closed_however_active_it_is() {
-        let verdict = |secs| TIMERS.verdict(ConnectionState { stalled: Some(SECS(secs)), ..STATE });
+        let verdict = |secs| TIMEOUTS.verdict(ConnectionState { stalled: Some(SECS(secs)), ..STATE });
         assert_eq!(verdict(30), Verdict::Alive);
         assert!(matches!(verdict(31), Verdict::Limit(Limit::WriteTime, _)));
     }
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn silence_is_answered_with_a_ping_then_a_close() {
         let verdict = |silence, unanswered: Option<u64>| {
-            TIMERS.verdict(ConnectionState {
+            TIMEOUTS.verdict(ConnectionState {
                 silence: SECS(silence),
                 unanswered: unanswered.map(SECS),
                 ..STATE
@@ -125,6 +125,6 @@ mod tests {
     #[test]
     fn a_client_that_is_not_authorised_in_time_is_closed() {
         let state = ConnectionState { is_unauthorized: true, ..STATE };
-        assert!(matches!(TIMERS.verdict(state), Verdict::Close(CloseCode::Unauthorized, _)));
+        assert!(matches!(TIMEOUTS.verdict(state), Verdict::Close(CloseCode::Unauthorized, _)));
     }
 }

@@ -101,7 +101,7 @@ pub enum Action<'m> {
     Nothing,
     /// Reply to a ping, ahead of what is queued.
     Pong,
-    /// Subscribe the connection, then call [`Session::subscribed`].
+    /// Subscribe the connection, and call [`Session::subscribed`] if the hub accepts it.
     Join {
         /// The channel.
         channel: ChannelName,
@@ -293,7 +293,8 @@ impl Session {
         self.position(channel).ok().map(|position| &self.subscriptions[position])
     }
 
-    /// Adds a subscription that was carried out, on presence channels as `user`. A user's own channel is not added: the
+    /// Adds a subscription that the hub has accepted, on presence channels as `user`; in a cluster it may still be refused. A
+    /// user's own channel is not added: the
     /// connection is in it as long as it is signed in, whether it subscribes or unsubscribes.
     pub fn subscribed(&mut self, channel: ChannelName, user: Option<UserId>) {
         if channel.access() == Access::User {

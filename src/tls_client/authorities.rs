@@ -59,8 +59,8 @@ impl Authorities {
 
     /// Those that the system trusts, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, if one of them is set.
     ///
-    /// A certificate that cannot be used is left out. A variable that names none is logged; so is the lack of any
-    /// certificate, without which `user` will fail.
+    /// A certificate that cannot be used is left out. A variable without a usable certificate is logged, and so is a system
+    /// without any; `user` names the feature that fails then.
     #[must_use]
     pub fn of_system(user: &str) -> Self {
         let (found, problems) = Variables::read().load();

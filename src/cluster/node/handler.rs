@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::cluster::group::{Group, MemberId, MemberInfo, NodeId, Version};
 use crate::cluster::local_groups::EntryId;
 
-/// Handles the events of a node. Called in order for each group; never waits, and does not call the cluster.
+/// Handles the events of a node. Called in order for each group. A callback must not wait, and must not enter or
+/// leave groups.
 pub trait Handler: Debug + Send + Sync {
     /// A connection's entry in a group was admitted. `members`: all members in the order of joining, if this is the
     /// first entry on this node and the group is mirrored.

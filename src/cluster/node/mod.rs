@@ -7,7 +7,7 @@
 //! handler sees the events of a group in one order. `requests` holds requests from node to node, and `dropped` reports
 //! messages that cannot be read.
 //!
-//! Lock order: partition, then the locks of the handler. The handler never calls the cluster from within a callback.
+//! Lock order: partition, then the locks of the handler. A callback must not lock a partition, and must not wait.
 
 mod dropped;
 mod handler;

@@ -17,8 +17,8 @@ const REQUEST: u8 = b'?';
 const NOTICE: u8 = b'.';
 const REPLY: u8 = b'!';
 
-/// A digit instead of a kind is the format version of a later release. No release has one so far, so all of them are
-/// later. Whatever a version changes, the sender follows it, so that this release can log which node has a later one.
+/// A leading digit marks a later format, which this release drops. Later formats keep the id of the sender after it, so
+/// that this release can log which node has a later one.
 const KNOWN_FORMAT: u8 = b'0';
 
 /// A message outside of groups: kind, sender (16 bytes), number of the request (8 bytes), content.

@@ -24,8 +24,8 @@
 //!
 //! # How the layout changes
 //!
-//! Names have no version: releases 0.1 and 0.2 have the same layout, and a version in front of all names would make one
-//! cluster of two releases into two, each of which misses the clients and events of the other. Messages and cached events
+//! Names have no version: releases 0.1 and 0.2 have the same layout. With a version in all names, nodes of two releases
+//! would not see each other. Messages and cached events
 //! have versions of their own (`cluster::envelope`, `hub::clustered::codec`). Scripts are called by their digest, so each
 //! release runs its own.
 //!

@@ -110,7 +110,7 @@ impl Request {
 }
 
 impl QueuedRequests {
-    /// Waits for requests, and takes all up to a bound. None: all queues are dropped.
+    /// Waits for requests, and moves all up to a bound into `batch`. It stays empty if all senders were dropped.
     async fn next_batch(&mut self, batch: &mut Vec<Request>) {
         let mut bytes = 0;
         while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {

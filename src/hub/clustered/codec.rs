@@ -7,7 +7,7 @@
 //! c<node><count><wants_counts> 16 and 4 bytes: the node's subscribers; `?` if it asks the others for theirs, or `.`
 //! ```
 //!
-//! The JSON of an event is the text that its subscribers get, whatever their wires make of it. A position stands in front
+//! The JSON of an event is the payload of the WebSocket frame that subscribers receive. A position stands in front
 //! of the event, in digits, so that a script of the coordinator can put it there. Nothing numbers events yet, and the
 //! registry takes no position: this release writes none, and delivers an event that has one.
 //!

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::task::yield_now;
 
 use super::codec::{EventMessage, GroupMessage};
-use super::{Clustered, Shared, cache, channel_group, group_of, key};
+use super::{Clustered, Shared, cache_limits, channel_group, group_of, key};
 use crate::apps::App;
 use crate::cluster::broker::{PendingReply, Unavailable};
 use crate::cluster::coordinator::CachedMessage;
@@ -124,7 +124,7 @@ impl Clustered {
                 return None;
             }
         };
-        let cache = cache(app, app.limits.cache_ttl);
+        let cache = cache_limits(app, app.limits.cache_ttl);
         let key = key(app, &channel);
         let published =
             hub.registry.deliver(&key, frame, except, version.map(|version| (cache, version)), hub.now());
@@ -162,7 +162,7 @@ impl Clustered {
                 if let Some(CachedMessage { version, message, ttl }) = cached
                     && let Some((except, frame)) = self.read_cached(&message)
                 {
-                    let cached = (cache(&app, ttl), version);
+                    let cached = (cache_limits(&app, ttl), version);
                     hub.drive(hub.registry.deliver(&key, frame, except, Some(cached), hub.now()).drive);
                 }
             }

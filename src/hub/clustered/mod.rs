@@ -34,13 +34,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Shared, key};
+use super::{Shared, cache_limits, key};
 use crate::apps::{App, Apps, ConnectionPermit};
 use crate::cluster::group::{Group, MemberInfo};
 use crate::cluster::local_groups::EntryId;
 use crate::cluster::node::Cluster;
 use crate::protocol::{ChannelName, SocketId, UserId};
-use crate::registry::{Cache, ChannelPermits};
 pub(super) use channel_list::ClusterChannels;
 use counts::Counts;
 use handler::EventHandler;
@@ -191,9 +190,4 @@ fn watcher_entry(socket: SocketId) -> EntryId {
 /// The entry of a connection that first needs the number of members in a presence channel.
 fn capacity_check_entry(socket: SocketId) -> EntryId {
     EntryId::from(socket.number()) | 3 << 64
-}
-
-fn cache(app: &App, ttl: Duration) -> Cache<'_> {
-    let permits = ChannelPermits { held: &app.state.channels, max: app.limits.channels_max };
-    Cache { ttl, permits, bytes_max: app.limits.cached_bytes_max }
 }

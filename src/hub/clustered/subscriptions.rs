@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::pending::{PendingEntry, PendingSubscriber};
 use super::{
-    Clustered, RETRY, Shared, cache, capacity_check_entry, channel_group, key, sign_in_entry,
+    Clustered, RETRY, Shared, cache_limits, capacity_check_entry, channel_group, key, sign_in_entry,
     subscriber_entry, user_group,
 };
 use crate::apps::App;
@@ -188,7 +188,7 @@ impl Clustered {
                     let key = key(&subscriber.app, &subscriber.channel);
                     if let Some(cached) = cached.and_then(|cached| clustered.cached_frame(cached, hub.now())) {
                         let ttl = cached.expires.saturating_sub(hub.now());
-                        if let Some(limit) = hub.registry.cache(&key, &cached, cache(&subscriber.app, ttl)) {
+                        if let Some(limit) = hub.registry.cache(&key, &cached, cache_limits(&subscriber.app, ttl)) {
                             hub.report_not_cached(limit, &subscriber.app, &subscriber.channel);
                         }
                     }

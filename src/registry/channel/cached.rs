@@ -7,7 +7,7 @@ use super::{Channel, State};
 use crate::limits::Limit;
 use crate::protocol::wire::Frame;
 use crate::registry::cache_index::Sequence;
-use crate::registry::{Cache, CachedFrame, Registry};
+use crate::registry::{CacheLimits, CachedFrame, Registry};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Channel {
         self: &Arc<Self>,
         registry: &Registry,
         event: CachedFrame,
-        cache: Cache<'_>,
+        cache: CacheLimits<'_>,
     ) -> Option<Option<Limit>> {
         let mut state = self.state.lock();
         if state.removed {

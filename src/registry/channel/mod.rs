@@ -36,8 +36,8 @@ use parking_lot::Mutex;
 
 use super::presence::Presence;
 use super::{
-    Cache, CachedFrame, ChannelInfo, ChannelKey, ChannelPermit, ChannelPermits, Join, JoinError, Joined,
-    Left, Published, Registry,
+    CacheLimits, CachedFrame, ChannelInfo, ChannelKey, ChannelPermit, ChannelPermits, Join, JoinError,
+    Joined, Left, Published, Registry,
 };
 use crate::limits::Limit;
 use crate::outbox::Outbox;
@@ -231,7 +231,7 @@ impl Channel {
         self: &Arc<Self>,
         registry: &Registry,
         event: &Event<'_>,
-        cache: Cache<'_>,
+        cache: CacheLimits<'_>,
         now: Duration,
     ) -> Option<Published> {
         let frame = pusher::encode(&event.message());
@@ -245,7 +245,7 @@ impl Channel {
         registry: &Registry,
         frame: Frame,
         except: Option<SocketId>,
-        cache: Option<(Cache<'_>, u64)>,
+        cache: Option<(CacheLimits<'_>, u64)>,
         now: Duration,
     ) -> Option<Published> {
         let mut state = self.state.lock();

@@ -137,7 +137,7 @@ impl Channel {
 #[derive(Debug)]
 pub struct Backlog {
     channel: Arc<Channel>,
-    /// The position among the waiting publishers, and the number of wake-ups before it was taken.
+    /// The number of wake-ups when it began to wait, and its index among the waiting publishers.
     waiting_at: Option<(u64, usize)>,
 }
 

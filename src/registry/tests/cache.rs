@@ -28,7 +28,7 @@ fn a_cache_channel_sends_the_last_event_to_new_subscribers_and_outlives_its_subs
 fn keep(registry: &Registry, app: &str, channel: &str, data: &str, bytes_max: usize) -> Option<Limit> {
     let channel = name(channel);
     let event = Event { channel: &channel, name: "e", data, except: None, source: Source::App };
-    registry.publish(&app.into(), &event, Cache { bytes_max, ..cache() }, NOW).limit
+    registry.publish(&app.into(), &event, CacheLimits { bytes_max, ..cache() }, NOW).limit
 }
 
 fn keeps(registry: &Registry, app: &str, channel: &str) -> bool {
@@ -62,7 +62,7 @@ fn an_event_that_is_too_long_to_be_cached_is_delivered_and_replaces_the_previous
     let long = "1".repeat(300);
     let channel = name("cache-x");
     let event = Event { channel: &channel, name: "e", data: &long, except: None, source: Source::App };
-    let published = registry.publish(&"app".into(), &event, Cache { bytes_max: 200, ..cache() }, NOW);
+    let published = registry.publish(&"app".into(), &event, CacheLimits { bytes_max: 200, ..cache() }, NOW);
     assert_eq!(published.limit, Some(Limit::CachedBytes));
     assert!(published.drive.is_some_and(|drive| drive.deliver_inline().is_ok()));
     assert!(!keeps(&registry, "app", "cache-x"));

@@ -41,8 +41,8 @@ fn permits() -> ChannelPermits<'static> {
     ChannelPermits { held: &TAKEN, max: None }
 }
 
-fn cache() -> Cache<'static> {
-    Cache { ttl: TTL, permits: permits(), bytes_max: usize::MAX }
+fn cache() -> CacheLimits<'static> {
+    CacheLimits { ttl: TTL, permits: permits(), bytes_max: usize::MAX }
 }
 
 fn plain() -> Join<'static> {

@@ -116,8 +116,8 @@ pub enum Shutdown {
     Now,
 }
 
-/// Serves `apps`, which may be replaced meanwhile ([`Apps::replace`]), on `listeners` until `shutdown` receives a value, then drains as the module `drain` describes. A second
-/// value, or [`Shutdown::Now`], ends the drain at once.
+/// Serves `apps`, which may be replaced meanwhile ([`Apps::replace`]), on `listeners` until `shutdown` receives a value, then
+/// drains as the module `drain` describes. A second value, or [`Shutdown::Now`], ends the drain at once.
 ///
 /// # Errors
 /// A background task ended early, or the system could not start a thread.

@@ -36,7 +36,7 @@ pub(super) fn of_join(error: JoinError, app: &App, channel: &ChannelName) -> (Li
             let members_max = app.limits.presence_members_max;
             let limit = Limit::PresenceMembers;
             let reason = format!(
-                "Subscription to {channel} refused: it has {members_max} members, which is its limit ({} of the app)",
+                "Subscription to {channel} refused: it has {members_max} members, as many as it takes ({} of the app)",
                 limit.setting()
             );
             (limit, Refusal::limit(4100, reason))
@@ -45,7 +45,7 @@ pub(super) fn of_join(error: JoinError, app: &App, channel: &ChannelName) -> (Li
             let channels_max = app.limits.channels_max.unwrap_or(u32::MAX);
             let limit = Limit::AppChannels;
             let reason = format!(
-                "Subscription to {channel} refused: the app has {channels_max} channels, which is its limit ({} of the \
+                "Subscription to {channel} refused: the app has {channels_max} channels, as many as it may have ({} of the \
                  app)",
                 limit.setting()
             );

@@ -68,7 +68,7 @@ pub(super) fn other_user(channel: &ChannelName) -> Refusal {
 
 pub(super) fn too_many_channels(channel: &ChannelName, channels_max: usize) -> Refused {
     let what = format!(
-        "Subscription to {channel} refused: the connection has {channels_max} subscriptions, which is its limit"
+        "Subscription to {channel} refused: the connection has {channels_max} subscriptions, as many as it may have"
     );
     limit(Limit::ConnectionChannels, 429, what)
 }

@@ -1,6 +1,6 @@
 //! Performs what the session decides, through the hub.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use tracing::debug;
 
@@ -24,7 +24,6 @@ impl Connection {
             }
         };
         let Some(Established { session, address, .. }) = self.established.as_deref_mut() else { return };
-        let app = Arc::clone(session.app());
         let example = || Example::from(*address).socket(outbox.socket());
         match action {
             Action::Nothing => {}
@@ -33,7 +32,7 @@ impl Connection {
             Action::Join { channel, member } => {
                 let user = member.as_ref().map(|member| member.id.clone());
                 // The hub has told the client of an error.
-                if let Ok(backlog) = hub.join(&app, outbox, &channel, member) {
+                if let Ok(backlog) = hub.join(session.app(), outbox, &channel, member) {
                     wait_for(backlog);
                     if channel.access() != Access::Public {
                         outbox.liveness.authorize();
@@ -43,20 +42,20 @@ impl Connection {
             }
             Action::Refuse { channel, refusal, limit } => {
                 let why = limit.map_or(Mistake::Subscription.into(), Rejection::from);
-                hub.reject(why, Some(&app), example().channel(&*channel).reason(&*refusal.reason));
+                hub.reject(why, Some(session.app()), example().channel(&*channel).reason(&*refusal.reason));
                 if hub.logs_payloads()
                     && let Some(string_to_sign) = &refusal.string_to_sign
                 {
                     debug!(socket = %outbox.socket(), string_to_sign, "string to sign of the refused subscription");
                 }
-                hub::refuse(&app, outbox, &channel, &refusal);
+                hub::refuse(session.app(), outbox, &channel, &refusal);
             }
-            Action::Leave { channel } => wait_for(hub.leave(&app, &channel, outbox.socket())),
+            Action::Leave { channel } => wait_for(hub.leave(session.app(), &channel, outbox.socket())),
             Action::Publish { channel, name, data, user } => {
                 let source = Source::Client(user.as_ref());
                 let event =
                     Event { channel: &channel, name: &name, data, except: Some(outbox.socket()), source };
-                match hub.publish_from_client(&app, &event) {
+                match hub.publish_from_client(session.app(), &event) {
                     Ok(backlog) => wait_for(backlog),
                     Err(error) => {
                         let message = format!("Client event not sent: {error}");
@@ -73,7 +72,7 @@ impl Connection {
                     watchlist: &signed_in.watchlist,
                     truncated_to,
                 };
-                hub.sign_in(&app, outbox, &sign_in);
+                hub.sign_in(session.app(), outbox, &sign_in);
             }
             Action::Reject { limit, error } => {
                 let why = limit.map_or(Mistake::ClientEvent.into(), Rejection::from);
@@ -81,13 +80,13 @@ impl Connection {
                     Some((_, message)) => example().reason(&**message),
                     None => example(),
                 };
-                hub.reject(why, Some(&app), example);
+                hub.reject(why, Some(session.app()), example);
                 if let Some((code, message)) = error {
                     outbox.reply(&ServerMessage::Error { code, message: &message });
                 }
             }
             Action::Error { code, message, why } => {
-                hub.reject(why, Some(&app), example().reason(&*message));
+                hub.reject(why, Some(session.app()), example().reason(&*message));
                 outbox.reply(&ServerMessage::Error { code, message: &message });
             }
             Action::Close { code, reason } => self.close(code, reason),

@@ -120,11 +120,17 @@ impl Connection {
     /// Adopts the current settings of the app, if they were replaced. Closes the connection if the app was removed or
     /// disabled, as it would reject a new one.
     fn adopt_settings(&mut self) {
+        if self.established.as_ref().is_some_and(|established| established.session.app().is_replaced()) {
+            self.adopt_replaced_settings();
+        }
+    }
+
+    /// Not inlined, so that the check before each message stays small.
+    #[cold]
+    #[inline(never)]
+    fn adopt_replaced_settings(&mut self) {
         let Some(established) = self.established.as_deref_mut() else { return };
         let app = established.session.app();
-        if !app.is_replaced() {
-            return;
-        }
         match self.endpoint.0.apps.by_id(&app.id.0) {
             None => self.close(CloseCode::UnknownApp, "This app was removed"),
             Some(app) if !app.enabled => self.close(CloseCode::AppDisabled, APP_DISABLED),

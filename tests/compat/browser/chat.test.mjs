@@ -1,9 +1,10 @@
-/** `examples/chat`, as two people use it. */
+/** `examples/chat` in Chromium. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { startChild } from '../support/child.mjs';
 import { launchChromium } from '../support/chromium.mjs';
+import { closeWith, file } from '../support/resources.mjs';
 import { useStage } from '../support/stage.mjs';
 
 const CHAT = fileURLToPath(new URL('../../../examples/chat/', import.meta.url));
@@ -15,18 +16,14 @@ let chat;
 const stage = useStage({
   async open() {
     chat = await startChat();
-    browser = await launchChromium();
-  },
-  async close() {
-    await browser?.close();
-    chat?.process.kill();
+    browser = await launchChromium(file);
   },
 });
 
-/** The example's own server, next to the pusherd of this stage. */
+/** Starts the server of the example, connected to the pusherd of the stage. */
 function startChat() {
   const { id, key, secret } = stage.server.apps.main;
-  const child = spawn(process.execPath, ['server.mjs'], {
+  const child = startChild(process.execPath, ['server.mjs'], {
     cwd: CHAT,
     env: {
       PATH: process.env.PATH,
@@ -38,23 +35,27 @@ function startChat() {
       PUSHER_PORT: String(stage.server.port),
     },
   });
+  closeWith(file, 'the chat server', () => {
+    child.kill();
+    return child.exited;
+  });
   return new Promise((resolve, reject) => {
     let printed = '';
     const read = (chunk) => {
       printed += chunk;
       const [url] = /http:\/\/\S+:\d+/.exec(printed) ?? [];
-      if (url) resolve({ process: child, url });
+      if (url) resolve({ url });
     };
     child.stdout.setEncoding('utf8').on('data', read);
     child.stderr.setEncoding('utf8').on('data', read);
-    child.once('exit', () => reject(new Error(`the chat server ended: ${printed}`)));
+    child.once('exit', () => reject(new Error(`the chat server exited: ${printed}`)));
   });
 }
 
-/** A visitor in a browser of their own, who entered the lobby under `name`. */
+/** Opens the chat in a new browser context, and joins the lobby as `name`. */
 async function visit(t, name) {
   const context = await browser.newContext({ viewport: { width: 1100, height: 720 } });
-  t.after(() => context.close());
+  closeWith(t, 'a browser context', () => context.close());
   const page = await context.newPage();
   page.setDefaultTimeout(10_000);
   const problems = [];
@@ -68,7 +69,7 @@ async function visit(t, name) {
   return { context, page, problems };
 }
 
-/** Waits until the member list shows exactly these people. */
+/** Waits until the member list shows exactly these names. */
 function waitForMembers(page, ...names) {
   return page.waitForFunction(
     (expected) => {
@@ -84,7 +85,7 @@ async function say(page, text) {
   await page.press('#text', 'Enter');
 }
 
-function waitForNobodyTyping(page) {
+function waitForNoTyping(page) {
   return page.waitForFunction(() => document.querySelector('#typing').textContent === '');
 }
 
@@ -92,7 +93,7 @@ function waitForMessage(page, text, kind = '.message') {
   return page.waitForSelector(`${kind}:has(.text:text-is(${JSON.stringify(text)}))`);
 }
 
-test('two people meet, talk, announce, and part', async (t) => {
+test('two people see each other join, write, announce and leave', async (t) => {
   const ada = await visit(t, 'Ada');
   await waitForMembers(ada.page, 'Ada (you)');
   const zoe = await visit(t, 'Zoë');
@@ -104,19 +105,19 @@ test('two people meet, talk, announce, and part', async (t) => {
   await waitForMessage(zoe.page, 'Hello Zoë! 😀', '.message:not(.mine)');
   await say(zoe.page, 'Hello Ada, how is the weather?');
   await waitForMessage(ada.page, 'Hello Ada, how is the weather?', '.message:not(.mine)');
-  // The sender's page shows a message once: its socket was excluded.
+  // The page of the sender shows a message once, because its socket is excluded.
   assert.equal(await ada.page.locator('.message').count(), 2);
   assert.equal(await ada.page.locator('.message.mine').count(), 1);
 
   await zoe.page.fill('#text', 'Sun');
   await ada.page.waitForSelector('#typing:text-is("Zoë is typing…")');
   await zoe.page.fill('#text', '');
-  await waitForNobodyTyping(ada.page);
+  await waitForNoTyping(ada.page);
   await zoe.page.fill('#text', 'Sunny');
   await ada.page.waitForSelector('#typing:text-is("Zoë is typing…")');
   await zoe.page.press('#text', 'Enter');
   await waitForMessage(ada.page, 'Sunny');
-  await waitForNobodyTyping(ada.page);
+  await waitForNoTyping(ada.page);
 
   await zoe.page.fill('#announcement', 'There is cake in the kitchen');
   await zoe.page.press('#announcement', 'Enter');
@@ -130,7 +131,7 @@ test('two people meet, talk, announce, and part', async (t) => {
   assert.deepEqual(zoe.problems, []);
 });
 
-test('a note reaches its recipient and nobody else', async (t) => {
+test('a private note reaches only its recipient', async (t) => {
   const [ada, bob, cleo] = [await visit(t, 'Ada'), await visit(t, 'Bob'), await visit(t, 'Cleo')];
   await waitForMembers(ada.page, 'Ada (you)', 'Bob', 'Cleo');
   await ada.page.click('#members button:has-text("Bob")');
@@ -145,7 +146,7 @@ test('a note reaches its recipient and nobody else', async (t) => {
   if (SCREENSHOT) await bob.page.screenshot({ path: SCREENSHOT.replace(/(\.\w+)$/, '-note$1') });
 });
 
-test('what people write is shown, not run', async (t) => {
+test('HTML in names and messages is shown as text', async (t) => {
   const evil = '<img src=x onerror="window.hacked = true">';
   const [ada, bob] = [await visit(t, '<b>Ada</b>'), await visit(t, 'Bob')];
   await waitForMembers(bob.page, '<b>Ada</b>', 'Bob (you)');
@@ -160,7 +161,7 @@ test('what people write is shown, not run', async (t) => {
   assert.equal(await bob.page.evaluate(() => window.hacked), undefined);
 });
 
-test('a visitor who comes back is still the same member', async (t) => {
+test('a visitor stays the same member after a reload and in a second tab', async (t) => {
   const [ada, bob] = [await visit(t, 'Ada'), await visit(t, 'Bob')];
   await waitForMembers(ada.page, 'Ada (you)', 'Bob');
   await bob.page.reload();
@@ -176,7 +177,7 @@ test('a visitor who comes back is still the same member', async (t) => {
   await waitForMembers(ada.page, 'Ada (you)', 'Bob');
 });
 
-test('the server of the chat refuses strangers, other channels and senseless requests', async () => {
+test('the chat server rejects unauthenticated requests, other channels and invalid requests', async () => {
   const post = (path, body, headers) => fetch(chat.url + path, { method: 'POST', body, headers });
   const json = { 'Content-Type': 'application/json' };
   const login = await post('/login', '{"name":"Ada"}', json);

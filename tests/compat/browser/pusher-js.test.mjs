@@ -1,9 +1,10 @@
-/** pusher-js where most of its users have it: in a page, and in a web worker. */
+/** pusher-js in Chromium: in a page and in a web worker. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { launchChromium } from '../support/chromium.mjs';
 import { Forwarder } from '../support/forwarder.mjs';
 import { Inbox } from '../support/inbox.mjs';
+import { closeWith, file } from '../support/resources.mjs';
 import { startSite } from '../support/site.mjs';
 import { useStage } from '../support/stage.mjs';
 
@@ -12,19 +13,15 @@ let site;
 
 const stage = useStage({
   async open() {
-    site = await startSite();
-    browser = await launchChromium();
-  },
-  async close() {
-    await browser?.close();
-    await site?.close();
+    site = await startSite(file);
+    browser = await launchChromium(file);
   },
 });
 
-/** A page whose `report(item)` ends up in an inbox. */
+/** A page, with an inbox of the items that it passes to `report`. */
 async function openPage(t) {
   const context = await browser.newContext();
-  t.after(() => context.close());
+  closeWith(t, 'a browser context', () => context.close());
   const page = await context.newPage();
   const reports = new Inbox('reports of the page');
   page.on('pageerror', (error) => reports.put({ error: error.message }));
@@ -73,31 +70,31 @@ const inWorker = {
 
 for (const [where, { run }] of Object.entries({ 'in a page': inPage, 'in a worker': inWorker })) {
   describe(where, () => {
-    /** Connects, and returns what is reported once all channels have answered. */
+    /** Connects, and waits for the result of each subscription. */
     async function start(t, user, channels) {
       const { page, reports } = await openPage(t);
       await run(page, setup(user, channels));
       assert.deepEqual(await reports.take(), { state: 'connected' });
-      const answers = new Map();
-      while (answers.size < channels.length) {
+      const results = new Map();
+      while (results.size < channels.length) {
         const { channel, event, data } = await reports.take();
-        if (/^pusher:subscription_(succeeded|error)$/.test(event)) answers.set(channel, { event, data });
+        if (/^pusher:subscription_(succeeded|error)$/.test(event)) results.set(channel, { event, data });
       }
-      return { page, reports, answers };
+      return { page, reports, results };
     }
 
-    test('a public and a private channel are subscribed and receive', async (t) => {
+    test('public and private channels receive events', async (t) => {
       const channels = [stage.unique('news'), stage.unique('private-news')];
-      const { reports, answers } = await start(t, 'ada', channels);
+      const { reports, results } = await start(t, 'ada', channels);
       for (const channel of channels) {
-        assert.equal(answers.get(channel).event, 'pusher:subscription_succeeded');
+        assert.equal(results.get(channel).event, 'pusher:subscription_succeeded');
         const data = { text: 'Grüße 😀', channel };
         await stage.sdk.main.trigger(channel, 'App\\Events\\Greeted', data);
         assert.deepEqual(await reports.take(), { channel, event: 'App\\Events\\Greeted', data });
       }
     });
 
-    test('a presence channel knows its members', async (t) => {
+    test('a presence channel gets the members that join', async (t) => {
       const channel = stage.unique('presence-room');
       const { reports } = await start(t, 'ada', [channel]);
       await start(t, 'bob', [channel]);
@@ -113,15 +110,15 @@ for (const [where, { run }] of Object.entries({ 'in a page': inPage, 'in a worke
       assert.deepEqual(await reports.take(), { channel, event: 'price', data: { eur: 1 } });
     });
 
-    test('a private channel that the application refuses', async (t) => {
+    test('a rejection by the application causes pusher:subscription_error', async (t) => {
       const channel = stage.unique('private-news');
-      const { answers } = await start(t, undefined, [channel]);
-      const { event, data } = answers.get(channel);
+      const { results } = await start(t, undefined, [channel]);
+      const { event, data } = results.get(channel);
       assert.equal(event, 'pusher:subscription_error');
       assert.equal(data.status, 403);
     });
 
-    test('a key that does not exist', async (t) => {
+    test('an unknown key leads to the state disconnected', async (t) => {
       const { page, reports } = await openPage(t);
       await run(page, { ...setup(undefined, []), key: 'no-such-key' });
       assert.deepEqual(await reports.take(), { state: 'disconnected' });
@@ -130,7 +127,7 @@ for (const [where, { run }] of Object.entries({ 'in a page': inPage, 'in a worke
 }
 
 describe('only in a page', () => {
-  test('client events go from page to page', async (t) => {
+  test('a client event reaches the other page, not its sender', async (t) => {
     const channel = stage.unique('private-room');
     const [ada, bob] = [await openPage(t), await openPage(t)];
     for (const [{ page, reports }, user] of [
@@ -146,7 +143,7 @@ describe('only in a page', () => {
     assert.equal((await ada.reports.take()).event, 'fence');
   });
 
-  test('an encrypted channel is decrypted', async (t) => {
+  test('an event of an encrypted channel is decrypted', async (t) => {
     const channel = stage.unique('private-encrypted-room');
     const { page, reports } = await openPage(t);
     await inPage.run(page, setup('ada', [channel]));
@@ -155,7 +152,7 @@ describe('only in a page', () => {
     assert.deepEqual(await reports.take(), { channel, event: 'secret', data: { text: 'pssst 🤫' } });
   });
 
-  test('sign-in and an event to the user', async (t) => {
+  test('an event to a user reaches the page that has signed in', async (t) => {
     const { page, reports } = await openPage(t);
     await inPage.run(page, setup('ada', []));
     await reports.take();
@@ -171,7 +168,7 @@ describe('only in a page', () => {
     assert.deepEqual(await reports.take(), { hello: { a: 1 } });
   });
 
-  test('closing the page ends the membership', async (t) => {
+  test('a member is removed when its page is closed', async (t) => {
     const channel = stage.unique('presence-room');
     const [ada, bob] = [await openPage(t), await openPage(t)];
     await inPage.run(ada.page, setup('ada', [channel]));
@@ -186,29 +183,28 @@ describe('only in a page', () => {
 });
 
 describe('compression', () => {
-  /** A page of an app with the channel subscribed, what the upgrade answered, and the way the bytes come. */
+  /** A page that is subscribed to a channel through a forwarder, with the extensions of the handshake. */
   async function start(t, app, channel) {
-    const forwarder = await Forwarder.start(stage.server);
-    t.after(() => forwarder.close());
+    const forwarder = await Forwarder.start(t, stage.server);
     const { page, reports } = await openPage(t);
     const devtools = await page.context().newCDPSession(page);
-    const answers = new Inbox('answers to upgrades');
-    devtools.on('Network.webSocketHandshakeResponseReceived', ({ response }) => answers.put(response));
+    const responses = new Inbox('responses to upgrades');
+    devtools.on('Network.webSocketHandshakeResponseReceived', ({ response }) => responses.put(response));
     await devtools.send('Network.enable');
     const config = setup('ada', [channel], app);
     config.options.wsPort = forwarder.port;
     config.options.channelAuthorization.endpoint += `?app=${app}`;
     await inPage.run(page, config);
     await reports.takeUntil(({ event }) => event === 'pusher:subscription_succeeded');
-    const { headers, requestHeaders } = await answers.take();
+    const { headers, requestHeaders } = await responses.take();
     const valueOf = (all) => Object.entries(all).find(([name]) => /^sec-websocket-extensions$/i.test(name))?.[1];
-    return { page, reports, forwarder, offered: valueOf(requestHeaders), answered: valueOf(headers) };
+    return { page, reports, forwarder, offered: valueOf(requestHeaders), accepted: valueOf(headers) };
   }
 
   const rows = Array.from({ length: 100 }, (_, id) => ({ id, name: `Käufer ${id}`, email: `k${id}@example.test` }));
   const length = JSON.stringify(JSON.stringify(rows)).length;
 
-  /** How many bytes an event takes on its way to the page. */
+  /** Publishes an event, and returns how many bytes the server sent to the page. */
   async function bytesOf({ forwarder, reports }, app, channel, data) {
     const before = forwarder.bytesFromTarget;
     await stage.sdk[app].trigger(channel, 'rows', data);
@@ -216,11 +212,11 @@ describe('compression', () => {
     return forwarder.bytesFromTarget - before;
   }
 
-  test('is agreed upon with an app that has it, both ways', async (t) => {
+  test('is used in both directions if the app enables it', async (t) => {
     const channel = stage.unique('private-rows');
     const [ada, bob] = [await start(t, 'compressed', channel), await start(t, 'compressed', channel)];
     assert.match(ada.offered, /permessage-deflate/);
-    assert.equal(ada.answered, 'permessage-deflate; server_no_context_takeover; client_no_context_takeover');
+    assert.equal(ada.accepted, 'permessage-deflate; server_no_context_takeover; client_no_context_takeover');
     for (let i = 0; i < 3; i += 1) {
       const bytes = await bytesOf(ada, 'compressed', channel, rows);
       assert.ok(bytes < length / 4, `${bytes} bytes of ${length}`);
@@ -229,16 +225,16 @@ describe('compression', () => {
     await bytesOf(ada, 'compressed', channel, { short: true });
     assert.deepEqual((await bob.reports.take()).data, { short: true });
 
-    // Chromium compresses what it sends as well.
+    // Chromium compresses this message.
     await ada.page.evaluate(([name, data]) => pusher.channel(name).trigger('client-rows', data), [channel, rows]);
     assert.deepEqual(await bob.reports.take(), { channel, event: 'client-rows', data: rows });
   });
 
-  test('is not there where the app does not have it', async (t) => {
+  test('is not used if the app does not enable it', async (t) => {
     const channel = stage.unique('private-rows');
     const page = await start(t, 'main', channel);
     assert.match(page.offered, /permessage-deflate/);
-    assert.equal(page.answered, undefined);
+    assert.equal(page.accepted, undefined);
     const bytes = await bytesOf(page, 'main', channel, rows);
     assert.ok(bytes > length, `${bytes} bytes of ${length}`);
   });

@@ -1,13 +1,12 @@
-/**
- * Both maintained lines of laravel-echo, each with both of its broadcasters that speak this protocol: one matrix.
- */
+/** laravel-echo 1 and 2, each with the broadcasters `pusher` and `reverb`. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import Echo1 from 'laravel-echo-1';
 import Echo2 from 'laravel-echo-2';
 import Pusher from 'pusher-js';
 import { Inbox } from '../support/inbox.mjs';
-import { connected, settle, useStage } from '../support/stage.mjs';
+import { closeWith } from '../support/resources.mjs';
+import { connected, roundTrip, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
@@ -39,12 +38,12 @@ function suite(Echo, broadcaster) {
       auth: { headers, params },
       userAuthentication: { endpoint: `${stage.auth.url}/broadcasting/user-auth`, headers, params },
     });
-    t.after(() => echo.disconnect());
+    closeWith(t, 'an Echo client', () => echo.disconnect());
     await connected(echo.connector.pusher);
     return echo;
   }
 
-  /** What a callback of Echo hears: `listenTo((callback) => channel.listen('Event', callback))`. */
+  /** An inbox of the calls of an Echo callback: `listenTo((callback) => channel.listen('Event', callback))`. */
   function listenTo(bind) {
     const inbox = new Inbox('an Echo callback');
     bind((...args) => inbox.put(args[0]));
@@ -53,7 +52,7 @@ function suite(Echo, broadcaster) {
 
   const subscribed = (channel) => listenTo((callback) => channel.subscribed(callback)).take();
 
-  test('a public channel: listen, with the namespace of Laravel', async (t) => {
+  test('a public channel: listen adds the namespace of Laravel', async (t) => {
     const name = stage.unique('orders');
     const echo = await connect(t);
     const channel = echo.channel(name);
@@ -63,7 +62,7 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await shipped.take(), { order: { id: 7 } });
   });
 
-  test('listen: dots become namespaces; a leading dot or backslash is literal', async (t) => {
+  test('listen: dots separate namespaces, and a leading dot or backslash makes the name literal', async (t) => {
     const name = stage.unique('orders');
     const echo = await connect(t);
     const channel = echo.channel(name);
@@ -79,12 +78,12 @@ function suite(Echo, broadcaster) {
     }
   });
 
-  test('stopListening: silence', async (t) => {
+  test('stopListening: the callback is not called any more', async (t) => {
     const name = stage.unique('orders');
     const echo = await connect(t);
     const channel = echo.channel(name);
     const inbox = new Inbox('the stopped callback');
-    const callback = () => inbox.put('heard');
+    const callback = () => inbox.put('called');
     channel.listen('.shipped', callback);
     await subscribed(channel);
     channel.stopListening('.shipped', callback);
@@ -96,7 +95,7 @@ function suite(Echo, broadcaster) {
     assert.equal(await inbox.take(), 'nothing');
   });
 
-  test('listenToAll: every event, named as it would be listened for', async (t) => {
+  test('listenToAll: the callback gets every event, with the name that listen takes', async (t) => {
     const name = stage.unique('orders');
     const echo = await connect(t);
     const channel = echo.channel(name);
@@ -109,7 +108,7 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await inbox.take(), ['.literal', { id: 2 }]);
   });
 
-  test('a private channel: subscribed and listen', async (t) => {
+  test('a private channel: subscribed and listen are called', async (t) => {
     const name = stage.unique('orders');
     const echo = await connect(t, { user: 'ada' });
     const channel = echo.private(name);
@@ -119,14 +118,14 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await shipped.take(), { id: 7 });
   });
 
-  test('a private channel: error, when the application refuses', async (t) => {
+  test('a private channel: error is called if the application rejects the subscription', async (t) => {
     const echo = await connect(t);
     const errors = listenTo((callback) => echo.private(stage.unique('orders')).error(callback));
     const { type, status } = await errors.take();
     assert.deepEqual({ type, status }, { type: 'AuthError', status: 403 });
   });
 
-  test('a private channel: error, when the server refuses', async (t) => {
+  test('a private channel: error is called if the server refuses the subscription', async (t) => {
     const echo = await connect(t, { user: 'mallory', params: { forge: 'made with another secret' } });
     const errors = [
       listenTo((callback) => echo.private(stage.unique('orders')).error(callback)),
@@ -139,41 +138,41 @@ function suite(Echo, broadcaster) {
     assert.equal(echo.connector.pusher.connection.state, 'connected');
   });
 
-  test('an encrypted private channel: listen', async (t) => {
+  test('an encrypted private channel: listen gets the decrypted event', async (t) => {
     const name = stage.unique('secrets');
     const echo = await connect(t, { user: 'ada' });
     const channel = echo.encryptedPrivate(name);
-    const told = listenTo((callback) => channel.listen('SecretTold', callback));
+    const secrets = listenTo((callback) => channel.listen('SecretTold', callback));
     await subscribed(channel);
     await stage.sdk.main.trigger(`private-encrypted-${name}`, 'App\\Events\\SecretTold', { text: 'pssst' });
-    assert.deepEqual(await told.take(), { text: 'pssst' });
+    assert.deepEqual(await secrets.take(), { text: 'pssst' });
   });
 
-  test('whispers reach the others on private channels, not the whisperer', async (t) => {
+  test('a whisper on a private channel reaches the other subscribers, not its sender', async (t) => {
     const name = stage.unique('chat');
     const [ada, bob] = [await connect(t, { user: 'ada' }), await connect(t, { user: 'bob' })];
     const [adas, bobs] = [ada.private(name), bob.private(name)];
     await Promise.all([subscribed(adas), subscribed(bobs)]);
-    const adaHears = listenTo((callback) => adas.listenForWhisper('typing', callback).listen('.fence', callback));
-    const bobHears = listenTo((callback) => bobs.listenForWhisper('typing', callback));
+    const adasInbox = listenTo((callback) => adas.listenForWhisper('typing', callback).listen('.fence', callback));
+    const bobsInbox = listenTo((callback) => bobs.listenForWhisper('typing', callback));
 
     adas.whisper('typing', { name: 'Ada' });
-    assert.deepEqual(await bobHears.take(), { name: 'Ada' });
+    assert.deepEqual(await bobsInbox.take(), { name: 'Ada' });
     await stage.sdk.main.trigger(`private-${name}`, 'fence', 'fence');
-    assert.equal(await adaHears.take(), 'fence');
+    assert.equal(await adasInbox.take(), 'fence');
   });
 
-  test('whispers on presence channels', async (t) => {
+  test('a whisper on a presence channel reaches the other members', async (t) => {
     const name = stage.unique('chat');
     const [ada, bob] = [await connect(t, { user: 'ada' }), await connect(t, { user: 'bob' })];
     const [adas, bobs] = [ada.join(name), bob.join(name)];
     await Promise.all([subscribed(adas), subscribed(bobs)]);
-    const bobHears = listenTo((callback) => bobs.listenForWhisper('typing', callback));
+    const bobsInbox = listenTo((callback) => bobs.listenForWhisper('typing', callback));
     adas.whisper('typing', { name: 'Ada' });
-    assert.deepEqual(await bobHears.take(), { name: 'Ada' });
+    assert.deepEqual(await bobsInbox.take(), { name: 'Ada' });
   });
 
-  test('notifications', async (t) => {
+  test('a notification reaches the callback of notification', async (t) => {
     const name = stage.unique('App.Models.User');
     const echo = await connect(t, { user: 'ada' });
     const channel = echo.private(name);
@@ -184,7 +183,7 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await notifications.take(), invoice);
   });
 
-  test('a presence channel: here, joining and leaving', async (t) => {
+  test('a presence channel: here, joining and leaving get the members', async (t) => {
     const name = stage.unique('room');
     const ada = await connect(t, { user: 'ada', params: { info: '{"id":1,"name":"Ada"}' } });
     const adas = ada.join(name);
@@ -204,13 +203,13 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await leaving.take(), { id: 2, name: 'Bob' });
   });
 
-  test('a presence channel whose user info is true, as a Laravel callback may return', async (t) => {
+  test('a presence channel: the user info may be true, as a Laravel callback may return', async (t) => {
     const echo = await connect(t, { user: 'ada', params: { info: 'true' } });
     const here = listenTo((callback) => echo.join(stage.unique('room')).here(callback));
     assert.deepEqual(await here.take(), [true]);
   });
 
-  test('a disconnected user leaves', async (t) => {
+  test('a presence channel: leaving is called for a user that disconnects', async (t) => {
     const name = stage.unique('room');
     const [ada, bob] = [await connect(t, { user: 'ada' }), await connect(t, { user: 'bob' })];
     const adas = ada.join(name);
@@ -221,7 +220,7 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await leaving.take(), { name: 'bob' });
   });
 
-  test('leave: the channel and its private and presence siblings fall silent', async (t) => {
+  test('leave: no event of the channel and its private and presence variants arrives', async (t) => {
     const [name, other] = [stage.unique('orders'), stage.unique('orders')];
     const echo = await connect(t, { user: 'ada' });
     const kept = echo.channel(other);
@@ -229,7 +228,7 @@ function suite(Echo, broadcaster) {
     await Promise.all(channels.map(subscribed));
     const { pusher } = echo.connector;
     echo.leave(name);
-    await settle(pusher);
+    await roundTrip(pusher);
 
     const frames = new Inbox('the connection');
     pusher.connection.bind('message', ({ channel, event }) => frames.put([channel, event]));
@@ -238,23 +237,23 @@ function suite(Echo, broadcaster) {
     assert.deepEqual(await frames.take(), [other, 'fence']);
   });
 
-  test('toOthers: the socket id of Echo is excluded', async (t) => {
+  test('toOthers: an event does not reach the excluded socket id of Echo', async (t) => {
     const name = stage.unique('orders');
     const [ada, bob] = [await connect(t, { user: 'ada' }), await connect(t, { user: 'bob' })];
     const [adas, bobs] = [ada.private(name), bob.private(name)];
     await Promise.all([subscribed(adas), subscribed(bobs)]);
-    const [adaHears, bobHears] = [adas, bobs].map((channel) =>
+    const [adasInbox, bobsInbox] = [adas, bobs].map((channel) =>
       listenTo((callback) => channel.listen('OrderShipped', callback)),
     );
     const event = [`private-${name}`, 'App\\Events\\OrderShipped'];
     await stage.sdk.main.trigger(...event, { n: 1 }, { socket_id: ada.socketId() });
     await stage.sdk.main.trigger(...event, { n: 2 });
-    assert.deepEqual(await bobHears.take(), { n: 1 });
-    assert.deepEqual(await bobHears.take(), { n: 2 });
-    assert.deepEqual(await adaHears.take(), { n: 2 });
+    assert.deepEqual(await bobsInbox.take(), { n: 1 });
+    assert.deepEqual(await bobsInbox.take(), { n: 2 });
+    assert.deepEqual(await adasInbox.take(), { n: 2 });
   });
 
-  test('cache channels through channel and join', async (t) => {
+  test('cache channels replay their last event through channel and join', async (t) => {
     const name = stage.unique('cache-price');
     await stage.sdk.main.trigger(name, 'App\\Events\\PriceSet', { eur: 1 });
     await stage.sdk.main.trigger(`presence-${name}`, 'App\\Events\\PriceSet', { eur: 2 });

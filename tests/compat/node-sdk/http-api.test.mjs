@@ -1,4 +1,4 @@
-/** The HTTP API as the Node SDK uses it, and its refusals. */
+/** The HTTP API with the Node SDK, and requests that it rejects. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { Agent } from 'node:http';
@@ -10,13 +10,13 @@ const stage = useStage();
 const get = async (path, params, sdk = stage.sdk.main) => (await sdk.get({ path, params })).json();
 const post = async (path, body, sdk = stage.sdk.main) => (await sdk.post({ path, body })).json();
 
-/** The request fails with `status` and one sentence of plain text. */
+/** Asserts that a request fails with `status` and a body that does not contain the secret. */
 async function rejectsWith(status, request, hint = '') {
   await assert.rejects(
     request,
     (error) => {
       assert.equal(error.status, status, `${hint} ${error.message}: ${error.body}`);
-      assert.ok(error.body.trim().length > 0, `${hint}: the body says nothing`);
+      assert.ok(error.body.trim().length > 0, `${hint}: the body is empty`);
       assert.doesNotMatch(error.body, /demo-secret/);
       return true;
     },
@@ -24,7 +24,7 @@ async function rejectsWith(status, request, hint = '') {
   );
 }
 
-/** A subscriber of a public channel, and what reaches it. */
+/** A subscriber of a channel, with an inbox of its later frames. */
 async function subscriber(t, channel = stage.unique('news')) {
   const pusher = await stage.connect(t, { user: 'ada' });
   const frames = framesOf(pusher, channel);
@@ -38,8 +38,8 @@ async function assertNothingBefore({ channel, frames }) {
   assert.deepEqual(await frames.take(), { event: 'fence', data: {} });
 }
 
-describe('publishing once', () => {
-  test('a key in the parameters of the SDK makes an event or a batch one that is not done twice', async (t) => {
+describe('idempotency keys', () => {
+  test('an event or a batch with the key of an earlier one is not published again', async (t) => {
     const { channel, frames } = await subscriber(t);
     const key = stage.unique('key');
     for (const replayed of [null, 'true', 'true']) {
@@ -58,7 +58,7 @@ describe('publishing once', () => {
 });
 
 describe('trigger', () => {
-  test('answers with 200, JSON and {}', async (t) => {
+  test('responds with 200 and the JSON {}', async (t) => {
     const { channel, frames } = await subscriber(t);
     const response = await stage.sdk.main.trigger(channel, 'greeted', { a: 1 });
     assert.equal(response.status, 200);
@@ -84,7 +84,7 @@ describe('trigger', () => {
     await assertNothingBefore(one);
   });
 
-  test('with info answers for every channel', async (t) => {
+  test('with info returns the attributes of every channel', async (t) => {
     const [news, room, empty] = [stage.unique('news'), stage.unique('presence-room'), stage.unique('empty')];
     for (const user of ['ada', 'ada', 'bob']) {
       const pusher = await stage.connect(t, { user });
@@ -103,13 +103,13 @@ describe('trigger', () => {
     });
   });
 
-  test('with an info that does not exist publishes all the same', async (t) => {
+  test('with an unknown info publishes the event', async (t) => {
     const { channel, frames } = await subscriber(t);
     await stage.sdk.main.trigger(channel, 'greeted', {}, { info: 'weather' });
     assert.equal((await frames.take()).event, 'greeted');
   });
 
-  test('takes `channel` instead of `channels`, and JSON instead of a string', async (t) => {
+  test('accepts `channel` instead of `channels`, and JSON data instead of a string', async (t) => {
     const { channel, frames } = await subscriber(t);
     assert.deepEqual(await post('/events', { name: 'greeted', channel, data: { a: [1] } }), {});
     assert.deepEqual(await frames.take(), { event: 'greeted', data: { a: [1] } });
@@ -127,7 +127,7 @@ describe('trigger', () => {
     'no data': { data: undefined },
     'no channels': { channels: undefined },
     'an empty list of channels': { channels: [] },
-    'a socket id that is none': { socket_id: 'abc' },
+    'an invalid socket id': { socket_id: 'abc' },
     'a socket id that is a number': { socket_id: 1.5 },
   };
   for (const [what, fields] of Object.entries(badFields)) {
@@ -149,7 +149,7 @@ describe('trigger', () => {
     'an encrypted channel among others': ['private-encrypted-a'],
   };
   for (const [what, channels] of Object.entries(badChannels)) {
-    test(`${what}: 400, and nothing is published to the good one before it`, async (t) => {
+    test(`${what}: 400, and nothing is published to the valid channel before it`, async (t) => {
       const one = await subscriber(t);
       await rejectsWith(400, post('/events', { name: 'greeted', data: '{}', channels: [one.channel, ...channels] }));
       await assertNothingBefore(one);
@@ -160,7 +160,7 @@ describe('trigger', () => {
     for (const body of [[], 'text', 7]) await rejectsWith(400, post('/events', body), JSON.stringify(body));
   });
 
-  test('102 400 bytes of data are accepted; one more is 413, and nothing is published', async (t) => {
+  test('102 400 bytes of data are accepted; one more: 413, and nothing is published', async (t) => {
     const one = await subscriber(t);
     const data = 'x'.repeat(102_400);
     await stage.sdk.main.trigger(one.channel, 'big', data);
@@ -171,7 +171,7 @@ describe('trigger', () => {
 });
 
 describe('triggerBatch', () => {
-  test('publishes in order and answers {}', async (t) => {
+  test('publishes in order and returns {}', async (t) => {
     const { channel, frames } = await subscriber(t);
     const batch = Array.from({ length: 10 }, (_, n) => ({ channel, name: 'n', data: { n } }));
     const response = await stage.sdk.main.triggerBatch(batch);
@@ -189,7 +189,7 @@ describe('triggerBatch', () => {
     assert.equal((await ada.frames.take()).event, 'two');
   });
 
-  test('with info answers index by index', async (t) => {
+  test('with info returns the attributes of each event, by index', async (t) => {
     const { channel } = await subscriber(t);
     const room = stage.unique('presence-room');
     await subscribe(await stage.connect(t, { user: 'ada' }), room);
@@ -201,7 +201,7 @@ describe('triggerBatch', () => {
     assert.deepEqual(await response.json(), { batch: [{}, { user_count: 1 }, { subscription_count: 1 }] });
   });
 
-  test('an empty batch is fine', async () => {
+  test('an empty batch is accepted', async () => {
     assert.deepEqual(await (await stage.sdk.main.triggerBatch([])).json(), {});
   });
 
@@ -214,13 +214,13 @@ describe('triggerBatch', () => {
 
   for (const [what, event] of Object.entries({
     'without a name': { name: undefined },
-    'to a bad channel': { channel: 'a b' },
-    'with a bad socket id': { socket_id: 'abc' },
+    'to an invalid channel': { channel: 'a b' },
+    'with an invalid socket id': { socket_id: 'abc' },
   })) {
     test(`one event ${what}: 400, and none is published`, async (t) => {
       const one = await subscriber(t);
-      const good = { channel: one.channel, name: 'good', data: '1' };
-      await rejectsWith(400, post('/batch_events', { batch: [good, { ...good, ...event }] }));
+      const valid = { channel: one.channel, name: 'valid', data: '1' };
+      await rejectsWith(400, post('/batch_events', { batch: [valid, { ...valid, ...event }] }));
       await assertNothingBefore(one);
     });
   }
@@ -232,7 +232,7 @@ describe('triggerBatch', () => {
     await assertNothingBefore(one);
   });
 
-  test('10 events of the largest size, escaped to six bytes a character, are accepted', async () => {
+  test('10 events of the maximum size are accepted, even if JSON escapes each character to six bytes', async () => {
     const event = { channel: stage.unique('news'), name: 'big', data: '\u0001'.repeat(102_400) };
     const response = await stage.sdk.main.triggerBatch(Array.from({ length: 10 }, () => ({ ...event })));
     assert.equal(response.status, 200);
@@ -240,7 +240,7 @@ describe('triggerBatch', () => {
 });
 
 describe('channels', () => {
-  test('lists the occupied ones, by prefix, with user counts', async (t) => {
+  test('lists the occupied channels with a prefix, with their counts', async (t) => {
     const mark = stage.unique('list');
     const rooms = [`presence-${mark}-a`, `presence-${mark}-b`];
     const pusher = await stage.connect(t, { user: 'ada' });
@@ -259,12 +259,12 @@ describe('channels', () => {
     for (const name of [`${mark}-news`, ...rooms]) assert.deepEqual(channels[name], {});
   });
 
-  test('is an object when it is empty', async () => {
+  test('is an empty object without channels', async () => {
     assert.deepEqual(await get('/channels', { filter_by_prefix: stage.unique('nothing') }), { channels: {} });
     assert.deepEqual(await get('/channels', {}, stage.sdk.small), { channels: {} });
   });
 
-  test('forgets a channel when its last subscriber leaves', async (t) => {
+  test('omits a channel when its last subscriber has left', async (t) => {
     const { channel, pusher } = await subscriber(t);
     const marker = stage.unique('marker');
     pusher.unsubscribe(channel);
@@ -277,13 +277,13 @@ describe('channels', () => {
     await rejectsWith(400, get('/channels', { info: 'user_count', filter_by_prefix: 'private-' }));
   });
 
-  test('an info that does not exist: 400', async () => {
+  test('an unknown info: 400', async () => {
     await rejectsWith(400, get('/channels', { info: 'weather' }));
   });
 });
 
 describe('channel', () => {
-  test('tells of a presence channel how many users and subscriptions it has', async (t) => {
+  test('returns the user count and the subscription count of a presence channel', async (t) => {
     const room = stage.unique('presence-room');
     for (const user of ['ada', 'bob', 'bob']) await subscribe(await stage.connect(t, { user }), room);
     assert.deepEqual(await get(`/channels/${room}`), { occupied: true });
@@ -294,7 +294,7 @@ describe('channel', () => {
     });
   });
 
-  test('tells of a cache channel what it keeps, and for how long', async (t) => {
+  test('returns the cached event of a cache channel and its ttl', async (t) => {
     const { channel } = await subscriber(t, stage.unique('cache-price'));
     assert.deepEqual(await get(`/channels/${channel}`, { info: 'cache' }), { occupied: true, cache: null });
     await stage.sdk.main.trigger(channel, 'price', '{"eur":1}');
@@ -303,7 +303,7 @@ describe('channel', () => {
     assert.ok(cache.ttl > 1_700 && cache.ttl <= 1_800, `ttl ${cache.ttl}`);
   });
 
-  test('an unoccupied channel is no error', async () => {
+  test('responds for an unoccupied channel', async () => {
     const news = await get(`/channels/${stage.unique('news')}`, { info: 'subscription_count' });
     assert.deepEqual(news, { occupied: false, subscription_count: 0 });
     const room = await get(`/channels/${stage.unique('presence-room')}`, { info: 'user_count' });
@@ -312,7 +312,7 @@ describe('channel', () => {
     assert.deepEqual(cache, { occupied: false, cache: null });
   });
 
-  test('an attribute that its kind does not have: 400', async () => {
+  test('an attribute that this kind of channel does not have: 400', async () => {
     await rejectsWith(400, get('/channels/news', { info: 'user_count' }));
     await rejectsWith(400, get('/channels/private-news', { info: 'user_count' }));
     await rejectsWith(400, get('/channels/news', { info: 'cache' }));
@@ -340,7 +340,7 @@ describe('users', () => {
 });
 
 describe('connections', () => {
-  test('counts the established connections of the app, as Reverb does', async (t) => {
+  test('returns the number of established connections of the app, as Reverb does', async (t) => {
     assert.deepEqual(await get('/connections', {}, stage.sdk.small), { connections: 0 });
     await stage.connect(t, { app: 'small' });
     await stage.connect(t, { app: 'small' });
@@ -349,7 +349,7 @@ describe('connections', () => {
 });
 
 describe('authorizeChannel', () => {
-  test('makes what the server accepts, for every kind of channel', async (t) => {
+  test('signs authorisations that the server accepts, for every kind of channel', async (t) => {
     const pusher = await stage.connect(t);
     for (const kind of ['private-x', 'private-cache-x', 'private-encrypted-x', 'presence-x', 'presence-cache-x']) {
       const channel = stage.unique(kind);
@@ -361,7 +361,7 @@ describe('authorizeChannel', () => {
     }
   });
 
-  test('of another app is worth nothing here', async (t) => {
+  test('of another app is refused', async (t) => {
     const pusher = await stage.connect(t);
     const channel = stage.unique('private-x');
     const frames = framesOf(pusher, channel);
@@ -383,7 +383,7 @@ describe('sendToUser and terminateUserConnections', () => {
     await disconnected;
   });
 
-  test('take a user id with a space, signed as it is and sent encoded', async () => {
+  test('accept a user id with a space, which is signed as it is and sent encoded', async () => {
     const response = await stage.sdk.main.terminateUserConnections('user id');
     assert.deepEqual(await response.json(), {});
   });
@@ -421,7 +421,7 @@ describe('signatures', () => {
     await assertNothingBefore(one);
   });
 
-  /** Sends an honest request, but for what `change` does to its parts before they are signed, and `spoil` after. */
+  /** Sends a request. `change` modifies its parts before they are signed; `request.spoil` modifies the signed query. */
   async function send(change = () => {}) {
     const body = JSON.stringify({ name: 'greeted', channels: ['news'], data: '{}' });
     const request = { path: `/apps/${stage.server.apps.main.id}/events`, body, skewSecs: 0, query: {} };
@@ -447,14 +447,14 @@ describe('signatures', () => {
     return new URLSearchParams({ ...params, auth_signature: signature });
   }
 
-  test('an honest request is accepted, five minutes off either way too', async () => {
+  test('a valid request is accepted if its timestamp differs by less than ten minutes', async () => {
     for (const skewSecs of [0, -300, 300, -590, 590]) {
       const response = await send((request) => Object.assign(request, { skewSecs }));
       assert.equal(response.status, 200, `${skewSecs} s`);
     }
   });
 
-  test('upper-case hexadecimal is accepted', async () => {
+  test('a signature in upper-case hexadecimal is accepted', async () => {
     const response = await send((request) => {
       request.spoil = (query) => query.set('auth_signature', query.get('auth_signature').toUpperCase());
     });
@@ -464,9 +464,9 @@ describe('signatures', () => {
   const changed = {
     'a timestamp ten minutes in the past': (request) => Object.assign(request, { skewSecs: -610 }),
     'a timestamp ten minutes in the future': (request) => Object.assign(request, { skewSecs: 610 }),
-    'a timestamp that is no number': ({ query }) => Object.assign(query, { auth_timestamp: 'now' }),
+    'a timestamp that is not a number': ({ query }) => Object.assign(query, { auth_timestamp: 'now' }),
     'version 2.0': ({ query }) => Object.assign(query, { auth_version: '2.0' }),
-    'another body than was signed': (request) => Object.assign(request, { sentBody: request.body.replace('g', 'G') }),
+    'a body other than the signed one': (request) => Object.assign(request, { sentBody: request.body.replace('g', 'G') }),
   };
   const spoilt = {
     'no body_md5': (query) => query.delete('body_md5'),
@@ -479,11 +479,11 @@ describe('signatures', () => {
     'an unsigned parameter': (query) => query.set('info', 'user_count'),
     'a second auth_key': (query) => query.append('auth_key', 'demo-key'),
   };
-  const refusals = [
+  const rejected = [
     ...Object.entries(changed),
     ...Object.entries(spoilt).map(([what, spoil]) => [what, (request) => Object.assign(request, { spoil })]),
   ];
-  for (const [what, change] of refusals) {
+  for (const [what, change] of rejected) {
     test(`401: ${what}`, async () => {
       const response = await send(change);
       assert.equal(response.status, 401);
@@ -494,7 +494,7 @@ describe('signatures', () => {
 });
 
 describe('connections to the API', () => {
-  test('are kept open for the next request, after refusals too', async () => {
+  test('are kept open for the next request, even after a rejected one', async () => {
     const agent = new Agent({ keepAlive: true, maxSockets: 1 });
     const opened = [];
     const createConnection = agent.createConnection.bind(agent);
@@ -512,9 +512,9 @@ describe('connections to the API', () => {
 });
 
 describe('an app with a path prefix', () => {
-  test('has its API below it, and without it', async () => {
+  test('has its API with and without the prefix', async () => {
     const { id } = stage.server.apps.prefixed;
-    // SDKs differ in which of the two paths they sign, and proxies in which they pass on.
+    // SDKs sign either path, and proxies forward either path.
     for (const [sent, signed] of [
       [`/rt/apps/${id}/channels`, `/rt/apps/${id}/channels`],
       [`/rt/apps/${id}/channels`, `/apps/${id}/channels`],
@@ -539,13 +539,13 @@ describe('routes', () => {
     assert.equal(await status('/pusher/app/demo-key/1/abc/xhr', 'POST'), 404);
   });
 
-  test('a plain GET of the WebSocket path asks for an upgrade', async () => {
+  test('a GET of the WebSocket path without an upgrade: 426', async () => {
     const response = await fetch(`${stage.server.httpUrl}/app/demo-key`);
     assert.equal(response.status, 426);
     assert.equal(response.headers.get('upgrade')?.toLowerCase(), 'websocket');
   });
 
-  test('health', async () => {
+  test('the health paths respond with 200', async () => {
     for (const path of ['/', '/up', '/ready']) {
       assert.equal((await fetch(`${stage.server.httpUrl}${path}`)).status, 200, path);
     }

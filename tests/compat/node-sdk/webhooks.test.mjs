@@ -1,18 +1,19 @@
-/** Webhooks, checked by the Node SDK, while pusher-js clients do what they tell of. */
+/** Webhooks of what pusher-js clients do, verified by the Node SDK. */
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
+import { test } from 'node:test';
 import { APPS } from '../support/pusherd.mjs';
 import { startReceiver } from '../support/receiver.mjs';
+import { file } from '../support/resources.mjs';
 import { subscribe, useStage } from '../support/stage.mjs';
 
-/** One for each app that has webhooks. */
+/** One for each app with webhooks. */
 const receivers = {};
 
 const stage = useStage({
   apps: async () => {
-    for (const app of ['main', 'counting']) receivers[app] = await startReceiver();
+    for (const app of ['main', 'counting']) receivers[app] = await startReceiver(file);
     const types = ['channel_occupied', 'channel_vacated', 'member_added', 'member_removed', 'client_event', 'cache_miss'];
-    // One after the other, whatever the channel.
+    // Batching keeps the order of events across channels.
     const batched = { webhook_batching: true, webhook_batching_ms: 1 };
     return {
       main: { webhooks: [{ url: receivers.main.url, event_types: [...types, 'user_online', 'user_offline'] }], ...batched },
@@ -21,11 +22,9 @@ const stage = useStage({
   },
 });
 
-after(() => Promise.all(Object.values(receivers).map((receiver) => receiver.close())));
-
 const waiting = [];
 
-/** The next event, after the SDK has found its request good. */
+/** The next event. The SDK has verified its request. */
 async function event(app = 'main') {
   while (waiting.length === 0) {
     const webhook = stage.sdk[app].webhook(await receivers[app].requests.take());
@@ -39,7 +38,7 @@ async function event(app = 'main') {
 const occupied = (channel) => ({ name: 'channel_occupied', channel });
 const vacated = (channel) => ({ name: 'channel_vacated', channel });
 
-test('a channel is occupied with the first subscriber and vacated without the last', async (t) => {
+test('the first subscriber causes channel_occupied, and the end of the last subscription channel_vacated', async (t) => {
   const channel = stage.unique('news');
   const [one, two] = [await stage.connect(t), await stage.connect(t)];
   await subscribe(one, channel);
@@ -50,7 +49,7 @@ test('a channel is occupied with the first subscriber and vacated without the la
   assert.deepEqual(await event(), vacated(channel));
 });
 
-test('members come and go, client events are told, and a reload is not', async (t) => {
+test('members and client events are reported, and a quick reconnection is not', async (t) => {
   const channel = stage.unique('presence-room');
   const first = await stage.connect(t, { user: 'ada' });
   await subscribe(first, channel);
@@ -75,7 +74,7 @@ test('members come and go, client events are told, and a reload is not', async (
   assert.deepEqual(await event(), vacated(channel));
 });
 
-test('an empty cache is told of', async (t) => {
+test('a cache miss is reported', async (t) => {
   const channel = stage.unique('cache-btc');
   const pusher = await stage.connect(t);
   await subscribe(pusher, channel);
@@ -85,14 +84,14 @@ test('an empty cache is told of', async (t) => {
   assert.deepEqual(await event(), vacated(channel));
 });
 
-test('signed-in users come and go', async (t) => {
+test('users that sign in and disconnect are reported', async (t) => {
   const pusher = await stage.signIn(t, { user: 'bob' });
   assert.deepEqual(await event(), { name: 'user_online', user_id: 'bob' });
   pusher.disconnect();
   assert.deepEqual(await event(), { name: 'user_offline', user_id: 'bob' });
 });
 
-test('the number of subscribers is told', async (t) => {
+test('the subscription count is reported', async (t) => {
   const channel = stage.unique('news');
   for (const count of [1, 2]) {
     await subscribe(await stage.connect(t, { app: 'counting' }), channel);
@@ -100,7 +99,7 @@ test('the number of subscribers is told', async (t) => {
   }
 });
 
-test('the SDK refuses what was changed, and what another app signed', async (t) => {
+test('the SDK rejects a changed request and a request that another app has signed', async (t) => {
   const pusher = await stage.connect(t);
   const channel = stage.unique('news');
   await subscribe(pusher, channel);

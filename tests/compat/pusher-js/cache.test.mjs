@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+import { errorsOf, framesOf, listen, next, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
 for (const prefix of ['cache-', 'private-cache-', 'presence-cache-']) {
-  test(`${prefix}*: a miss first, then the last event for whoever comes later`, async (t) => {
+  test(`${prefix}*: the first subscriber gets a cache miss, a later one the last event`, async (t) => {
     const channel = stage.unique(`${prefix}price`);
     const early = await stage.connect(t, { user: 'early' });
     const earlyFrames = framesOf(early, channel);
@@ -27,7 +27,7 @@ for (const prefix of ['cache-', 'private-cache-', 'presence-cache-']) {
     assert.deepEqual(await lateFrames.take(), { event: 'fence', data: {} });
   });
 
-  test(`${prefix}*: bindings of the channel hear of the miss and of the cached event`, async (t) => {
+  test(`${prefix}*: the cache miss and the cached event reach the bindings of the channel`, async (t) => {
     const channel = stage.unique(`${prefix}price`);
     const early = await stage.connect(t, { user: 'early' });
     await next(early.subscribe(channel), 'pusher:cache_miss');
@@ -37,7 +37,7 @@ for (const prefix of ['cache-', 'private-cache-', 'presence-cache-']) {
   });
 }
 
-test('private-encrypted-cache-*: the cached event is decrypted by the latecomer', async (t) => {
+test('private-encrypted-cache-*: a later subscriber decrypts the cached event', async (t) => {
   const channel = stage.unique('private-encrypted-cache-price');
   const early = await stage.connect(t, { user: 'early' });
   await next(early.subscribe(channel), 'pusher:cache_miss');
@@ -46,18 +46,18 @@ test('private-encrypted-cache-*: the cached event is decrypted by the latecomer'
   assert.deepEqual(await next(late.subscribe(channel), 'price'), { eur: 4 });
 });
 
-test('an event is cached while nobody is subscribed, and outlives the last subscriber', async (t) => {
+test('an event is cached without subscribers, and stays cached after the last one has left', async (t) => {
   const channel = stage.unique('cache-price');
   await stage.sdk.main.trigger(channel, 'price', { eur: 5 });
   for (let i = 0; i < 2; i += 1) {
     const pusher = await stage.connect(t);
     assert.deepEqual(await next(pusher.subscribe(channel), 'price'), { eur: 5 });
     pusher.unsubscribe(channel);
-    await settle(pusher);
+    await roundTrip(pusher);
   }
 });
 
-test('the socket that was excluded gets the cached event later all the same', async (t) => {
+test('a socket that was excluded from an event gets it from the cache when it subscribes again', async (t) => {
   const channel = stage.unique('cache-price');
   const pusher = await stage.connect(t);
   const frames = framesOf(pusher, channel);
@@ -85,7 +85,7 @@ test('client events and joins are not cached', async (t) => {
   assert.equal((await frames.take()).event, 'pusher:cache_miss');
 });
 
-test('channels without the prefix keep nothing', async (t) => {
+test('channels without the prefix cache nothing', async (t) => {
   for (const prefix of ['news', 'private-news', 'presence-news', 'private-x-cache-y', 'cached']) {
     const channel = stage.unique(prefix);
     await stage.sdk.main.trigger(channel, 'old', {});
@@ -112,7 +112,7 @@ test('a client event to a public cache channel is refused', async (t) => {
   assert.equal((await frames.take()).event, 'fence');
 });
 
-test('what is cached expires', async (t) => {
+test('a cached event expires', async (t) => {
   const channel = stage.unique('cache-price');
   const sdk = stage.sdk.forgetful;
   await sdk.trigger(channel, 'price', { eur: 7 });
@@ -124,12 +124,12 @@ test('what is cached expires', async (t) => {
     return (await response.json()).cache !== null;
   };
   const deadline = Date.now() + 10_000;
-  while (await isCached()) assert.ok(Date.now() < deadline, 'it was still there after ten seconds');
+  while (await isCached()) assert.ok(Date.now() < deadline, 'the event has not expired within ten seconds');
   const late = await stage.connect(t, { app: 'forgetful' });
   await next(late.subscribe(channel), 'pusher:cache_miss');
 });
 
-test('the events of two cache channels are kept apart', async (t) => {
+test('each cache channel has its own event', async (t) => {
   const [a, b] = [stage.unique('cache-a'), stage.unique('cache-b')];
   await stage.sdk.main.trigger([a, b], 'both', {});
   await stage.sdk.main.trigger(a, 'only-a', {});

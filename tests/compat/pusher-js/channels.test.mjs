@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FORGERIES } from '../support/auth.mjs';
-import { errorsOf, framesOf, listen, refused, settle, subscribe, useStage } from '../support/stage.mjs';
+import { errorsOf, framesOf, listen, refused, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
@@ -9,7 +9,7 @@ const PRIVATE_PREFIXES = ['private-', 'private-cache-', 'private-encrypted-', 'p
 const PRESENCE_PREFIXES = ['presence-', 'presence-cache-'];
 
 describe('public channels', () => {
-  test('an event reaches every subscriber, with the payload of its publisher', async (t) => {
+  test('an event reaches every subscriber with its data', async (t) => {
     const channel = stage.unique('news');
     const clients = await Promise.all([stage.connect(t), stage.connect(t)]);
     const inboxes = [];
@@ -44,7 +44,7 @@ describe('public channels', () => {
     assert.deepEqual(await frames.take(), { event: 'fence', data: {} });
   });
 
-  test('success comes first, with data "{}"', async (t) => {
+  test('the first frame is subscription_succeeded with the data {}', async (t) => {
     const channel = stage.unique('news');
     const pusher = await stage.connect(t);
     const frames = framesOf(pusher, channel);
@@ -52,14 +52,14 @@ describe('public channels', () => {
     assert.deepEqual(await frames.take(), { event: 'pusher_internal:subscription_succeeded', data: {} });
   });
 
-  test('a prefix that is no prefix needs no authorisation', async (t) => {
+  test('a name that only resembles a private or presence channel needs no authorisation', async (t) => {
     const pusher = await stage.connect(t);
     for (const name of ['privateroom', 'presence', 'cached', 'room-private-x', 'cache-private-x']) {
       await subscribe(pusher, name);
     }
   });
 
-  test('every character of the grammar is accepted', async (t) => {
+  test('a channel name may contain every allowed character', async (t) => {
     const channel = stage.unique('azAZ09_-=@,.;');
     const pusher = await stage.connect(t);
     const inbox = listen(await subscribe(pusher, channel), 'greeted');
@@ -67,14 +67,14 @@ describe('public channels', () => {
     assert.equal((await inbox.take())[0], 1);
   });
 
-  test('a name outside the grammar is refused with 400', async (t) => {
+  test('a channel name with another character is refused with 400', async (t) => {
     for (const name of ['with space', 'a/b', 'a:b', 'ünicode', 'a#b', '%41', 'a\nb']) {
       const pusher = await stage.connect(t);
       const errors = errorsOf(pusher);
       const { type, status } = await refused(pusher, name);
       assert.deepEqual({ type, status }, { type: 'InvalidChannel', status: 400 }, name);
       assert.equal((await errors.take()).code, null);
-      await settle(pusher);
+      await roundTrip(pusher);
     }
   });
 
@@ -86,7 +86,7 @@ describe('public channels', () => {
     assert.deepEqual({ type, status }, { type: 'LimitReached', status: 413 });
   });
 
-  test('after unsubscribing there is silence', async (t) => {
+  test('after unsubscribing, no event arrives', async (t) => {
     const [left, kept] = [stage.unique('news'), stage.unique('news')];
     const pusher = await stage.connect(t);
     await subscribe(pusher, left);
@@ -96,14 +96,14 @@ describe('public channels', () => {
     assert.equal((await frames.take())[0].event, 'before');
 
     pusher.unsubscribe(left);
-    await settle(pusher);
+    await roundTrip(pusher);
     assert.equal((await frames.take())[0].event, 'pusher:pong');
     await stage.sdk.main.trigger(left, 'after', {});
     await stage.sdk.main.trigger(kept, 'fence', {});
     assert.equal((await frames.take())[0].event, 'fence');
   });
 
-  test('unsubscribe and subscribe in one breath end subscribed', async (t) => {
+  test('unsubscribing and subscribing in direct succession ends subscribed', async (t) => {
     const channel = stage.unique('news');
     const pusher = await stage.connect(t);
     await subscribe(pusher, channel);
@@ -127,7 +127,7 @@ describe('public channels', () => {
     assert.equal((await frames.take()).event, 'fence');
   });
 
-  test('leaving a channel one is not on is ignored', async (t) => {
+  test('unsubscribing from a channel without a subscription is ignored', async (t) => {
     const pusher = await stage.connect(t);
     const frames = listen(pusher.connection, 'message');
     pusher.send_event('pusher:unsubscribe', { channel: stage.unique('news') });
@@ -135,7 +135,7 @@ describe('public channels', () => {
     assert.equal((await frames.take())[0].event, 'pusher_internal:subscription_succeeded');
   });
 
-  test('300 channels at once are all subscribed', async (t) => {
+  test('300 concurrent subscriptions all succeed', async (t) => {
     const prefix = stage.unique('many');
     const pusher = await stage.connect(t);
     const names = Array.from({ length: 300 }, (_, i) => `${prefix}-${i}`);
@@ -146,7 +146,7 @@ describe('public channels', () => {
 });
 
 describe('private channels', () => {
-  test('an authorised client is let in and receives', async (t) => {
+  test('an authorised client is subscribed and receives events', async (t) => {
     const channel = stage.unique('private-room');
     const pusher = await stage.connect(t, { user: 'ada' });
     const inbox = listen(await subscribe(pusher, channel), 'greeted');
@@ -154,7 +154,7 @@ describe('private channels', () => {
     assert.deepEqual((await inbox.take())[0], { a: 1 });
   });
 
-  test('the older `authEndpoint` and `auth` options work as well', async (t) => {
+  test('the older options `authEndpoint` and `auth` work', async (t) => {
     const pusher = await stage.connect(t, {
       authEndpoint: `${stage.auth.url}/broadcasting/auth`,
       auth: { headers: { 'X-User': 'ada' } },
@@ -167,7 +167,7 @@ describe('private channels', () => {
     await subscribe(pusher, stage.unique('private-room'));
   });
 
-  test('a refusal of the auth endpoint reaches the channel, and the server hears nothing of it', async (t) => {
+  test('a rejection by the auth endpoint reaches the channel, and the connection stays open', async (t) => {
     const pusher = await stage.connect(t);
     const { type, status } = await refused(pusher, stage.unique('private-room'));
     assert.deepEqual({ type, status }, { type: 'AuthError', status: 403 });
@@ -211,7 +211,7 @@ describe('private channels', () => {
   });
 });
 
-/** The server refuses, tells the channel and the connection, delivers nothing, and keeps the connection. */
+/** Asserts that channel and connection get an error, no event of the channel arrives, and the connection stays open. */
 async function assertRefused(pusher, channel) {
   const errors = errorsOf(pusher);
   const frames = framesOf(pusher, channel);

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { connected, errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+import { connected, errorsOf, framesOf, listen, next, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
-test('a client connects and gets a socket id of its own', async (t) => {
+test('each client that connects gets its own socket id', async (t) => {
   const states = [];
   const ada = stage.client(t);
   ada.connection.bind('state_change', ({ current }) => states.push(current));
@@ -32,7 +32,7 @@ test('a ping is answered with a pong whose data is the string "{}"', async (t) =
   assert.deepEqual(pong.data, {});
 });
 
-test('a silent client keeps its connection alive with pings', async (t) => {
+test('a client that sends nothing else keeps its connection open with pings', async (t) => {
   const pusher = await stage.connect(t, { activityTimeout: 200, pongTimeout: 5_000 });
   const socketId = pusher.connection.socket_id;
   const frames = listen(pusher.connection, 'message');
@@ -44,7 +44,7 @@ test('a silent client keeps its connection alive with pings', async (t) => {
   assert.equal(pusher.connection.socket_id, socketId);
 });
 
-test('an unknown key is refused with 4001, and the client stays away', async (t) => {
+test('an unknown key is rejected with 4001, and the client does not reconnect', async (t) => {
   const pusher = stage.client(t, { key: 'no-such-key' });
   const errors = listen(pusher.connection, 'error');
   await next(pusher.connection, 'disconnected');
@@ -55,7 +55,7 @@ test('an unknown key is refused with 4001, and the client stays away', async (t)
   assert.equal(pusher.connection.state, 'disconnected');
 });
 
-test('a key with odd characters is refused with 4001 like any other', async (t) => {
+test('an unknown key with escaped characters is rejected with 4001', async (t) => {
   const pusher = stage.client(t, { key: 'demo%2Fkey%00' });
   const errors = listen(pusher.connection, 'error');
   await next(pusher.connection, 'disconnected');
@@ -63,7 +63,7 @@ test('a key with odd characters is refused with 4001 like any other', async (t) 
   assert.equal(error.error.data.code, 4001);
 });
 
-test('a path that is not /app/{key} is refused with 4005', async (t) => {
+test('a path other than /app/{key} is rejected with 4005', async (t) => {
   const pusher = stage.client(t, { wsPath: '/elsewhere' });
   const errors = listen(pusher.connection, 'error');
   await next(pusher.connection, 'disconnected');
@@ -71,7 +71,7 @@ test('a path that is not /app/{key} is refused with 4005', async (t) => {
   assert.equal(error.error.data.code, 4005);
 });
 
-test('an app with a path prefix is served below it, and without it', async (t) => {
+test('an app with a path prefix is served with and without the prefix', async (t) => {
   for (const wsPath of ['/rt', undefined]) {
     const channel = stage.unique('news');
     const pusher = await stage.connect(t, { app: 'prefixed', ...(wsPath && { wsPath }) });
@@ -81,7 +81,7 @@ test('an app with a path prefix is served below it, and without it', async (t) =
   }
 });
 
-test('an app without that prefix is not served below it', async (t) => {
+test('an app without a path prefix is not served under the prefix of another app', async (t) => {
   const pusher = stage.client(t, { wsPath: '/rt' });
   const errors = listen(pusher.connection, 'error');
   await next(pusher.connection, 'disconnected');
@@ -89,7 +89,7 @@ test('an app without that prefix is not served below it', async (t) => {
   assert.ok([4001, 4005].includes(error.error.data.code), `code ${error.error.data.code}`);
 });
 
-test('an app that asks for authorised connections closes the others with 4009', async (t) => {
+test('an app that requires authorised connections closes unauthorised ones with 4009', async (t) => {
   const options = { app: 'strict', user: 'ada' };
   const joined = await stage.connect(t, options);
   await subscribe(joined, stage.unique('private-room'));
@@ -98,16 +98,16 @@ test('an app that asks for authorised connections closes the others with 4009', 
   await subscribe(idle, stage.unique('news'));
   const errors = listen(idle.connection, 'error');
 
-  // The idle one came last: when it has gone, the time of the others was up before.
+  // The idle client connected last, so the timeouts of the others have expired before its own.
   await next(idle.connection, 'disconnected');
   assert.equal((await errors.take())[0].data.code, 4009);
   for (const pusher of [joined, signedIn]) {
-    await settle(pusher);
+    await roundTrip(pusher);
     assert.equal(pusher.connection.state, 'connected');
   }
 });
 
-test('events that clients may not send are refused, and the connection stays', async (t) => {
+test('events that clients may not send are rejected, and the connection stays open', async (t) => {
   for (const event of ['pusher_internal:member_added', 'pusher:nonsense', 'greeting']) {
     const channel = stage.unique('news');
     const sender = await stage.connect(t);
@@ -128,18 +128,18 @@ test('events that clients may not send are refused, and the connection stays', a
   }
 });
 
-test('frames that are not messages are refused, and the connection stays', async (t) => {
+test('frames that are not messages are rejected, and the connection stays open', async (t) => {
   for (const frame of ['', 'hello', '[]', '{}', '{"event":7}', '{"event":"pusher:subscribe"', 'null']) {
     const pusher = await stage.connect(t);
     const errors = errorsOf(pusher);
     pusher.connection.send(frame);
     const { code } = await errors.take();
     assert.equal(code, null, frame);
-    await settle(pusher);
+    await roundTrip(pusher);
   }
 });
 
-test('a client that disconnects is forgotten', async (t) => {
+test('the subscriptions of a client end when it disconnects', async (t) => {
   const channel = stage.unique('news');
   const leaver = await stage.connect(t);
   const watcher = await stage.connect(t, { user: 'watcher' });

@@ -4,7 +4,7 @@ import { framesOf, listen, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
-test('500 events arrive once each, in the order of their publication', async (t) => {
+test('500 events arrive once each, in the order in which they were published', async (t) => {
   const channel = stage.unique('news');
   const clients = [await stage.connect(t), await stage.connect(t)];
   const inboxes = [];
@@ -20,7 +20,7 @@ test('500 events arrive once each, in the order of their publication', async (t)
   }
 });
 
-test('concurrent publishers reach all subscribers in one and the same order', async (t) => {
+test('all subscribers receive the events of concurrent publishers in the same order', async (t) => {
   const channel = stage.unique('news');
   const inboxes = [];
   for (let i = 0; i < 3; i += 1) inboxes.push(listen(await subscribe(await stage.connect(t), channel), 'n'));
@@ -40,7 +40,7 @@ test('payloads arrive unchanged', async (t) => {
   await subscribe(pusher, channel);
   await frames.take();
 
-  // pusher-js parses a string payload once if it can, and hands it over as it is if it cannot.
+  // pusher-js parses the data as JSON, and passes data that is not JSON on as a string.
   const texts = [
     ['plain text', 'plain text'],
     ['', ''],
@@ -77,7 +77,7 @@ test('event names arrive unchanged', async (t) => {
   }
 });
 
-test('a payload of 102 400 bytes arrives whole', async (t) => {
+test('a payload of 102 400 bytes arrives complete', async (t) => {
   const channel = stage.unique('news');
   const inbox = listen(await subscribe(await stage.connect(t), channel), 'big');
   const data = 'é'.repeat(51_200);
@@ -85,14 +85,14 @@ test('a payload of 102 400 bytes arrives whole', async (t) => {
   assert.equal((await inbox.take())[0], data);
 });
 
-test('the excluded socket receives nothing, on any of the channels', async (t) => {
+test('the excluded socket receives the event on none of the channels', async (t) => {
   const channels = [stage.unique('news'), stage.unique('private-news'), stage.unique('presence-news')];
   const [sender, receiver] = [await stage.connect(t, { user: 'ada' }), await stage.connect(t, { user: 'bob' })];
   for (const channel of channels) {
     await subscribe(receiver, channel);
     await subscribe(sender, channel);
   }
-  // The receiver saw the sender join the presence channel; only what is published counts here.
+  // Leaves out the member_added that the receiver got for the sender.
   const publishedTo = (pusher) => {
     const inbox = listen(pusher.connection, 'message');
     return () => inbox.takeUntil(([{ event }]) => !event.startsWith('pusher'));
@@ -104,7 +104,7 @@ test('the excluded socket receives nothing, on any of the channels', async (t) =
   assert.equal((await toSender())[0].event, 'fence');
 });
 
-test('excluding a socket that does not exist excludes nobody', async (t) => {
+test('an event that excludes an unknown socket id reaches all subscribers', async (t) => {
   const channel = stage.unique('news');
   const inbox = listen(await subscribe(await stage.connect(t), channel), 'greeted');
   await stage.sdk.main.trigger(channel, 'greeted', 1, { socket_id: '1.1' });

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+import { errorsOf, framesOf, listen, next, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
-test('an event is unreadable on the wire and clear to the subscriber', async (t) => {
+test('an event is encrypted on the wire, and the subscriber decrypts it', async (t) => {
   const channel = stage.unique('private-encrypted-room');
   const pusher = await stage.connect(t, { user: 'ada' });
   const frames = framesOf(pusher, channel);
@@ -19,7 +19,7 @@ test('an event is unreadable on the wire and clear to the subscriber', async (t)
   assert.deepEqual((await inbox.take())[0], payload);
 });
 
-test('events arrive in order, also out of batches', async (t) => {
+test('the events of a batch arrive in order', async (t) => {
   const [a, b] = [stage.unique('private-encrypted-a'), stage.unique('private-encrypted-b')];
   const pusher = await stage.connect(t, { user: 'ada' });
   const inboxes = [listen(await subscribe(pusher, a), 'n'), listen(await subscribe(pusher, b), 'n')];
@@ -31,7 +31,7 @@ test('events arrive in order, also out of batches', async (t) => {
   }
 });
 
-test('without the shared secret there is no subscription', async (t) => {
+test('a subscription without the shared secret fails', async (t) => {
   const channel = stage.unique('private-encrypted-room');
   const pusher = await stage.connect(t, {
     channelAuthorization: {
@@ -45,19 +45,19 @@ test('without the shared secret there is no subscription', async (t) => {
   assert.equal(type, 'AuthError');
 });
 
-test('an event encrypted with another master key is dropped by the client', async (t) => {
+test('the client drops an event that was encrypted with another master key', async (t) => {
   const channel = stage.unique('private-encrypted-room');
   const pusher = await stage.connect(t, { user: 'ada' });
   const inbox = listen(await subscribe(pusher, channel), 'secret');
-  const stranger = stage.sdkFor('main', { encryptionMasterKeyBase64: Buffer.alloc(32, 9).toString('base64') });
+  const otherPublisher = stage.sdkFor('main', { encryptionMasterKeyBase64: Buffer.alloc(32, 9).toString('base64') });
   const frames = framesOf(pusher, channel);
-  await stranger.trigger(channel, 'secret', 'garbage');
+  await otherPublisher.trigger(channel, 'secret', 'garbage');
   await frames.take();
   await stage.sdk.main.trigger(channel, 'secret', 'fence');
   assert.deepEqual((await inbox.take())[0], 'fence');
 });
 
-test('client events are refused', async (t) => {
+test('client events on an encrypted channel are rejected', async (t) => {
   const channel = stage.unique('private-encrypted-room');
   const [sender, receiver] = [await stage.connect(t, { user: 'ada' }), await stage.connect(t, { user: 'bob' })];
   await subscribe(sender, channel);
@@ -66,7 +66,7 @@ test('client events are refused', async (t) => {
   const errors = errorsOf(sender);
   sender.send_event('client-note', { a: 1 }, channel);
   assert.equal((await errors.take()).code, null);
-  await settle(sender);
+  await roundTrip(sender);
   await stage.sdk.main.trigger(channel, 'fence', {});
   assert.equal((await frames.take()).event, 'fence');
 });

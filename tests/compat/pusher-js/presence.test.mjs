@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { errorsOf, framesOf, listen, next, refused, settle, subscribe, useStage } from '../support/stage.mjs';
+import { errorsOf, framesOf, listen, next, refused, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
-test('the joiner sees everybody including itself, the others see the joiner', async (t) => {
+test('a new member gets all members including itself, and the others get the new member', async (t) => {
   const channel = stage.unique('presence-room');
   const ada = await stage.connect(t, { user: 'ada', params: { info: '{"name":"Ada"}' } });
   const adasRoom = await subscribe(ada, channel);
@@ -21,7 +21,7 @@ test('the joiner sees everybody including itself, the others see the joiner', as
   assert.deepEqual(zoesRoom.members.me, { id: 'zoe', info: { name: 'Zoë 😀' } });
 });
 
-test('ids, hash and count of the success frame agree', async (t) => {
+test('ids, hash and count of subscription_succeeded are consistent', async (t) => {
   const channel = stage.unique('presence-room');
   for (const user of ['ada', 'bob']) await subscribe(await stage.connect(t, { user }), channel);
   const pusher = await stage.connect(t, { user: 'cleo' });
@@ -47,7 +47,7 @@ test('unsubscribing removes the member, and so does disconnecting', async (t) =>
   }
 });
 
-test('a user with two connections joins once and leaves once', async (t) => {
+test('a user with two connections is added once and removed once', async (t) => {
   const channel = stage.unique('presence-room');
   const ada = await stage.connect(t, { user: 'ada' });
   await subscribe(ada, channel);
@@ -58,7 +58,7 @@ test('a user with two connections joins once and leaves once', async (t) => {
   const room = await subscribe(laptop, channel);
   assert.equal(room.members.count, 2);
   phone.unsubscribe(channel);
-  await settle(phone);
+  await roundTrip(phone);
   await stage.sdk.main.trigger(channel, 'fence', {});
   laptop.unsubscribe(channel);
 
@@ -68,7 +68,7 @@ test('a user with two connections joins once and leaves once', async (t) => {
   assert.deepEqual(last, { event: 'pusher_internal:member_removed', data: { user_id: 'bob' } });
 });
 
-test('the info of a user is that of the first connection until the last has left', async (t) => {
+test('the info of a user is that of the first connection until the last has unsubscribed', async (t) => {
   const channel = stage.unique('presence-room');
   const first = await stage.connect(t, { user: 'bob', params: { info: '"first"' } });
   await subscribe(first, channel);
@@ -76,7 +76,7 @@ test('the info of a user is that of the first connection until the last has left
   assert.equal((await subscribe(second, channel)).members.get('bob').info, 'first');
 
   first.unsubscribe(channel);
-  await settle(first);
+  await roundTrip(first);
   const ada = await stage.connect(t, { user: 'ada' });
   assert.equal((await subscribe(ada, channel)).members.get('bob').info, 'first');
 
@@ -115,7 +115,7 @@ test('a numeric user id and the same digits as a string are one user', async (t)
   assert.deepEqual(await response.json(), { users: [{ id: '7' }] });
 });
 
-test('subscribing again changes nothing for the others', async (t) => {
+test('subscribing again does not change the member, and other members get no event', async (t) => {
   const channel = stage.unique('presence-room');
   const ada = await stage.connect(t, { user: 'ada' });
   const bob = await stage.connect(t, { user: 'bob' });
@@ -137,7 +137,7 @@ test('subscribing again changes nothing for the others', async (t) => {
   assert.equal((await adasFrames.take()).event, 'fence');
 });
 
-test('one connection cannot be two users of a channel', async (t) => {
+test('a connection cannot subscribe to a channel as two users', async (t) => {
   const channel = stage.unique('presence-room');
   const pusher = await stage.connect(t, { user: 'ada' });
   await subscribe(pusher, channel);
@@ -154,7 +154,7 @@ test('one connection cannot be two users of a channel', async (t) => {
 });
 
 for (const forge of ['made with another secret', 'for other channel data', 'left empty']) {
-  test(`an authorisation ${forge} makes no member`, async (t) => {
+  test(`an authorisation ${forge} adds no member`, async (t) => {
     const channel = stage.unique('presence-room');
     const ada = await stage.connect(t, { user: 'ada' });
     await subscribe(ada, channel);
@@ -169,9 +169,9 @@ for (const forge of ['made with another secret', 'for other channel data', 'left
   });
 }
 
-test('channel data without a usable user id is refused', async (t) => {
-  const unusable = [undefined, '', null, true, 1.5, {}, ['x']].map((userId) => ({ user_id: userId }));
-  for (const data of [...unusable, ['x']]) {
+test('channel data without a valid user id is refused', async (t) => {
+  const invalid = [undefined, '', null, true, 1.5, {}, ['x']].map((userId) => ({ user_id: userId }));
+  for (const data of [...invalid, ['x']]) {
     const channel = stage.unique('presence-room');
     const pusher = await stage.connect(t);
     const frames = framesOf(pusher, channel);
@@ -183,7 +183,7 @@ test('channel data without a usable user id is refused', async (t) => {
   }
 });
 
-test('a presence channel without channel data needs a sign-in', async (t) => {
+test('a subscription without channel data is refused if the user is not signed in', async (t) => {
   const channel = stage.unique('presence-room');
   const pusher = await stage.connect(t);
   const frames = framesOf(pusher, channel);
@@ -194,7 +194,7 @@ test('a presence channel without channel data needs a sign-in', async (t) => {
   assert.deepEqual([data.type, data.status], ['AuthError', 401]);
 });
 
-test('a signed-in user joins without channel data', async (t) => {
+test('a signed-in user subscribes without channel data', async (t) => {
   const channel = stage.unique('presence-room');
   const pusher = await stage.signIn(t, { user: 'ada', params: { bare: 'yes', info: '{"name":"Ada"}' } });
   const room = await subscribe(pusher, channel);
@@ -210,7 +210,7 @@ test('user info of 8192 bytes is accepted, one byte more is refused', async (t) 
   assert.deepEqual({ type, status }, { type: 'LimitReached', status: 4301 });
 });
 
-test('a full channel refuses new users, but not another connection of a member', async (t) => {
+test('a channel at its member limit refuses new users, but not another connection of a member', async (t) => {
   const channel = stage.unique('presence-room');
   const connect = (user) => stage.connect(t, { app: 'small', user });
   const ada = await connect('ada');
@@ -231,10 +231,10 @@ test('a full channel refuses new users, but not another connection of a member',
   await subscribe(bobsTablet, channel);
 
   bob.unsubscribe(channel);
-  await settle(bob);
+  await roundTrip(bob);
   await refused(await connect('dora'), channel);
   bobsTablet.unsubscribe(channel);
-  await settle(bobsTablet);
+  await roundTrip(bobsTablet);
   await subscribe(await connect('emil'), channel);
   assert.deepEqual(await change(), ['member_removed', 'bob']);
   assert.deepEqual(await change(), ['member_added', 'emil']);

@@ -5,7 +5,7 @@ import { framesOf, listen, subscribe, useStage } from '../support/stage.mjs';
 const stage = useStage();
 
 for (const prefix of ['news', 'private-news', 'cache-news', 'private-encrypted-news']) {
-  test(`${prefix}: subscribers are told how many they are`, async (t) => {
+  test(`${prefix}: subscribers get the subscription count when it changes`, async (t) => {
     const name = stage.unique(prefix);
     const [ada, bob] = [await connect(t), await connect(t)];
     const adasChannel = ada.subscribe(name);
@@ -26,7 +26,7 @@ for (const prefix of ['news', 'private-news', 'cache-news', 'private-encrypted-n
   });
 }
 
-test('the success comes before the count', async (t) => {
+test('subscription_succeeded precedes the first count', async (t) => {
   const channel = stage.unique('news');
   const pusher = await connect(t);
   const frames = framesOf(pusher, channel);
@@ -36,7 +36,7 @@ test('the success comes before the count', async (t) => {
   assert.deepEqual(await frames.take(), count);
 });
 
-test('presence channels have members instead', async (t) => {
+test('presence channels get no subscription count', async (t) => {
   const channel = stage.unique('presence-room');
   const pusher = await connect(t);
   const frames = framesOf(pusher, channel);
@@ -46,7 +46,7 @@ test('presence channels have members instead', async (t) => {
   assert.equal((await frames.take()).event, 'fence');
 });
 
-test('an app that did not ask for counts gets none', async (t) => {
+test('an app without subscription counts gets none', async (t) => {
   const channel = stage.unique('news');
   const pusher = await stage.connect(t);
   const frames = framesOf(pusher, channel);

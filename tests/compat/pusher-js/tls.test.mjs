@@ -1,4 +1,4 @@
-/** wss and https of the server's own. `npm run test:node` has Node trust the certificate. */
+/** TLS of the server itself. `npm run test:node` sets NODE_EXTRA_CA_CERTS. */
 import assert from 'node:assert/strict';
 import { Agent } from 'node:https';
 import { test } from 'node:test';
@@ -13,7 +13,7 @@ assert.ok(process.env.NODE_EXTRA_CA_CERTS, 'set NODE_EXTRA_CA_CERTS=support/loca
 const overTls = (options = {}) => ({ forceTLS: true, wssPort: stage.server.port, ...options });
 const sdk = () => stage.sdkFor('main', { useTLS: true, agent: new Agent({ keepAlive: true }) });
 
-test('pusher-js over wss and the SDK over https', async (t) => {
+test('pusher-js works over wss, and the SDK over https', async (t) => {
   const name = stage.unique('private-room');
   const [ada, bob] = [
     await stage.connect(t, overTls({ user: 'ada' })),
@@ -36,7 +36,7 @@ test('pusher-js over wss and the SDK over https', async (t) => {
   assert.deepEqual(await answer.json(), { channels: { [name]: {} } });
 });
 
-test('presence over wss', async (t) => {
+test('presence channels work over wss', async (t) => {
   const name = stage.unique('presence-room');
   const ada = await stage.connect(t, overTls({ user: 'ada' }));
   const channel = await subscribe(ada, name);
@@ -50,7 +50,7 @@ test('presence over wss', async (t) => {
   assert.equal((await removed).id, 'bob');
 });
 
-test('a client that speaks plain ws to the port of TLS changes over to wss', async (t) => {
+test('a client that connects with ws to the TLS port switches to wss', async (t) => {
   const pusher = await stage.connect(t, { wsPort: stage.server.port, wssPort: stage.server.port });
   assert.equal(pusher.connection.connection.transport.options.useTLS, true);
 });

@@ -1,17 +1,17 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { errorsOf, framesOf, listen, next, settle, subscribe, useStage } from '../support/stage.mjs';
+import { errorsOf, framesOf, listen, next, roundTrip, subscribe, useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
 describe('sign-in', () => {
-  test('signin() succeeds and the client learns its user data', async (t) => {
+  test('signin() succeeds, and the client gets its user data', async (t) => {
     const info = '{"name":"Zoë"}';
     const pusher = await stage.signIn(t, { user: 'ada', params: { info, watchlist: 'bob,cleo' } });
     assert.deepEqual(pusher.user.user_data, { id: 'ada', user_info: { name: 'Zoë' }, watchlist: ['bob', 'cleo'] });
   });
 
-  test('a refusal of the endpoint reaches `pusher:signin_error`', async (t) => {
+  test('a rejection by the auth endpoint causes `pusher:signin_error`', async (t) => {
     const pusher = await stage.connect(t);
     const error = next(pusher.user, 'pusher:signin_error');
     pusher.signin();
@@ -27,7 +27,7 @@ describe('sign-in', () => {
     'cut short',
   ];
   for (const forge of forgeries) {
-    test(`an authentication ${forge} is refused with 4009, and the connection stays`, async (t) => {
+    test(`an authentication ${forge} is rejected with 4009, and the connection stays open`, async (t) => {
       const user = stage.unique('victim');
       const pusher = await stage.connect(t, { user, params: { forge } });
       const errors = errorsOf(pusher);
@@ -48,7 +48,7 @@ describe('sign-in', () => {
     });
   }
 
-  test('a connection cannot become another user', async (t) => {
+  test('a connection cannot sign in as another user', async (t) => {
     const pusher = await stage.signIn(t, { user: 'ada' });
     const errors = errorsOf(pusher);
     const { auth, user_data } = stage.sdk.main.authenticateUser(pusher.connection.socket_id, { id: 'bob' });
@@ -60,7 +60,7 @@ describe('sign-in', () => {
     assert.deepEqual(await hello, { still: 'ada' });
   });
 
-  test('user data without a usable id is refused', async (t) => {
+  test('user data without a valid id is rejected', async (t) => {
     for (const user_data of ['{}', '{"id":""}', '{"id":null}', '{"id":{}}', '[]', 'text', '']) {
       const pusher = await stage.connect(t);
       const errors = errorsOf(pusher);
@@ -74,45 +74,45 @@ describe('sign-in', () => {
 });
 
 describe('events to a user', () => {
-  test('reach every connection of the user, and nobody else', async (t) => {
+  test('reach every connection of the user, and no other user', async (t) => {
     const [ada, bob] = [stage.unique('ada'), stage.unique('bob')];
     const clients = [await signedInAndReady(t, ada), await signedInAndReady(t, ada)];
-    const stranger = await signedInAndReady(t, bob);
+    const other = await signedInAndReady(t, bob);
     const inboxes = clients.map((pusher) => listen(pusher.user, 'invoice'));
-    const strangers = listen(stranger.user, 'invoice');
+    const othersInbox = listen(other.user, 'invoice');
 
     await stage.sdk.main.sendToUser(ada, 'invoice', { total: 7 });
     for (const inbox of inboxes) assert.deepEqual((await inbox.take())[0], { total: 7 });
     await stage.sdk.main.sendToUser(bob, 'invoice', 'fence');
-    assert.equal((await strangers.take())[0], 'fence');
+    assert.equal((await othersInbox.take())[0], 'fence');
   });
 
-  test('come to who is signed in, before the channel of the user is subscribed to', async (t) => {
+  test('reach a signed-in user before pusher-js has subscribed to the channel of the user', async (t) => {
     const user = stage.unique('ada');
     const pusher = await stage.connect(t, { user });
     const inbox = listen(pusher.user, 'hello');
-    const subscribe = pusher.send_event.bind(pusher);
-    // Of what pusher-js says, everything but this subscribe.
+    const send = pusher.send_event.bind(pusher);
+    // Holds back the subscription to the channel of the user.
     pusher.send_event = (name, data, channel) =>
-      (name === 'pusher:subscribe' && data.channel.startsWith('#')) || subscribe(name, data, channel);
+      (name === 'pusher:subscribe' && data.channel.startsWith('#')) || send(name, data, channel);
     const success = next(pusher, 'pusher:signin_success');
     pusher.signin();
     await success;
     await stage.sdk.main.sendToUser(user, 'hello', { n: 1 });
     assert.deepEqual((await inbox.take())[0], { n: 1 });
-    subscribe('pusher:subscribe', { auth: '', channel: `#server-to-user-${user}` });
+    send('pusher:subscribe', { auth: '', channel: `#server-to-user-${user}` });
     await next(pusher.user.serverToUserChannel, 'pusher:subscription_succeeded');
     await stage.sdk.main.sendToUser(user, 'hello', { n: 2 });
     assert.deepEqual((await inbox.take())[0], { n: 2 });
   });
 
-  test('to a user who is not there vanish', async () => {
+  test('to a user without connections are accepted and dropped', async () => {
     const response = await stage.sdk.main.sendToUser(stage.unique('nobody'), 'invoice', {});
     assert.equal(response.status, 200);
     assert.deepEqual(await response.json(), {});
   });
 
-  test('are not listed among the channels', async (t) => {
+  test('do not add a channel to the list of channels', async (t) => {
     const user = stage.unique('ada');
     await signedInAndReady(t, user);
     const response = await stage.sdk.main.get({ path: '/channels' });
@@ -120,15 +120,15 @@ describe('events to a user', () => {
     assert.deepEqual(Object.keys(channels).filter((name) => name.startsWith('#')), []);
   });
 
-  test('the channel of a user is closed to those who are not signed in', async (t) => {
-    await assertClosed(await stage.connect(t), stage.unique('ada'));
+  test('the channel of a user is refused to connections that are not signed in', async (t) => {
+    await assertRefused(await stage.connect(t), stage.unique('ada'));
   });
 
-  test('the channel of a user is closed to another user', async (t) => {
-    await assertClosed(await stage.signIn(t, { user: stage.unique('mallory') }), stage.unique('ada'));
+  test('the channel of a user is refused to other users', async (t) => {
+    await assertRefused(await stage.signIn(t, { user: stage.unique('mallory') }), stage.unique('ada'));
   });
 
-  test('the channel of a user is closed even to a signature for it', async (t) => {
+  test('the channel of a user is refused even with a signature', async (t) => {
     const pusher = await stage.connect(t);
     const channel = `#server-to-user-${stage.unique('ada')}`;
     const signature = stage.sdk.main.config.token.sign(`${pusher.connection.socket_id}:${channel}`);
@@ -137,7 +137,7 @@ describe('events to a user', () => {
     assert.equal((await frames.take()).event, 'pusher:subscription_error');
   });
 
-  test('other channels with # do not exist', async (t) => {
+  test('other channel names with # are refused', async (t) => {
     const pusher = await stage.signIn(t, { user: 'ada' });
     for (const channel of ['#server-to-user-', '#private-room', '#x']) {
       const frames = framesOf(pusher, channel);
@@ -146,7 +146,7 @@ describe('events to a user', () => {
     }
   });
 
-  async function assertClosed(pusher, user) {
+  async function assertRefused(pusher, user) {
     const channel = `#server-to-user-${user}`;
     const frames = framesOf(pusher, channel);
     const errors = errorsOf(pusher);
@@ -166,7 +166,7 @@ describe('events to a user', () => {
 });
 
 describe('watchlists', () => {
-  test('tell who is online, who comes and who goes', async (t) => {
+  test('report which users are online, and later changes', async (t) => {
     const [bob, cleo] = [stage.unique('bob'), stage.unique('cleo')];
     await stage.signIn(t, { user: bob });
     const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: `${bob},${cleo}` } });
@@ -185,7 +185,7 @@ describe('watchlists', () => {
     assert.deepEqual(await online.take(), [{ name: 'online', user_ids: [cleo] }]);
   });
 
-  test('do not take a presence member for a signed-in user', async (t) => {
+  test('do not count a presence member as online', async (t) => {
     const bob = stage.unique('bob');
     await subscribe(await stage.connect(t, { user: bob }), stage.unique('presence-room'));
     const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: bob } });
@@ -194,7 +194,7 @@ describe('watchlists', () => {
     assert.deepEqual(await offline.take(), [{ name: 'offline', user_ids: [bob] }]);
   });
 
-  test('keep their first 100 ids, and say so with 4302', async (t) => {
+  test('keep their first 100 ids, and report the others with 4302', async (t) => {
     const ids = Array.from({ length: 101 }, () => stage.unique('friend'));
     const ada = await stage.connect(t, { user: stage.unique('ada'), params: { watchlist: ids.join(',') } });
     const errors = errorsOf(ada);
@@ -207,7 +207,7 @@ describe('watchlists', () => {
     assert.deepEqual([...userIds].sort(), ids.slice(0, 100).sort());
   });
 
-  test('of users without one bring no frame', async (t) => {
+  test('cause no frame for users without one', async (t) => {
     const pusher = await stage.connect(t, { user: stage.unique('ada') });
     const frames = listen(pusher.connection, 'message');
     pusher.signin();
@@ -217,11 +217,11 @@ describe('watchlists', () => {
 });
 
 describe('terminating the connections of a user', () => {
-  test('closes all of them with 4009, and pusher-js stays away', async (t) => {
+  test('closes all of them with 4009, and pusher-js does not reconnect', async (t) => {
     const user = stage.unique('ada');
     const clients = [await signedInAndReady(t, user), await signedInAndReady(t, user)];
     const bystander = await signedInAndReady(t, stage.unique('bob'));
-    const endings = clients.map(({ connection }) => ({
+    const closes = clients.map(({ connection }) => ({
       errors: listen(connection, 'error'),
       disconnected: next(connection, 'disconnected'),
     }));
@@ -229,27 +229,27 @@ describe('terminating the connections of a user', () => {
     const response = await stage.sdk.main.terminateUserConnections(user);
     assert.equal(response.status, 200);
     assert.deepEqual(await response.json(), {});
-    for (const { errors, disconnected } of endings) {
+    for (const { errors, disconnected } of closes) {
       const [{ type, data }] = await errors.take();
       assert.equal(type, 'PusherError');
       assert.equal(data.code, 4009);
       await disconnected;
     }
     for (const { connection } of clients) assert.equal(connection.state, 'disconnected');
-    await settle(bystander);
+    await roundTrip(bystander);
     assert.equal(bystander.connection.state, 'connected');
   });
 
-  test('spares connections that are only presence members of that name', async (t) => {
+  test('does not close connections of presence members with that user id', async (t) => {
     const user = stage.unique('ada');
     const member = await stage.connect(t, { user });
     await subscribe(member, stage.unique('presence-room'));
     await stage.sdk.main.terminateUserConnections(user);
-    await settle(member);
+    await roundTrip(member);
     assert.equal(member.connection.state, 'connected');
   });
 
-  test('of a user who is not there succeeds', async () => {
+  test('of a user without connections succeeds', async () => {
     const response = await stage.sdk.main.terminateUserConnections(stage.unique('nobody'));
     assert.deepEqual(await response.json(), {});
   });
@@ -264,7 +264,7 @@ describe('terminating the connections of a user', () => {
   });
 });
 
-/** A signed-in client whose own channel is subscribed. */
+/** A signed-in client that is subscribed to the channel of its user. */
 async function signedInAndReady(t, user) {
   const pusher = await stage.signIn(t, { user });
   const { serverToUserChannel: channel } = pusher.user;

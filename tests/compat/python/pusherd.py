@@ -1,4 +1,4 @@
-"""Starts the real pusherd, and observes what it sends, frame by frame."""
+"""A pusherd process, and a WebSocket client that shows its frames."""
 
 import json
 import os
@@ -39,9 +39,9 @@ cache_ttl_secs = 1800
 
 
 class Pusherd:
-    """One server on a free port, in an empty directory, with nothing of the caller's environment.
+    """A server on a free port, in an empty directory and with an empty environment.
 
-    `app` is what the app has beside its usual settings, as TOML.
+    `app` are further settings of the app, as TOML.
     """
 
     def __init__(self, app=""):
@@ -84,7 +84,7 @@ class Pusherd:
         return "".join(self._printed)
 
     def stop(self):
-        """Asks the server to end, and checks that it ends well."""
+        """Sends SIGTERM, and checks that the process exits with code 0."""
         self._process.terminate()
         try:
             code = self._process.wait(STOP_TIMEOUT_SECS)
@@ -95,16 +95,16 @@ class Pusherd:
         self._process.stdout.close()
         self._directory.cleanup()
         if code != 0:
-            raise RuntimeError(f"pusherd ended with {code}; it printed:\n{self.output}")
+            raise RuntimeError(f"pusherd exited with code {code}; it printed:\n{self.output}")
 
 
 def open_socket(server, path, **options):
-    """A WebSocket to any path of the server."""
+    """Opens a WebSocket to a path of the server."""
     return connect(f"ws://{HOST}:{server.port}{path}", max_size=None, **options)
 
 
 class Connection:
-    """One established connection that shows the frames as they are."""
+    """An established connection."""
 
     def __init__(self, server, path=f"/app/{KEY}?protocol=7&client=python&version=1.0"):
         self.socket = open_socket(server, path)
@@ -115,18 +115,18 @@ class Connection:
         self.socket_id = json.loads(frame["data"])["socket_id"]
 
     def receive(self):
-        """The next frame."""
+        """The next frame, decoded."""
         return json.loads(self.socket.recv(RECEIVE_TIMEOUT_SECS))
 
     def receive_text(self):
-        """The next frame as it is on the wire."""
+        """The next frame as text."""
         return self.socket.recv(RECEIVE_TIMEOUT_SECS)
 
     def send(self, event, data, **fields):
         self.socket.send(json.dumps({"event": event, "data": data, **fields}))
 
     def subscribe(self, channel, **fields):
-        """Subscribes, and returns the answer."""
+        """Subscribes, and returns the next frame."""
         self.send("pusher:subscribe", {"channel": channel, **fields})
         return self.receive()
 

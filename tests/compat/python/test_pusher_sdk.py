@@ -1,4 +1,4 @@
-"""The Python SDK against the real server, with a plain WebSocket client on the other side."""
+"""The Python SDK, with a plain WebSocket client as the subscriber."""
 
 import json
 import unittest
@@ -24,7 +24,7 @@ def tearDownModule():
 
 
 def sdk(**changes):
-    """The SDK, with options that a test may spoil."""
+    """The SDK. `changes` override its options."""
     options = {"app_id": APP_ID, "key": KEY, "secret": SECRET, **changes}
     return pusher.Pusher(
         host=HOST, port=server.port, ssl=False, encryption_master_key_base64=MASTER_KEY, **options
@@ -36,7 +36,7 @@ class Case(unittest.TestCase):
 
     def setUp(self):
         self.sdk = sdk()
-        # Every test has channels and users of its own.
+        # Each test has its own channels and users.
         self.mark = self.id().rsplit(".", 1)[-1]
 
     def connect(self, **options):
@@ -45,7 +45,7 @@ class Case(unittest.TestCase):
         return connection
 
     def subscriber(self, channel, user=None):
-        """A connection on a channel, authorised by the SDK where that is needed."""
+        """A connection that is subscribed to a channel, with an authorisation of the SDK if necessary."""
         connection = self.connect()
         auth = {}
         if channel.startswith(("private-", "presence-")):
@@ -56,7 +56,7 @@ class Case(unittest.TestCase):
         return connection
 
     def signed_in(self, user):
-        """A connection of a user, on the channel of that user."""
+        """A signed-in connection that is subscribed to the channel of its user."""
         connection = self.connect()
         connection.send("pusher:signin", self.sdk.authenticate_user(connection.socket_id, {"id": user}))
         answer = connection.receive()
@@ -66,15 +66,15 @@ class Case(unittest.TestCase):
         return connection
 
     def assert_nothing_before(self, connection, channel):
-        """Nothing came before an event that is published now."""
+        """Asserts that nothing arrives before a fence."""
         self.sdk.trigger(channel, "fence", "now")
         self.assertEqual(connection.receive(), {"event": "fence", "channel": channel, "data": "now"})
 
 
 class Frames(Case):
-    """What pusher-js hides: the frames themselves."""
+    """The text of frames, which pusher-js does not show."""
 
-    def test_established(self):
+    def test_the_first_frame_has_a_socket_id_and_the_activity_timeout(self):
         frame = self.connect().established
         self.assertEqual(set(frame), {"event", "data"})
         data = json.loads(frame["data"])
@@ -100,7 +100,7 @@ class Frames(Case):
         self.assertEqual(set(frame["data"]), {"code", "message"})
         self.assertIsNone(frame["data"]["code"])
 
-    def test_refusal_is_told_to_the_channel_and_then_to_the_connection(self):
+    def test_a_refused_subscription_gets_an_error_of_the_channel_and_then_of_the_connection(self):
         connection = self.connect()
         channel = f"private-{self.mark}"
         frame = connection.subscribe(channel, auth=f"{KEY}:{'0' * 64}")
@@ -111,7 +111,7 @@ class Frames(Case):
         frame = connection.receive()
         self.assertEqual((frame["event"], frame["data"]["code"]), ("pusher:error", 4009))
 
-    def test_subscribe_data_as_a_string(self):
+    def test_the_data_of_a_subscription_may_be_a_string(self):
         connection = self.connect()
         connection.send("pusher:subscribe", json.dumps({"channel": self.mark}))
         self.assertEqual(connection.receive()["event"], "pusher_internal:subscription_succeeded")
@@ -136,9 +136,9 @@ class Frames(Case):
 
 
 class Handshake(Case):
-    """How other clients than pusher-js connect."""
+    """Handshakes of other clients than pusher-js."""
 
-    def test_accepted(self):
+    def test_the_queries_of_other_clients_are_accepted(self):
         for query in (
             "",
             "?protocol=5&client=java-client&version=2.4.4",
@@ -151,7 +151,7 @@ class Handshake(Case):
             with self.subTest(query):
                 self.connect(path=f"/app/{KEY}{query}")
 
-    def test_refused_with_a_frame_and_the_same_close_code(self):
+    def test_a_rejection_has_the_same_code_in_the_frame_and_in_the_close(self):
         for path, code in (
             ("/app/no-such-key?protocol=7", 4001),
             (f"/app/{KEY}?protocol=4", 4007),
@@ -160,9 +160,9 @@ class Handshake(Case):
             ("/elsewhere", 4005),
         ):
             with self.subTest(path):
-                self.assert_refused(path, code)
+                self.assert_rejected(path, code)
 
-    def assert_refused(self, path, code):
+    def assert_rejected(self, path, code):
         with open_socket(server, path) as socket:
             frame = json.loads(socket.recv(10))
             self.assertEqual(frame["event"], "pusher:error")
@@ -192,7 +192,7 @@ class Handshake(Case):
 
 
 class Trigger(Case):
-    def test_answers_an_object_and_delivers(self):
+    def test_returns_an_object_and_delivers_the_event(self):
         connection = self.subscriber(self.mark)
         self.assertEqual(self.sdk.trigger(self.mark, "greeted", {"text": "Grüße 😀"}), {})
         frame = connection.receive()
@@ -200,7 +200,7 @@ class Trigger(Case):
         self.assertEqual((frame["event"], frame["channel"]), ("greeted", self.mark))
         self.assertEqual(json.loads(frame["data"]), {"text": "Grüße 😀"})
 
-    def test_the_data_string_is_not_touched(self):
+    def test_the_data_string_is_not_changed(self):
         connection = self.subscriber(self.mark)
         for data in (
             "5",
@@ -221,19 +221,19 @@ class Trigger(Case):
 
     def test_a_lone_surrogate_in_the_body_is_delivered_as_an_escape(self):
         connection = self.subscriber(self.mark)
-        # The JSON of the request escapes it: "\\ud83d".
+        # The SDK sends it as the JSON escape "\\ud83d".
         self.sdk.trigger(self.mark, "text", "half \ud83d of it")
         frame = connection.receive_text()
         self.assertIn(r"half \ud83d of it", frame.lower())
 
-    def test_many_channels(self):
+    def test_an_event_to_100_channels_reaches_their_subscribers(self):
         channels = [f"{self.mark}-{n}" for n in range(100)]
         connections = [self.subscriber(channel) for channel in channels[::33]]
         self.sdk.trigger(channels, "greeted", "x")
         for connection, channel in zip(connections, channels[::33]):
             self.assertEqual(connection.receive(), {"event": "greeted", "channel": channel, "data": "x"})
 
-    def test_private_and_presence_channels(self):
+    def test_an_event_reaches_private_and_presence_channels(self):
         for kind in ("private", "presence", "private-cache", "presence-cache"):
             channel = f"{kind}-{self.mark}"
             connection = self.subscriber(channel, "ada")
@@ -243,7 +243,7 @@ class Trigger(Case):
             self.sdk.trigger(channel, "greeted", "x")
             self.assertEqual(connection.receive(), {"event": "greeted", "channel": channel, "data": "x"})
 
-    def test_encrypted_channel(self):
+    def test_an_event_of_an_encrypted_channel_is_encrypted(self):
         channel = f"private-encrypted-{self.mark}"
         connection = self.connect()
         auth = self.sdk.authenticate(channel, connection.socket_id)
@@ -260,7 +260,7 @@ class Trigger(Case):
         self.assertEqual(other.receive()["event"], "greeted")
         self.assert_nothing_before(excluded, self.mark)
 
-    def test_a_reserved_event_name_is_refused(self):
+    def test_a_reserved_event_name_is_rejected(self):
         connection = self.subscriber(self.mark)
         with self.assertRaises(PusherBadRequest):
             self.sdk.trigger(self.mark, "pusher:error", "x")
@@ -284,7 +284,7 @@ class TriggerBatch(Case):
         self.sdk.trigger_batch(batch)
         self.assertEqual(connection.receive()["event"], "two")
 
-    def test_eleven_events_are_refused_as_one(self):
+    def test_a_batch_of_eleven_events_is_rejected_as_a_whole(self):
         connection = self.subscriber(self.mark)
         with self.assertRaises(PusherBadRequest):
             self.sdk.trigger_batch([{"channel": self.mark, "name": "n", "data": "x"}] * 11)
@@ -294,7 +294,7 @@ class TriggerBatch(Case):
 class Queries(Case):
     """GET requests, which this SDK signs with the MD5 of an empty body."""
 
-    def test_channels_info(self):
+    def test_channels_info_returns_the_occupied_channels(self):
         room = f"presence-{self.mark}"
         self.subscriber(room, "ada")
         self.subscriber(room, "bob")
@@ -307,7 +307,7 @@ class Queries(Case):
         with self.assertRaises(PusherBadRequest):
             self.sdk.channels_info("news", ["user_count"])
 
-    def test_channel_info(self):
+    def test_channel_info_returns_the_counts(self):
         room = f"presence-{self.mark}"
         self.assertEqual(self.sdk.channel_info(room, ["user_count"]), {"occupied": False, "user_count": 0})
         self.subscriber(room, "ada")
@@ -315,11 +315,11 @@ class Queries(Case):
         expected = {"occupied": True, "user_count": 1, "subscription_count": 1}
         self.assertEqual(self.sdk.channel_info(room, attributes), expected)
 
-    def test_channel_info_refuses_an_attribute_of_another_kind(self):
+    def test_channel_info_rejects_an_attribute_of_another_kind(self):
         with self.assertRaises(PusherBadRequest):
             self.sdk.channel_info(self.mark, ["user_count"])
 
-    def test_users_info(self):
+    def test_users_info_returns_each_user_once(self):
         room = f"presence-{self.mark}"
         self.assertEqual(self.sdk.users_info(room), {"users": []})
         for user in ("ada", "bob", "bob"):
@@ -327,20 +327,20 @@ class Queries(Case):
         users = self.sdk.users_info(room)["users"]
         self.assertEqual(sorted(user["id"] for user in users), ["ada", "bob"])
 
-    def test_users_info_refuses_other_channels(self):
+    def test_users_info_rejects_other_channels(self):
         with self.assertRaises(PusherBadRequest):
             self.sdk.users_info(self.mark)
 
 
 class Authenticate(Case):
-    def test_custom_data_on_a_private_channel(self):
+    def test_custom_data_is_accepted_on_a_private_channel(self):
         channel = f"private-{self.mark}"
         connection = self.connect()
         auth = self.sdk.authenticate(channel, connection.socket_id, {"note": "ä/x"})
         answer = connection.subscribe(channel, **auth)
         self.assertEqual(answer["event"], "pusher_internal:subscription_succeeded")
 
-    def test_presence_data(self):
+    def test_presence_data_becomes_the_member(self):
         channel = f"presence-{self.mark}"
         connection = self.connect()
         member = {"user_id": 7, "user_info": {"name": "Zoë"}}
@@ -349,7 +349,7 @@ class Authenticate(Case):
         presence = json.loads(answer["data"])["presence"]
         self.assertEqual(presence, {"ids": ["7"], "hash": {"7": {"name": "Zoë"}}, "count": 1})
 
-    def test_what_was_signed_for_one_channel_or_connection_opens_no_other(self):
+    def test_an_authorisation_is_valid_for_one_channel_and_connection_only(self):
         channel = f"private-{self.mark}"
         other = self.connect()
         for authenticate in (
@@ -364,7 +364,7 @@ class Authenticate(Case):
             self.assertEqual(connection.receive()["event"], "pusher:error")
         self.assertEqual(self.sdk.channel_info(channel), {"occupied": False})
 
-    def test_a_forged_user_is_refused(self):
+    def test_a_forged_sign_in_is_rejected(self):
         connection = self.connect()
         forged = sdk(secret="wrong").authenticate_user(connection.socket_id, {"id": "ada"})
         connection.send("pusher:signin", forged)
@@ -373,7 +373,7 @@ class Authenticate(Case):
 
 
 class Users(Case):
-    def test_send_to_user(self):
+    def test_send_to_user_reaches_only_that_user(self):
         ada, bob = self.signed_in(f"ada-{self.mark}"), self.signed_in(f"bob-{self.mark}")
         self.assertEqual(self.sdk.send_to_user(f"ada-{self.mark}", "hello", "x"), {})
         channel = f"#server-to-user-ada-{self.mark}"
@@ -381,7 +381,7 @@ class Users(Case):
         self.sdk.send_to_user(f"bob-{self.mark}", "fence", "x")
         self.assertEqual(bob.receive()["event"], "fence")
 
-    def test_terminate_user_connections_without_the_app_in_the_path(self):
+    def test_terminate_user_connections_closes_all_connections_of_the_user(self):
         user = f"ada-{self.mark}"
         connections = [self.signed_in(user), self.signed_in(user)]
         bystander = self.signed_in(f"bob-{self.mark}")
@@ -396,7 +396,7 @@ class Users(Case):
         self.assertEqual(bystander.receive()["event"], "pusher:pong")
 
 
-class Refusals(Case):
+class Rejections(Case):
     def requests(self, client):
         channel = self.mark
         return {
@@ -419,7 +419,7 @@ class Refusals(Case):
 
     def test_an_unknown_app_raises(self):
         requests = self.requests(sdk(app_id="9999"))
-        # This one names its app by the key alone.
+        # This SDK sends the request without the app id; the key names the app.
         del requests["terminate_user_connections"]
         for name, request in requests.items():
             with self.subTest(name), self.assertRaisesRegex(PusherBadStatus, "^404"):

@@ -1,4 +1,4 @@
-"""Webhooks, checked by the Python SDK."""
+"""Webhooks, verified by the Python SDK."""
 
 import threading
 import unittest
@@ -16,7 +16,7 @@ server = None
 
 
 class Receiver(ThreadingHTTPServer):
-    """Takes every webhook, and keeps its headers and its body."""
+    """Accepts every webhook, and keeps its headers and its body."""
 
     daemon_threads = True
 
@@ -67,7 +67,7 @@ class Webhooks(unittest.TestCase):
     def take(self):
         return receiver.requests.get(timeout=TAKE_TIMEOUT_SECS)
 
-    def test_the_sdk_takes_what_the_server_sends(self):
+    def test_the_sdk_accepts_a_webhook(self):
         connection = Connection(server)
         self.addCleanup(connection.close)
         connection.subscribe("news")
@@ -77,7 +77,7 @@ class Webhooks(unittest.TestCase):
         self.assertEqual(webhook["events"], [{"name": "channel_occupied", "channel": "news"}])
         self.assertRegex(headers["X-Pusherd-Event-Ids"], "^[0-9a-f]{16}-[0-9a-f]+$")
 
-    def test_the_sdk_takes_a_client_event_with_any_text(self):
+    def test_the_sdk_accepts_a_client_event_with_any_text(self):
         connection = Connection(server)
         self.addCleanup(connection.close)
         channel = "private-room"
@@ -91,7 +91,7 @@ class Webhooks(unittest.TestCase):
         self.assertEqual(events[-1]["data"], text)
         self.assertEqual(events[-1]["socket_id"], connection.socket_id)
 
-    def test_the_sdk_refuses_what_was_changed_and_what_another_app_signed(self):
+    def test_the_sdk_rejects_a_changed_webhook_and_one_that_another_app_signed(self):
         connection = Connection(server)
         self.addCleanup(connection.close)
         connection.subscribe("orders")

@@ -1,20 +1,19 @@
 /**
- * The part of a customer's application that signs: channel authorisation and user authentication, as Laravel and the
- * Pusher examples serve them, on top of the Node SDK.
+ * The authorisation endpoints of an application: channel authorisation and user authentication, as Laravel and the Pusher
+ * examples serve them. The Node SDK signs the responses.
  *
- * Who asks is named by the header `X-User` or the parameter `user`; nobody is refused with 403. The query may name the
+ * The header `X-User` or the parameter `user` names the user; without it, the response is 403. The query may name the
  * `app`. Further parameters:
  *
- *  - `info`       JSON: the `user_info` of a presence member or signed-in user (else `{ name }`)
+ *  - `info`       JSON: the `user_info` of a presence member or signed-in user (default: `{ name }`)
  *  - `watchlist`  comma-separated user ids for the sign-in
- *  - `numeric`    send the presence `user_id` as a JSON number
- *  - `bare`       answer presence without `channel_data`, for signed-in users
- *  - `data`       JSON: sign this as `channel_data`, also on private channels
- *  - `forge`      one of `FORGERIES`: a well-formed answer which the server has to refuse
+ *  - `numeric`    sends the presence `user_id` as a JSON number
+ *  - `bare`       leaves `channel_data` out for a presence channel, as for signed-in users
+ *  - `data`       JSON: is signed as `channel_data`, also for private channels
+ *  - `forge`      one of `FORGERIES`: the response is well-formed, but pusherd must reject it
  */
-import { createServer } from 'node:http';
-import { once } from 'node:events';
 import PusherServer from 'pusher';
+import { serve } from './http.mjs';
 import { APPS } from './pusherd.mjs';
 
 export const MASTER_KEY = Buffer.from('0123456789abcdef0123456789abcdef').toString('base64');
@@ -22,20 +21,20 @@ export const MASTER_KEY = Buffer.from('0123456789abcdef0123456789abcdef').toStri
 const CHANNEL_PATHS = ['/broadcasting/auth', '/pusher/auth'];
 const USER_PATHS = ['/broadcasting/user-auth', '/pusher/user-auth'];
 
-/** Ways for an authorisation to be wrong. Each takes what signs, the app, and the honest answer. */
+/** Ways to forge an authorisation. Each gets the function that signs, the app, the valid response and the form. */
 export const FORGERIES = {
   'made with another secret': (sign, app) => sign({ ...app, secret: 'not-the-secret' }),
   'made for another connection': (sign, app) => sign(app, { socketId: '1234.5678' }),
-  'made for another channel': (sign, app, honest, form) => sign(app, { channel: `${form.channel_name}-elsewhere` }),
+  'made for another channel': (sign, app, valid, form) => sign(app, { channel: `${form.channel_name}-elsewhere` }),
   'under another key': (sign, app) => sign({ ...app, key: 'another-key' }),
-  'without the key': (sign, app, honest) => ({ ...honest, auth: honest.auth.split(':')[1] }),
-  'left empty': (sign, app, honest) => ({ ...honest, auth: '' }),
-  'cut short': (sign, app, honest) => ({ ...honest, auth: honest.auth.slice(0, -2) }),
-  'for other channel data': (sign, app, honest) => ({ ...honest, channel_data: `${honest.channel_data} ` }),
-  'for other user data': (sign, app, honest) => ({ ...honest, user_data: `${honest.user_data} ` }),
+  'without the key': (sign, app, valid) => ({ ...valid, auth: valid.auth.split(':')[1] }),
+  'left empty': (sign, app, valid) => ({ ...valid, auth: '' }),
+  'cut short': (sign, app, valid) => ({ ...valid, auth: valid.auth.slice(0, -2) }),
+  'for other channel data': (sign, app, valid) => ({ ...valid, channel_data: `${valid.channel_data} ` }),
+  'for other user data': (sign, app, valid) => ({ ...valid, user_data: `${valid.user_data} ` }),
 };
 
-/** Answers `/broadcasting/*` and `/pusher/*`; its result is false for other paths. */
+/** Responds to `/broadcasting/*` and `/pusher/*`. Returns false for other paths. */
 export async function handleAuth(request, response) {
   const { pathname, searchParams } = new URL(request.url, 'http://localhost');
   const isChannel = CHANNEL_PATHS.includes(pathname);
@@ -51,12 +50,12 @@ export async function handleAuth(request, response) {
   for await (const chunk of request.setEncoding('utf8')) body += chunk;
   const form = Object.fromEntries(new URLSearchParams(body));
   const user = request.headers['x-user'] ?? form.user;
-  if (!user) return end(response, 403, { message: 'who are you?' });
+  if (!user) return end(response, 403, { message: 'unauthenticated' });
 
   const app = APPS[searchParams.get('app') ?? 'main'];
   const sign = isChannel ? signChannel(form, user) : signUser(form, user);
-  const honest = sign(app);
-  return end(response, 200, form.forge ? FORGERIES[form.forge](sign, app, honest, form) : honest);
+  const valid = sign(app);
+  return end(response, 200, form.forge ? FORGERIES[form.forge](sign, app, valid, form) : valid);
 }
 
 function end(response, status, body) {
@@ -94,24 +93,9 @@ function userInfo(form, user) {
   return form.info === undefined ? { name: user } : JSON.parse(form.info);
 }
 
-/** Listens on a free port of this machine; the caller closes what it returns. */
-export async function listen(handler) {
-  const server = createServer((request, response) => {
-    handler(request, response).catch((error) => response.writeHead(500).end(String(error)));
-  });
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  return {
-    url: `http://127.0.0.1:${server.address().port}`,
-    close() {
-      server.closeAllConnections?.();
-      return new Promise((resolve) => server.close(resolve));
-    },
-  };
-}
-
-/** A server with nothing but the authorisation endpoints. */
-export function startAuth() {
-  return listen(async (request, response) => {
+/** Starts a server that has nothing but the authorisation endpoints. */
+export function startAuth(owner) {
+  return serve(owner, 'the authorisation server', async (request, response) => {
     if (!(await handleAuth(request, response))) end(response, 404);
   });
 }

@@ -1,4 +1,4 @@
-/** Processes that end with this one, however it ends. */
+/** Child processes. They end with this process, even if it is interrupted. */
 import { spawn } from 'node:child_process';
 
 const running = new Set();

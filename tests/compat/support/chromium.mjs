@@ -1,7 +1,8 @@
-/** Starts the Chromium of the system, or the one that CHROMIUM names. */
+/** Starts Chromium: the browser that CHROMIUM names, or the first on the PATH. */
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { chromium } from 'playwright-core';
+import { closeWith } from './resources.mjs';
 
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome'];
 const ARGUMENTS = [
@@ -15,15 +16,17 @@ const ARGUMENTS = [
   '--disable-sync',
 ];
 
-export function launchChromium() {
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? find(), args: ARGUMENTS });
+export async function launchChromium(owner) {
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? find(), args: ARGUMENTS });
+  closeWith(owner, 'Chromium', () => browser.close());
+  return browser;
 }
 
 function find() {
   const directories = process.env.PATH.split(delimiter);
   const candidates = NAMES.flatMap((name) => directories.map((directory) => join(directory, name)));
   const found = candidates.find(isExecutable);
-  if (!found) throw new Error(`there is none of ${NAMES.join(', ')} on the PATH; set CHROMIUM to a browser`);
+  if (!found) throw new Error(`none of ${NAMES.join(', ')} is on the PATH: set CHROMIUM to a browser`);
   return found;
 }
 

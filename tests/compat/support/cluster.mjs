@@ -1,21 +1,21 @@
 /**
- * Several pusherd over one broker, and what sees whether they are as one: witnesses of a channel, a publisher that
- * counts, and a receiver of webhooks that knows ids.
+ * A cluster: several nodes of pusherd over one Redis, with recorders of what clients and webhook receivers get, and
+ * publishers that number their events.
  */
 import assert from 'node:assert/strict';
 import { Agent } from 'node:http';
 import requests from 'pusher/lib/requests.js';
 import { startAuth } from './auth.mjs';
-import { APPS, startPusherd } from './pusherd.mjs';
+import { APPS, Pusherd } from './pusherd.mjs';
 import { startReceiver } from './receiver.mjs';
 import { startRedis } from './redis.mjs';
+import { closeWith } from './resources.mjs';
 import { Stage, eventually } from './stage.mjs';
 
-/** The others find out within this time that a node died: its lease of 12 s, and two beats of 4 s. */
-export const DEATH_MS = 25_000;
+/** The other nodes have removed a dead node within this time: its lease of 12 s, two heartbeats of 4 s, and a margin. */
+export const LEASE_EXPIRY_MS = 25_000;
 
-/** What is told to receivers of webhooks here. */
-const EVENT_TYPES = [
+const WEBHOOK_EVENT_TYPES = [
   'channel_occupied',
   'channel_vacated',
   'member_added',
@@ -25,61 +25,53 @@ const EVENT_TYPES = [
   'user_offline',
 ];
 
-/** A stage with several nodes; the first is its `server`. */
+/** A stage with several nodes. `server` is the first. */
 export class ClusterStage extends Stage {
-  broker;
+  redis;
+  /** The nodes that tests use. */
   nodes = [];
-  webhooks = new Webhooks();
-  #receiver;
+  webhooks = new WebhookLog();
+  /** All nodes that were started, killed and paused ones included. */
+  #started = [];
 
-  /** Starts everything. With a test, its end closes the stage; else the caller does. */
-  static async start(t, { count = 3, server = {}, broker = startRedis } = {}) {
+  /** Starts Redis and the nodes. They are stopped with `owner`. */
+  static async start(owner, { count = 3, server = {}, redis = startRedis } = {}) {
     const stage = new ClusterStage();
-    t?.after(() => stage.close());
-    try {
-      await stage.#start({ count, server, broker });
-    } catch (error) {
-      if (!t) await stage.close();
-      throw error;
+    const receiver = await startReceiver(owner, stage.webhooks);
+    stage.auth = await startAuth(owner);
+    stage.redis = await redis(owner);
+    const webhooks = { webhooks: [{ url: receiver.url, event_types: WEBHOOK_EVENT_TYPES }] };
+    const settings = {
+      server: { cluster: 'redis', ...server },
+      redis: stage.redis.settings,
+      apps: { main: webhooks, counting: webhooks },
+    };
+    closeWith(owner, 'the nodes', () => stage.#stopNodes());
+    while (stage.nodes.length < count) {
+      const node = new Pusherd(settings);
+      stage.#started.push(node);
+      stage.nodes.push(await node.start());
     }
+    [stage.server] = stage.nodes;
+    for (const app of Object.keys(APPS)) stage.sdk[app] = stage.sdkFor(app);
+    for (const at of stage.nodes.keys()) await stage.ready(at);
     return stage;
   }
 
-  async #start({ count, server, broker }) {
-    this.#receiver = await startReceiver(this.webhooks);
-    this.auth = await startAuth();
-    this.broker = await broker();
-    const webhooks = { webhooks: [{ url: this.#receiver.url, event_types: EVENT_TYPES }] };
-    const settings = {
-      server: { cluster: 'redis', ...server },
-      redis: this.broker.settings,
-      apps: { main: webhooks, counting: webhooks },
-    };
-    while (this.nodes.length < count) this.nodes.push(await startPusherd(settings));
-    [this.server] = this.nodes;
-    for (const app of Object.keys(APPS)) this.sdk[app] = this.sdkFor(app);
-    for (const at of this.nodes.keys()) await this.ready(at);
-  }
-
-  async close() {
-    const stopping = this.nodes.map((node) => node.stop());
-    const results = await Promise.allSettled(stopping);
-    await this.auth?.close();
-    await this.#receiver?.close();
-    await this.broker?.stop();
+  async #stopNodes() {
+    const results = await Promise.allSettled(this.#started.map((node) => node.stop()));
     for (const { reason } of results.filter(({ status }) => status === 'rejected')) throw reason;
   }
 
-  /** A Node SDK that speaks to one node. */
+  /** A Node SDK that sends its requests to one node. */
   sdkOn(at, app = 'main') {
     return this.sdkFor(app, { port: this.nodes[at].port, agent: new Agent() });
   }
 
-  /** Kills a node, which is one no more: those behind it move up. */
-  async lose(at) {
+  /** Removes a node from `nodes` and kills it. */
+  async kill(at) {
     const [node] = this.nodes.splice(at, 1);
-    await node.crash();
-    await node.stop();
+    await node.kill();
   }
 
   /** The status of `/ready` on a node. */
@@ -87,12 +79,12 @@ export class ClusterStage extends Stage {
     return (await fetch(`${this.nodes[at].httpUrl}/ready`)).status;
   }
 
-  /** Waits until a node is one of the cluster. */
+  /** Waits until a node is ready. */
   ready(at, timeoutMs) {
-    return eventually(async () => assert.equal(await this.readiness(at), 200, 'it is not ready'), timeoutMs);
+    return eventually(async () => assert.equal(await this.readiness(at), 200, `node ${at} is not ready`), timeoutMs);
   }
 
-  /** Publishes as an SDK does, and answers with the whole response. */
+  /** Publishes an event without an SDK, and returns the response with its headers. */
   trigger(at, name, channel, data, app = 'main') {
     const { id, key, secret } = APPS[app];
     const { token } = this.sdkFor(app, { key, secret }).config;
@@ -103,57 +95,57 @@ export class ClusterStage extends Stage {
     return fetch(`${this.nodes[at].httpUrl}${path}?${query}`, { method: 'POST', headers, body });
   }
 
-  /** What a node answers to a query. */
+  /** The response of a node to a GET request of the HTTP API. */
   async get(at, path, params, app = 'main') {
     return (await this.sdkOn(at, app).get({ path, params })).json();
   }
 
-  /** Who is in a presence channel, by a node's answer. */
+  /** The user ids of a presence channel, according to a node. */
   async users(at, channel) {
     const { users } = await this.get(at, `/channels/${channel}/users`);
     return users.map(({ id }) => id).sort();
   }
 
-  /** A connected client on a node, which is told and keeps what happens in a channel. */
-  async witness(t, channel, { at, port = this.nodes[at].port, user, ...options } = {}) {
-    const witness = new Witness(this.client(t, { ...options, user, port }), channel);
-    await witness.subscribed();
-    return witness;
+  /** A client of a node that is subscribed to a channel and records what it receives. */
+  async recorder(t, channel, { at, port = this.nodes[at].port, user, ...options } = {}) {
+    const recorder = new Recorder(this.client(t, { ...options, user, port }), channel);
+    await recorder.subscribed();
+    return recorder;
   }
 
   /**
-   * Waits until all nodes and all witnesses know the same members of a channel: who is missing when a broker comes back is
-   * doubted for 16 seconds.
+   * Waits until all nodes and all recorders have the members `users` of a channel. When Redis is available again, nodes
+   * keep missing members for 16 s, because their clients may reconnect.
    */
-  async agreed(channel, witnesses, users, timeoutMs = 30_000) {
+  async converged(channel, recorders, users, timeoutMs = 30_000) {
     const expected = [...users].sort();
     await eventually(async () => {
       for (const at of this.nodes.keys()) assert.deepEqual(await this.users(at, channel), expected, `node ${at}`);
-      for (const witness of witnesses) {
-        assert.deepEqual(witness.members, expected, 'as pusher-js has it');
-        assert.deepEqual([...witness.roster].sort(), expected, 'by its frames');
+      for (const recorder of recorders) {
+        assert.deepEqual(recorder.members, expected, 'the members of pusher-js');
+        assert.deepEqual([...recorder.memberIds].sort(), expected, 'the members of the frames');
       }
     }, timeoutMs);
-    for (const witness of witnesses) assert.deepEqual(witness.contradictions, []);
+    for (const recorder of recorders) assert.deepEqual(recorder.inconsistencies, []);
   }
 }
 
-/** A client that keeps what it hears of one channel. */
-export class Witness {
+/** A client that records what it receives on one channel. */
+export class Recorder {
   pusher;
   channel;
-  /** Who came and went, as `+ada` and `-ada`. */
+  /** Members added and removed, as `+ada` and `-ada`. */
   changes = [];
-  /** Who is there. */
-  roster = new Set();
-  /** Members added who were there, and removed who were not. */
-  contradictions = [];
-  /** The socket ids that it has had. */
+  /** The members according to the frames. */
+  memberIds = new Set();
+  /** Changes that added a present member or removed an absent one. */
+  inconsistencies = [];
+  /** The socket ids of all connections of the client. */
   sockets = [];
-  /** What publishers have sent, by their channels' numbers: `{ number, socket }`. */
+  /** The numbers of a publisher: `{ number, socket }`. */
   ticks = [];
   /** All other events, as `[event, data]`. */
-  heard = [];
+  events = [];
   #fences = new Set();
   #isSubscribed = false;
 
@@ -161,24 +153,24 @@ export class Witness {
     this.pusher = pusher;
     pusher.connection.bind('connected', ({ socket_id: socket }) => this.sockets.push(socket));
     pusher.connection.bind('message', ({ channel, event, data }) => {
-      if (channel === name) this.#hear(event, data);
+      if (channel === name) this.#record(event, data);
     });
     this.channel = pusher.subscribe(name);
   }
 
-  #hear(event, data) {
+  #record(event, data) {
     switch (event) {
       case 'pusher_internal:subscription_succeeded':
-        this.roster = new Set(data.presence?.ids);
+        this.memberIds = new Set(data.presence?.ids);
         this.#isSubscribed = true;
         break;
       case 'pusher_internal:member_added':
-        if (this.roster.has(data.user_id)) this.contradictions.push(`+${data.user_id}`);
-        this.roster.add(data.user_id);
+        if (this.memberIds.has(data.user_id)) this.inconsistencies.push(`+${data.user_id}`);
+        this.memberIds.add(data.user_id);
         this.changes.push(`+${data.user_id}`);
         break;
       case 'pusher_internal:member_removed':
-        if (!this.roster.delete(data.user_id)) this.contradictions.push(`-${data.user_id}`);
+        if (!this.memberIds.delete(data.user_id)) this.inconsistencies.push(`-${data.user_id}`);
         this.changes.push(`-${data.user_id}`);
         break;
       case 'tick':
@@ -188,45 +180,49 @@ export class Witness {
         this.#fences.add(data);
         break;
       default:
-        this.heard.push([event, data]);
+        this.events.push([event, data]);
     }
   }
 
-  /** Who is there, as pusher-js has it. */
+  /** The members according to pusher-js. */
   get members() {
     return Object.keys(this.channel.members.members).sort();
   }
 
-  /** Waits until the server has said that it subscribed. */
+  /** Waits for `pusher_internal:subscription_succeeded`. */
   subscribed() {
     return eventually(() => assert.ok(this.#isSubscribed, `${this.channel.name}: not subscribed`));
   }
 
-  /** Waits for a number of a publisher. */
-  reached(number, timeoutMs) {
-    return eventually(() => assert.ok(this.ticks.at(-1)?.number >= number, `${number} was not heard`), timeoutMs);
+  /** Waits for a number of a publisher, or a later one. */
+  received(number, timeoutMs) {
+    return eventually(() => assert.ok(this.ticks.at(-1)?.number >= number, `${number} was not received`), timeoutMs);
   }
 
-  /** Waits until what is published now has come: then all before it has. */
+  /** Publishes a fence and waits for it. All events that were published before it have arrived then. */
   async fenced(stage, at) {
     const fence = Math.random();
     await stage.sdkOn(at).trigger(this.channel.name, 'fence', fence);
-    await eventually(() => assert.ok(this.#fences.has(fence), 'the fence did not come'));
+    await eventually(() => assert.ok(this.#fences.has(fence), 'the fence was not received'));
   }
 }
 
-/** Publishes numbers on a channel, one after the other, until it is stopped; to one node after the other. */
+/** Publishes numbers on a channel, one after the other and to each node in turn, until it is stopped. */
 export class Publisher {
-  /** Numbers that were answered with 200, and when, as `performance.now()` has it. */
+  /** The numbers that were answered with 200, with the time of the response (`performance.now()`). */
   accepted = new Map();
-  /** Numbers that were not, with what was said instead: they may have been published all the same. */
-  refused = new Map();
+  /** The other numbers, with the status or the error. They may have been published nevertheless. */
+  rejected = new Map();
   number = 0;
   #isStopped = false;
   #running;
 
-  /** `failsOver`: what a node refuses goes to the next one, as a load balancer does with what was not begun. `pause` is waited for after each. */
-  constructor(stage, channel, { failsOver = false, pause = () => {} } = {}) {
+  /**
+   * With `failsOver`, a number that a node rejects is sent to the next node, as a load balancer does with requests that
+   * were not sent. `pause` is awaited after each number.
+   */
+  constructor(owner, stage, channel, { failsOver = false, pause = () => {} } = {}) {
+    closeWith(owner, `the publisher of ${channel}`, () => this.stop());
     this.#running = this.#run(stage, channel, failsOver, pause);
   }
 
@@ -241,7 +237,7 @@ export class Publisher {
           break;
         } catch (error) {
           if (failsOver && attempt < stage.nodes.length) continue;
-          this.refused.set(this.number, error.status ?? error.error?.code ?? error);
+          this.rejected.set(this.number, error.status ?? error.error?.code ?? error);
           break;
         }
       }
@@ -249,13 +245,13 @@ export class Publisher {
     }
   }
 
-  /** Waits until so many more were published. */
+  /** Waits until `count` more numbers were accepted. */
   progress(count = 20) {
     const wanted = this.accepted.size + count;
-    return eventually(() => assert.ok(this.accepted.size >= wanted, 'nothing can be published'));
+    return eventually(() => assert.ok(this.accepted.size >= wanted, 'no event is accepted'));
   }
 
-  /** Ends it; the last number that was accepted. */
+  /** Stops publishing, and returns the last number that was accepted. */
   async stop() {
     this.#isStopped = true;
     await this.#running;
@@ -264,66 +260,67 @@ export class Publisher {
 }
 
 /**
- * What a witness should have heard of a publisher and did not, and so on. Of each of its connections, all is counted
- * between the first number and the last. What was refused may have been published (`unsure`), and then at any time: a
- * Redis that stood still still has it.
+ * Compares what a recorder received with what the publisher sent: the numbers that were lost, duplicated, out of order or
+ * indeterminate. On each connection, the numbers between the first and the last received one count. A number that was
+ * rejected is indeterminate: it may have been published, even later, because a paused Redis runs its commands when it is
+ * resumed.
  */
-export function judge(publisher, witness) {
+export function compare(publisher, recorder) {
   const { accepted } = publisher;
-  const [lost, doubled, disordered, unsure] = [[], [], [], []];
-  for (const socket of witness.sockets) {
-    const numbers = witness.ticks.filter((tick) => tick.socket === socket).map(({ number }) => number);
-    const heard = new Set();
+  const [lost, duplicated, outOfOrder, indeterminate] = [[], [], [], []];
+  for (const socket of recorder.sockets) {
+    const numbers = recorder.ticks.filter((tick) => tick.socket === socket).map(({ number }) => number);
+    const received = new Set();
     let last = 0;
     for (const number of numbers) {
-      if (heard.has(number)) doubled.push(number);
-      else if (!accepted.has(number)) unsure.push(number);
-      else if (number < last) disordered.push(number);
+      if (received.has(number)) duplicated.push(number);
+      else if (!accepted.has(number)) indeterminate.push(number);
+      else if (number < last) outOfOrder.push(number);
       else last = number;
-      heard.add(number);
+      received.add(number);
     }
-    const first = Math.min(...[...heard].filter((number) => accepted.has(number)));
+    const first = Math.min(...[...received].filter((number) => accepted.has(number)));
     for (let number = first; number < last; number += 1) {
-      if (accepted.has(number) && !heard.has(number)) lost.push(number);
+      if (accepted.has(number) && !received.has(number)) lost.push(number);
     }
   }
-  return { lost, doubled, disordered, unsure };
+  return { lost, duplicated, outOfOrder, indeterminate };
 }
 
-/** Whether two witnesses have heard what both have heard in one order. */
-export function agreeOnOrder(one, other) {
+/** Whether two recorders received the numbers that both have received in the same order. */
+export function haveSameOrder(one, other) {
   const [ones, others] = [one, other].map(({ ticks }) => new Set(ticks.map(({ number }) => number)));
   const common = ([...numbers], set) => numbers.filter((number) => set.has(number)).join();
   return common(ones, others) === common(others, ones);
 }
 
-/** What a receiver was told. */
-export class Webhooks {
-  /** Events in the order of arrival, each with its `id`. */
-  arrived = [];
+/** The events that a webhook receiver got. */
+export class WebhookLog {
+  /** In the order of arrival, each with its `id`. */
+  events = [];
 
   put({ headers, rawBody }) {
     const ids = headers['x-pusherd-event-ids'].split(',').map((id) => id.trim());
     const { events } = JSON.parse(rawBody);
     assert.equal(ids.length, events.length);
-    events.forEach((event, at) => this.arrived.push({ id: ids[at], ...event }));
+    events.forEach((event, at) => this.events.push({ id: ids[at], ...event }));
   }
 
-  /** Those of a channel or a user, each id once, as `member_added ada`. */
+  /** The events of a channel or a user, each id once, as `member_added ada`. */
   of(subject) {
-    const events = new Map(this.arrived.map((event) => [event.id, event]));
+    const events = new Map(this.events.map((event) => [event.id, event]));
     const all = [...events.values()].filter(({ channel, user_id: user }) => (channel ?? user) === subject);
     return all.map(({ name, channel, user_id: user }) => (channel && user ? `${name} ${user}` : name));
   }
 
-  /** Those that came more than once, by their ids. */
-  get repeated() {
+  /** The events whose id had arrived before. */
+  get duplicates() {
     const seen = new Set();
-    return this.arrived.filter(({ id }) => seen.has(id) || !seen.add(id));
+    return this.events.filter(({ id }) => seen.has(id) || !seen.add(id));
   }
 
-  /** Waits until this and nothing else was told of a channel or a user. */
-  async are(subject, expected, timeoutMs) {
+  /** Waits until the events of a channel or a user are exactly these. */
+  async expect(subject, expected, timeoutMs) {
     await eventually(() => assert.ok(this.of(subject).length >= expected.length, `${this.of(subject)}`), timeoutMs);
     assert.deepEqual(this.of(subject), expected);
   }

@@ -1,9 +1,10 @@
 /**
- * A TCP forwarder, as a load balancer stands in front of a server that restarts: while it is held, new connections
- * wait for the server to come back.
+ * A TCP forwarder. It stands for a load balancer in front of a server that restarts: while it is held, it accepts
+ * connections and forwards them later.
  */
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
+import { closeWith } from './resources.mjs';
 
 export class Forwarder {
   #server;
@@ -13,11 +14,12 @@ export class Forwarder {
   #release = () => {};
   #outbound = [];
 
-  /** Forwards to the host and port of `target`. */
-  static async start(target) {
+  /** Forwards to the host and port of `target`, which may change. */
+  static async start(owner, target) {
     const forwarder = new Forwarder();
     forwarder.#target = target;
     forwarder.#server = createServer((inbound) => forwarder.#accept(inbound));
+    closeWith(owner, 'a TCP forwarder', () => forwarder.#close());
     await once(forwarder.#server.listen(0, '127.0.0.1'), 'listening');
     return forwarder;
   }
@@ -26,7 +28,7 @@ export class Forwarder {
     return this.#server.address().port;
   }
 
-  /** Bytes that the target has sent so far, to all who came this way. */
+  /** The bytes that the target has sent so far over all connections. */
   get bytesFromTarget() {
     return this.#outbound.reduce((sum, socket) => sum + socket.bytesRead, 0);
   }
@@ -44,6 +46,7 @@ export class Forwarder {
   async #accept(inbound) {
     this.#track(inbound);
     await this.#released;
+    if (inbound.destroyed) return;
     const outbound = connect(this.#target.port, this.#target.host);
     this.#track(outbound);
     this.#outbound.push(outbound);
@@ -58,11 +61,9 @@ export class Forwarder {
     socket.on('close', () => this.#sockets.delete(socket));
   }
 
-  close() {
-    this.release();
+  async #close() {
     for (const socket of this.#sockets) socket.destroy();
-    return new Promise((resolve) => {
-      this.#server.close(resolve);
-    });
+    this.release();
+    if (this.#server.listening) await new Promise((resolve) => this.#server.close(resolve));
   }
 }

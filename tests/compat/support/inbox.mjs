@@ -1,22 +1,22 @@
 /**
- * What a client has received and the test has not looked at yet.
+ * A queue of what a client has received.
  *
- * Tests wait on arrivals, never on the clock. "Nothing arrives" is shown with a fence: cause a later event, and assert
- * that it is the next one taken.
+ * Tests wait for items, never for time to pass. That nothing arrives is shown with a fence: publish a later event, and
+ * assert that it is the next item.
  */
 const TAKE_TIMEOUT_MS = 10_000;
 
 export class Inbox {
   #name;
   #items = [];
-  #waiting = [];
+  #takers = [];
 
   constructor(name) {
     this.#name = name;
   }
 
   put(item) {
-    const taker = this.#waiting.shift();
+    const taker = this.#takers.shift();
     if (taker) taker(item);
     else this.#items.push(item);
   }
@@ -24,7 +24,7 @@ export class Inbox {
   /** The next item, in the order of arrival. */
   take(timeoutMs = TAKE_TIMEOUT_MS) {
     if (this.#items.length > 0) return Promise.resolve(this.#items.shift());
-    // The stack is taken here, where it still shows the line of the test.
+    // Created here, because the stack still contains the line of the test.
     const error = new Error(`nothing arrived in ${this.#name} within ${timeoutMs} ms`);
     const arrival = new Promise((resolve, reject) => {
       const taker = (item) => {
@@ -32,12 +32,12 @@ export class Inbox {
         resolve(item);
       };
       const timer = setTimeout(() => {
-        this.#waiting.splice(this.#waiting.indexOf(taker), 1);
+        this.#takers.splice(this.#takers.indexOf(taker), 1);
         reject(error);
       }, timeoutMs);
-      this.#waiting.push(taker);
+      this.#takers.push(taker);
     });
-    // A test that fails early awaits no more: its other waits must not end the whole run.
+    // A test that has failed awaits its other takes no more. Unhandled, they would fail other tests.
     arrival.catch(() => {});
     return arrival;
   }
@@ -49,7 +49,7 @@ export class Inbox {
     return items;
   }
 
-  /** The next item that `matches`; those before it are dropped. */
+  /** The next item that `matches`. Items before it are dropped. */
   async takeUntil(matches) {
     for (;;) {
       const item = await this.take();

@@ -1,19 +1,18 @@
-/**
- * Starts the real `pusherd` binary on a free port, in an empty directory, with nothing of the caller's environment.
- */
+/** Starts the `pusherd` binary on a free port, in an empty directory and with an empty environment. */
 import assert from 'node:assert/strict';
 import { access, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { startChild } from './child.mjs';
+import { closeWith } from './resources.mjs';
 
 const BINARY = process.env.PUSHERD_BIN ?? fileURLToPath(new URL('../../../target/debug/pusherd', import.meta.url));
 const START_TIMEOUT_MS = 15_000;
 const STOP_TIMEOUT_MS = 10_000;
 const HOST = '127.0.0.1';
 
-/** The settings of every test server; a test that needs others names them in `startPusherd({ server })`. */
+/** The settings of every test server. `startPusherd(owner, { server })` overrides them. */
 const SERVER = { activity_timeout_secs: 30, drain_secs: 0, ping_interval_secs: 50, pong_timeout_secs: 30 };
 
 const APP = {
@@ -25,7 +24,7 @@ const APP = {
   authorized_connections_timeout_secs: 0,
 };
 
-/** The apps of every test server, by what sets them apart. Each has its own channels, so tests do not meet. */
+/** The apps of every test server, named by the settings in which they differ. */
 export const APPS = {
   main: { id: '1001', key: 'demo-key', secret: 'demo-secret' },
   counting: { id: '1002', key: 'counting-key', secret: 'counting-secret', subscription_counts: true },
@@ -37,8 +36,8 @@ export const APPS = {
   compressed: { id: '1008', key: 'compressed-key', secret: 'compressed-secret', compression: true },
 };
 
-/** One server process after another on one address. */
-class Pusherd {
+/** A server process, which can be restarted on its port. */
+export class Pusherd {
   host = HOST;
   apps = APPS;
   port = 0;
@@ -47,22 +46,24 @@ class Pusherd {
   #process;
   #output = '';
 
-  constructor(config) {
-    this.#config = config;
+  /** With `APPS`. `apps` overrides their settings, by name. */
+  constructor({ server = {}, apps: changes = {}, ...sections } = {}) {
+    const apps = Object.entries(APPS).map(([name, app]) => ({ ...APP, ...app, ...changes[name] }));
+    this.#config = { server: { ...SERVER, ...server }, ...sections, apps };
   }
 
   get httpUrl() {
     return `http://${this.host}:${this.port}`;
   }
 
-  /** Everything the process has printed, for the message of a failure. */
+  /** All output of the process. */
   get output() {
     return this.#output;
   }
 
   async start() {
     await access(BINARY).catch(() => {
-      throw new Error(`there is no ${BINARY}: run \`cargo build\`, or set PUSHERD_BIN`);
+      throw new Error(`${BINARY} does not exist: run \`cargo build\`, or set PUSHERD_BIN`);
     });
     this.#directory ??= await mkdtemp(join(tmpdir(), 'pusherd-compat-'));
     const configPath = join(this.#directory, 'pusherd.toml');
@@ -80,11 +81,10 @@ class Pusherd {
 
   #listening(child) {
     return new Promise((resolve, reject) => {
-      const settle = (finish, value) => {
+      const fail = (reason) => {
         clearTimeout(timer);
-        finish(value);
+        reject(new Error(`pusherd ${reason}; it printed:\n${this.#output}`));
       };
-      const fail = (reason) => settle(reject, new Error(`pusherd ${reason}; it printed:\n${this.#output}`));
       const timer = setTimeout(() => {
         child.kill('SIGKILL');
         fail(`was not listening after ${START_TIMEOUT_MS} ms`);
@@ -95,16 +95,18 @@ class Pusherd {
         printed += chunk;
         this.#output += chunk;
         const [, port] = /listening on [^\s]*:(\d+)/.exec(printed) ?? [];
-        if (port) settle(resolve, Number(port));
+        if (!port) return;
+        clearTimeout(timer);
+        resolve(Number(port));
       };
       child.stdout.setEncoding('utf8').on('data', read);
       child.stderr.setEncoding('utf8').on('data', read);
       child.once('error', (error) => fail(`did not start: ${error.message}`));
-      child.exited.then(({ code, signal }) => fail(`ended early (code ${code}, signal ${signal})`));
+      child.exited.then(({ code, signal }) => fail(`exited early (code ${code}, signal ${signal})`));
     });
   }
 
-  /** Asks the process to end and checks that it ends well. */
+  /** Sends SIGTERM, and asserts that the process exits with code 0. */
   async terminate() {
     const child = this.#process;
     if (!child) return;
@@ -113,25 +115,24 @@ class Pusherd {
     const timer = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS);
     const { code, signal } = await child.exited;
     clearTimeout(timer);
-    assert.deepEqual({ code, signal }, { code: 0, signal: null }, `pusherd ended badly; it printed:\n${this.#output}`);
+    assert.deepEqual({ code, signal }, { code: 0, signal: null }, `pusherd exited with an error; it printed:\n${this.#output}`);
   }
 
-  /** Ends the process and starts another with the same settings on the same port. */
+  /** Terminates the process, and starts another one with the same settings on the same port. */
   async restart() {
     await this.terminate();
     await this.start();
   }
 
-  /** The process dies at once and says nothing. */
-  async crash() {
+  async kill() {
     const child = this.#process;
     this.#process = undefined;
     child.kill('SIGKILL');
     await child.exited;
   }
 
-  /** The process stands still until it is resumed; its connections stay. */
-  suspend() {
+  /** Stops the process with SIGSTOP until it is resumed. Its connections stay open. */
+  pause() {
     this.#process.kill('SIGSTOP');
   }
 
@@ -139,7 +140,7 @@ class Pusherd {
     this.#process?.kill('SIGCONT');
   }
 
-  /** Ends the process for good. */
+  /** Terminates the process if it runs, paused or not, and deletes its directory. */
   async stop() {
     try {
       this.resume();
@@ -150,13 +151,14 @@ class Pusherd {
   }
 }
 
-/** Starts a server with `APPS`; `apps` goes over their settings, by name. The caller stops it. */
-export function startPusherd({ server = {}, apps: changes = {}, ...sections } = {}) {
-  const apps = Object.entries(APPS).map(([name, app]) => ({ ...APP, ...app, ...changes[name] }));
-  return new Pusherd({ server: { ...SERVER, ...server }, ...sections, apps }).start();
+/** Starts a server. See the constructor of `Pusherd` for the settings. */
+export function startPusherd(owner, settings) {
+  const pusherd = new Pusherd(settings);
+  closeWith(owner, 'pusherd', () => pusherd.stop());
+  return pusherd.start();
 }
 
-/** Enough TOML for the settings above: scalars, lists of them, tables, lists of tables. */
+/** Writes TOML: scalars, lists of scalars, tables, and lists of tables. */
 function toToml(table, path = []) {
   const entries = Object.entries(table);
   const isTable = (value) => typeof value === 'object' && !Array.isArray(value);

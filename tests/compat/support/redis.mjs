@@ -1,4 +1,4 @@
-/** Real servers of Redis on free ports: one alone, with sentinels, or as a Redis Cluster. */
+/** Redis servers on free ports: standalone, with sentinels, or as a Redis Cluster. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -6,12 +6,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { startChild } from './child.mjs';
+import { closeWith } from './resources.mjs';
 import { eventually } from './stage.mjs';
 
 const HOST = '127.0.0.1';
 const START_TIMEOUT_MS = 10_000;
+const COMMAND_TIMEOUT_MS = 60_000;
 const ATTEMPTS_MAX = 20;
-/** Below the ports that systems give out, so that nobody takes one while its server restarts. */
+/** Below the ephemeral ports, so that the system gives none of them to another process while its server restarts. */
 const PORTS = { first: 12_000, count: 18_000 };
 
 class Redis {
@@ -21,10 +23,11 @@ class Redis {
   #process;
   #output = '';
 
-  /** `files` of its directory by name; `args` go after the port. */
-  static async start({ files = {}, args = [] } = {}) {
+  /** `files` are written to the directory of the process, by name. `args` follow the port. */
+  static async start(owner, { files = {}, args = [] } = {}) {
     const redis = new Redis();
     redis.#args = args;
+    closeWith(owner, 'redis-server', () => redis.stop());
     redis.#directory = await mkdtemp(join(tmpdir(), 'pusherd-redis-'));
     for (const [name, text] of Object.entries(files)) await writeFile(join(redis.#directory, name), text);
     for (let attempt = 1; ; attempt += 1) {
@@ -38,7 +41,7 @@ class Redis {
     }
   }
 
-  /** Starts the process again on the same port; it knows nothing of what was, unless its arguments say so. */
+  /** Starts the process on its port. It has no data unless its arguments enable persistence. */
   async restart() {
     this.#output = '';
     const args = [...this.#args, '--port', String(this.port), '--bind', HOST];
@@ -61,7 +64,7 @@ class Redis {
       child.once('error', (error) => fail(`did not start: ${error.message}`));
       child.exited.then(() => {
         clearTimeout(timer);
-        fail('ended early');
+        fail('exited early');
       });
     });
   }
@@ -70,20 +73,18 @@ class Redis {
     return `${HOST}:${this.port}`;
   }
 
-  /** What it answers to a command. */
+  /** Runs a command and returns the reply. */
   async command(...words) {
     return redisCli('-h', HOST, '-p', String(this.port), ...words);
   }
 
-  /** The process dies at once. */
-  async crash() {
-    const child = this.#process;
-    child.kill('SIGKILL');
-    await child.exited;
+  async kill() {
+    this.#process?.kill('SIGKILL');
+    await this.#process?.exited;
   }
 
-  /** The process stands still until it is resumed; its connections stay. */
-  suspend() {
+  /** Stops the process with SIGSTOP until it is resumed. Its connections stay open. */
+  pause() {
     this.#process.kill('SIGSTOP');
   }
 
@@ -92,111 +93,101 @@ class Redis {
   }
 
   async stop() {
-    await this.crash();
-    await rm(this.#directory, { recursive: true, force: true });
+    await this.kill();
+    if (this.#directory) await rm(this.#directory, { recursive: true, force: true });
   }
 }
 
-/** What `redis-cli` prints. */
+/** Returns the output of `redis-cli`. An error reply fails the assertion. */
 async function redisCli(...args) {
-  const { stdout } = await promisify(execFile)('redis-cli', args, { encoding: 'utf8' });
-  const answer = stdout.trim();
-  assert.doesNotMatch(answer, /^(\(error\)|ERR|NOPERM|NOAUTH|READONLY|LOADING|CLUSTERDOWN)/, `redis-cli ${args.join(' ')}`);
-  return answer;
+  const { stdout } = await promisify(execFile)('redis-cli', args, { encoding: 'utf8', timeout: COMMAND_TIMEOUT_MS });
+  const reply = stdout.trim();
+  assert.doesNotMatch(reply, /^(\(error\)|ERR|NOPERM|NOAUTH|READONLY|LOADING|CLUSTERDOWN)/, `redis-cli ${args.join(' ')}`);
+  return reply;
 }
 
-const FORGETFUL = ['--save', '', '--appendonly', 'no'];
+const WITHOUT_PERSISTENCE = ['--save', '', '--appendonly', 'no'];
 
-/** One server, which keeps nothing on a disk. `settings` is the section `[redis]` of a node. The caller stops it. */
-export async function startRedis(args = []) {
-  const redis = await Redis.start({ args: [...FORGETFUL, ...args] });
+/** Starts one server without persistence. `settings` of the result is the section `[redis]` of a node. */
+export async function startRedis(owner, args = []) {
+  const redis = await Redis.start(owner, { args: [...WITHOUT_PERSISTENCE, ...args] });
   redis.settings = { host: HOST, port: redis.port };
   return redis;
 }
 
-/** What several servers have in common. */
+/** Several servers of one deployment. */
 class Servers {
   servers = [];
+  #owner;
+
+  constructor(owner) {
+    this.#owner = owner;
+  }
 
   async add(options) {
-    const redis = await Redis.start(options);
+    const redis = await Redis.start(this.#owner, options);
     this.servers.push(redis);
     return redis;
   }
 
-  /** Those that take writes now, of all that answer. */
+  /** The servers that are reachable and are masters now. */
   async masters() {
     const roles = await Promise.allSettled(this.servers.map((redis) => redis.command('ROLE')));
     return this.servers.filter((_, at) => roles[at].value?.startsWith('master'));
-  }
-
-  async stop() {
-    await Promise.all(this.servers.map((redis) => redis.stop()));
-  }
-}
-
-/** Starts with `fill`, and stops what was started if that fails. */
-async function started(servers, fill) {
-  try {
-    await fill(servers);
-    return servers;
-  } catch (error) {
-    await servers.stop();
-    throw error;
   }
 }
 
 const MASTER_NAME = 'main';
 
-/** A master with two replicas, and three sentinels that give it up after a second. The caller stops all of it. */
-export function startSentinels() {
-  return started(new Servers(), async (servers) => {
-    const master = await servers.add({ args: FORGETFUL });
-    const replica = { args: [...FORGETFUL, '--replicaof', `${HOST} ${master.port}`] };
-    for (let count = 0; count < 2; count += 1) await servers.add(replica);
-    const text = [
-      `sentinel monitor ${MASTER_NAME} ${HOST} ${master.port} 2`,
-      `sentinel down-after-milliseconds ${MASTER_NAME} 1000`,
-      `sentinel failover-timeout ${MASTER_NAME} 5000`,
-    ];
-    const sentinel = { args: ['sentinel.conf', '--sentinel'], files: { 'sentinel.conf': text.join('\n') } };
-    const sentinels = [];
-    for (let count = 0; count < 3; count += 1) sentinels.push(await servers.add(sentinel));
-    await eventually(async () => {
-      for (const one of sentinels) assert.match(await one.command('SENTINEL', 'CKQUORUM', MASTER_NAME), /^OK 3/);
-      assert.match(await master.command('INFO', 'replication'), /connected_slaves:2/);
-      assert.match(await sentinels[0].command('SENTINEL', 'MASTER', MASTER_NAME), /num-slaves\n2/);
-    }, 30_000);
-    servers.settings = { sentinels: sentinels.map(({ address }) => address), sentinel_master: MASTER_NAME };
-    servers.failOver = () => sentinels[0].command('SENTINEL', 'FAILOVER', MASTER_NAME);
-  });
+/** Starts a master with two replicas, and three sentinels that consider it down after a second. */
+export async function startSentinels(owner) {
+  const servers = new Servers(owner);
+  const master = await servers.add({ args: WITHOUT_PERSISTENCE });
+  const replica = { args: [...WITHOUT_PERSISTENCE, '--replicaof', `${HOST} ${master.port}`] };
+  for (let count = 0; count < 2; count += 1) await servers.add(replica);
+  const text = [
+    `sentinel monitor ${MASTER_NAME} ${HOST} ${master.port} 2`,
+    `sentinel down-after-milliseconds ${MASTER_NAME} 1000`,
+    `sentinel failover-timeout ${MASTER_NAME} 5000`,
+  ];
+  const sentinel = { args: ['sentinel.conf', '--sentinel'], files: { 'sentinel.conf': text.join('\n') } };
+  const sentinels = [];
+  for (let count = 0; count < 3; count += 1) sentinels.push(await servers.add(sentinel));
+  await eventually(async () => {
+    for (const one of sentinels) assert.match(await one.command('SENTINEL', 'CKQUORUM', MASTER_NAME), /^OK 3/);
+    assert.match(await master.command('INFO', 'replication'), /connected_slaves:2/);
+    assert.match(await sentinels[0].command('SENTINEL', 'MASTER', MASTER_NAME), /num-slaves\n2/);
+  }, 30_000);
+  servers.settings = { sentinels: sentinels.map(({ address }) => address), sentinel_master: MASTER_NAME };
+  servers.failOver = () => sentinels[0].command('SENTINEL', 'FAILOVER', MASTER_NAME);
+  return servers;
 }
 
-/** A Redis Cluster of three masters, each with a replica. The caller stops all of it. */
-export function startRedisCluster() {
-  return started(new Servers(), async (servers) => {
-    const args = [...FORGETFUL, '--cluster-enabled', 'yes', '--cluster-node-timeout', '2000'];
-    for (let count = 0; count < 6; count += 1) await servers.add({ args });
-    const nodes = servers.servers.map(({ address }) => address);
-    await redisCli('--cluster', 'create', ...nodes, '--cluster-replicas', '1', '--cluster-yes');
-    await eventually(async () => {
-      for (const server of servers.servers) {
-        assert.match(await server.command('CLUSTER', 'INFO'), /cluster_state:ok[^]*cluster_known_nodes:6/);
-        assert.match(await server.command('INFO', 'replication'), /connected_slaves:1|master_link_status:up/);
-      }
-    }, 30_000);
-    servers.settings = { nodes };
-    servers.failOver = async () => {
-      const masters = await servers.masters();
-      const replica = servers.servers.find((server) => !masters.includes(server));
-      await replica.command('CLUSTER', 'FAILOVER');
-    };
-    /** Moves slots from one master to another. */
-    servers.reshard = async (slots) => {
-      const [from, to] = await servers.masters();
-      const [source, target] = [await from.command('CLUSTER', 'MYID'), await to.command('CLUSTER', 'MYID')];
-      const which = ['--cluster-from', source, '--cluster-to', target, '--cluster-slots', String(slots)];
-      await redisCli('--cluster', 'reshard', from.address, ...which, '--cluster-yes');
-    };
-  });
+/** Starts a Redis Cluster of three masters, each with a replica. */
+export async function startRedisCluster(owner) {
+  const servers = new Servers(owner);
+  const args = [...WITHOUT_PERSISTENCE, '--cluster-enabled', 'yes', '--cluster-node-timeout', '2000'];
+  for (let count = 0; count < 6; count += 1) await servers.add({ args });
+  const nodes = servers.servers.map(({ address }) => address);
+  await redisCli('--cluster', 'create', ...nodes, '--cluster-replicas', '1', '--cluster-yes');
+  await eventually(async () => {
+    for (const server of servers.servers) {
+      assert.match(await server.command('CLUSTER', 'INFO'), /cluster_state:ok[^]*cluster_known_nodes:6/);
+      assert.match(await server.command('INFO', 'replication'), /connected_slaves:1|master_link_status:up/);
+    }
+  }, 30_000);
+  servers.settings = { nodes };
+  servers.failOver = async () => {
+    const masters = await servers.masters();
+    const replica = servers.servers.find((server) => !masters.includes(server));
+    await replica.command('CLUSTER', 'FAILOVER');
+  };
+  /** Moves slots from one master to another. */
+  servers.reshard = async (slots) => {
+    const [from, to] = await servers.masters();
+    const [source, target] = [await from.command('CLUSTER', 'MYID'), await to.command('CLUSTER', 'MYID')];
+    const which = ['--cluster-from', source, '--cluster-to', target, '--cluster-slots', String(slots)];
+    await redisCli('--cluster', 'reshard', from.address, ...which, '--cluster-yes');
+  };
+  return servers;
 }

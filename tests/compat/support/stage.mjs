@@ -1,7 +1,5 @@
-/**
- * What nearly every suite needs: one pusherd, one authorisation server, and clients that are closed with their test.
- */
-import { after, before } from 'node:test';
+/** The fixture of most test files: a pusherd, an authorisation server, SDKs and clients. */
+import { before } from 'node:test';
 import { Agent } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import Pusher from 'pusher-js';
@@ -9,8 +7,8 @@ import PusherServer from 'pusher';
 import { MASTER_KEY, startAuth } from './auth.mjs';
 import { Inbox } from './inbox.mjs';
 import { APPS, startPusherd } from './pusherd.mjs';
+import { closeWith, file } from './resources.mjs';
 
-/** See `useStage`. */
 export class Stage {
   server;
   auth;
@@ -18,15 +16,11 @@ export class Stage {
   sdk = {};
   #names = 0;
 
-  async open(server, apps) {
-    this.auth = await startAuth();
-    this.server = await startPusherd({ server, apps: await apps() });
+  /** Starts the servers. They are stopped with `owner`. */
+  async open(owner, settings) {
+    this.auth = await startAuth(owner);
+    this.server = await startPusherd(owner, settings);
     for (const name of Object.keys(APPS)) this.sdk[name] = this.sdkFor(name);
-  }
-
-  async close() {
-    await this.auth?.close();
-    await this.server?.stop();
   }
 
   /** A name that no other test of this file uses. */
@@ -35,7 +29,7 @@ export class Stage {
     return `${prefix}-${this.#names}`;
   }
 
-  /** A Node SDK for an app; `changes` may spoil its options. */
+  /** A Node SDK for an app. `changes` override its options. */
   sdkFor(app, changes = {}) {
     const { id: appId, key, secret } = APPS[app];
     return new PusherServer({
@@ -51,7 +45,7 @@ export class Stage {
     });
   }
 
-  /** Options for pusher-js. `user` and `params` go to the authorisation server. */
+  /** Options for pusher-js. `user` and `params` are sent to the authorisation server. */
   options({ app = 'main', user, params = {}, port = this.server.port, ...rest } = {}) {
     const endpoint = (path) => ({
       endpoint: `${this.auth.url}${path}?app=${app}`,
@@ -65,21 +59,21 @@ export class Stage {
       wsPort: port,
       forceTLS: false,
       enabledTransports: ['ws', 'wss'],
-      // pusher-js ignores the older `authEndpoint` and `auth` where this option is present.
+      // pusher-js ignores the older options `authEndpoint` and `auth` if this one is present.
       ...(rest.authEndpoint ? {} : { channelAuthorization: endpoint('/pusher/auth') }),
       userAuthentication: endpoint('/pusher/user-auth'),
       ...rest,
     };
   }
 
-  /** A pusher-js client that is on its way, and disconnected when the test ends. */
+  /** A pusher-js client that is connecting. It is disconnected when the test ends. */
   client(t, options = {}) {
     const pusher = new Pusher(options.key ?? APPS[options.app ?? 'main'].key, this.options(options));
     const sockets = new Set();
     pusher.connection.bind('connected', () => sockets.add(pusher.connection.connection.transport.socket));
-    t.after(() => {
+    closeWith(t, 'a pusher-js client', () => {
       pusher.disconnect();
-      // The WebSocket inside pusher-js would wait 30 s for the end of what the server has ended already.
+      // The WebSocket of pusher-js waits up to 30 s for the server to close the TCP connection, even if the server is gone.
       for (const socket of sockets) socket._closeTimer?.unref();
     });
     return pusher;
@@ -103,21 +97,14 @@ export class Stage {
 }
 
 /**
- * Opens a stage for the tests of this file, and after it whatever else they need. `server` goes over its settings, and
- * what `apps` answers over those of the apps, by name.
+ * Opens a stage for the tests of a file, then calls `open`. `server` overrides settings of the server. `apps` returns
+ * settings of apps, by name.
  */
-export function useStage({ server = {}, apps = () => {}, open = () => {}, close = () => {} } = {}) {
+export function useStage({ server, apps = () => {}, open = () => {} } = {}) {
   const stage = new Stage();
   before(async () => {
-    await stage.open(server, apps);
+    await stage.open(file, { server, apps: await apps() });
     await open();
-  });
-  after(async () => {
-    try {
-      await close();
-    } finally {
-      await stage.close();
-    }
   });
   return stage;
 }
@@ -128,7 +115,7 @@ export async function connected(pusher) {
   await next(pusher.connection, 'connected');
 }
 
-/** The data of the next `event` of anything with `bind`, such as a client, a channel or a connection. */
+/** The data of the next `event` of an emitter with `bind`: a client, a channel or a connection. */
 export function next(emitter, event, timeoutMs) {
   const inbox = new Inbox(event);
   const put = (data) => {
@@ -139,14 +126,14 @@ export function next(emitter, event, timeoutMs) {
   return inbox.take(timeoutMs);
 }
 
-/** All that `emitter` says under `events`, as the arguments of its callbacks. */
+/** An inbox of the `events` of `emitter`: the arguments of each callback. */
 export function listen(emitter, ...events) {
   const inbox = new Inbox(events.join(', '));
   for (const event of events) emitter.bind(event, (...args) => inbox.put(args));
   return inbox;
 }
 
-/** Every frame of `channel` from now on, as pusher-js decodes it, internal ones too: `{ event, data, user_id? }`. */
+/** An inbox of the frames of `channel`, internal ones included, as pusher-js decodes them: `{ event, data, user_id? }`. */
 export function framesOf(pusher, channel) {
   const inbox = new Inbox(`frames of ${channel}`);
   pusher.connection.bind('message', ({ channel: of, ...frame }) => {
@@ -155,7 +142,7 @@ export function framesOf(pusher, channel) {
   return inbox;
 }
 
-/** The `pusher:error` frames of a connection from now on: `{ code, message }`. */
+/** An inbox of the `pusher:error` frames of a connection: `{ code, message }`. */
 export function errorsOf(pusher) {
   const inbox = new Inbox('pusher:error');
   pusher.connection.bind('message', ({ event, data }) => {
@@ -164,31 +151,31 @@ export function errorsOf(pusher) {
   return inbox;
 }
 
-/** Subscribes, and waits for the success. */
+/** Subscribes, and waits for `pusher:subscription_succeeded`. */
 export async function subscribe(pusher, name) {
   const channel = pusher.subscribe(name);
   if (channel.subscribed) return channel;
-  const [event, data] = await answer(channel);
-  if (event === 'pusher:subscription_error') throw new Error(`${name} was refused: ${JSON.stringify(data)}`);
+  const [event, data] = await subscriptionResult(channel);
+  if (event === 'pusher:subscription_error') throw new Error(`the subscription to ${name} was refused: ${JSON.stringify(data)}`);
   return channel;
 }
 
-/** Subscribes, and waits for the refusal: what `pusher:subscription_error` carries. */
+/** Subscribes, and waits for `pusher:subscription_error`. Returns its data. */
 export async function refused(pusher, name) {
-  const [event, data] = await answer(pusher.subscribe(name));
-  if (event === 'pusher:subscription_succeeded') throw new Error(`${name} was granted`);
+  const [event, data] = await subscriptionResult(pusher.subscribe(name));
+  if (event === 'pusher:subscription_succeeded') throw new Error(`the subscription to ${name} succeeded`);
   return data;
 }
 
-function answer(channel) {
-  const inbox = new Inbox(`answer to ${channel.name}`);
+function subscriptionResult(channel) {
+  const inbox = new Inbox(`the subscription to ${channel.name}`);
   for (const event of ['pusher:subscription_succeeded', 'pusher:subscription_error']) {
     channel.bind(event, (data) => inbox.put([event, data]));
   }
   return inbox.take();
 }
 
-/** Looks at what only shows when it is asked for, until `check` holds: it throws (as `assert` does) while it does not. */
+/** Polls `check` until it does not throw, and returns its result. For states that cause no event to wait for. */
 export async function eventually(check, timeoutMs = 10_000) {
   const end = performance.now() + timeoutMs;
   for (;;) {
@@ -201,8 +188,8 @@ export async function eventually(check, timeoutMs = 10_000) {
   }
 }
 
-/** Makes sure that the server has handled all that `pusher` sent so far: it works off one connection in order. */
-export async function settle(pusher) {
+/** Waits for a pong. A server handles the messages of a connection in order, so it has handled all earlier ones. */
+export async function roundTrip(pusher) {
   const pong = new Inbox('pusher:pong');
   const put = ({ event }) => event === 'pusher:pong' && pong.put();
   pusher.connection.bind('message', put);

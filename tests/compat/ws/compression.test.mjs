@@ -1,18 +1,19 @@
-/** The WebSocket client of Node's world, which negotiates and does permessage-deflate by its own code. */
+/** Compression with the WebSocket client `ws`, which has its own implementation of permessage-deflate. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
 import WebSocket from 'ws';
 import { Inbox } from '../support/inbox.mjs';
+import { closeWith } from '../support/resources.mjs';
 import { useStage } from '../support/stage.mjs';
 
 const stage = useStage();
 
-/** A connection to an app: what arrives, and the bytes that it took. */
+/** A connection to an app, with an inbox of its messages and the number of bytes that it has received. */
 async function connect(t, app, perMessageDeflate) {
   const { host, port, apps } = stage.server;
   const socket = new WebSocket(`ws://${host}:${port}/app/${apps[app].key}?protocol=7`, { perMessageDeflate });
-  t.after(() => socket.terminate());
+  closeWith(t, 'a WebSocket', () => socket.terminate());
   const messages = new Inbox('messages');
   socket.on('message', (data) => messages.put(JSON.parse(data)));
   await once(socket, 'open');
@@ -30,16 +31,16 @@ const rows = Array.from({ length: 100 }, (_, id) => ({ id, name: `Käufer ${id}`
 const length = JSON.stringify(JSON.stringify(rows)).length;
 
 for (const [what, offer] of Object.entries({
-  'as it comes': true,
-  'without contexts': { serverNoContextTakeover: true, clientNoContextTakeover: true },
+  'with the defaults of ws': true,
+  'without context takeover': { serverNoContextTakeover: true, clientNoContextTakeover: true },
   'with the largest window': { serverMaxWindowBits: 15, clientMaxWindowBits: 15 },
-  'with a small window of its own': { clientMaxWindowBits: 9 },
+  'with a small client window': { clientMaxWindowBits: 9 },
 })) {
-  test(`compression offered ${what} is agreed upon`, async (t) => {
+  test(`compression offered ${what} is negotiated`, async (t) => {
     const channel = stage.unique('rows');
     const client = await connect(t, 'compressed', typeof offer === 'object' ? { threshold: 0, ...offer } : offer);
     assert.equal(client.socket.extensions, 'permessage-deflate');
-    // With a threshold of 0, this is compressed.
+    // With a threshold of 0, ws compresses this message.
     await subscribe(client, channel);
     for (let i = 0; i < 3; i += 1) {
       const before = client.bytes();
@@ -52,11 +53,11 @@ for (const [what, offer] of Object.entries({
 }
 
 for (const [what, app, offer] of [
-  ['a window that is too small', 'compressed', { serverMaxWindowBits: 10 }],
+  ['a server window that is too small', 'compressed', { serverMaxWindowBits: 10 }],
   ['nothing', 'compressed', false],
-  ['compression to an app that has none', 'main', true],
+  ['compression to an app without it', 'main', true],
 ]) {
-  test(`offering ${what} leads to messages as they are`, async (t) => {
+  test(`a client that offers ${what} gets uncompressed messages`, async (t) => {
     const channel = stage.unique('rows');
     const client = await connect(t, app, offer);
     assert.equal(client.socket.extensions, '');
@@ -68,7 +69,7 @@ for (const [what, app, offer] of [
   });
 }
 
-test('a compressed message that is too long is refused', async (t) => {
+test('a compressed message that is too long closes the connection with 1009', async (t) => {
   const client = await connect(t, 'compressed', true);
   const closed = once(client.socket, 'close');
   client.send({ event: 'client-x', channel: 'private-x', data: ' '.repeat(1_000_000) });

@@ -1,4 +1,4 @@
-/* pusher-js in a worker. The page sends the options and the channels; it is told everything that happens. */
+/* pusher-js in a worker. The page sends the key, the options and the channels. The worker posts states and events to it. */
 importScripts('/pusher.worker.js');
 
 onmessage = ({ data: { key, options, channels } }) => {

@@ -11,6 +11,8 @@ mod changelog;
 mod citations;
 #[path = "docs/links.rs"]
 mod links;
+#[path = "docs/log_lines.rs"]
+mod log_lines;
 #[path = "docs/pages.rs"]
 mod pages;
 #[path = "docs/refusals.rs"]

@@ -96,7 +96,6 @@ fn application_config(settings: &Settings, listening: &Listening, style: Style) 
         false => ["${PUSHER_HOST}", "${PUSHER_PORT}", "${PUSHER_SCHEME}"].map(str::to_owned),
         true => [browsers.host, browsers.port.to_string(), browsers.scheme.to_owned()],
     };
-    let force_tls = browsers.scheme == "https";
     let path = if app.path_prefix.is_empty() {
         String::new()
     } else {
@@ -136,7 +135,7 @@ window.Echo = new Echo({{
     wsHost: import.meta.env.VITE_PUSHER_HOST,
     wsPort: import.meta.env.VITE_PUSHER_PORT,
     wssPort: import.meta.env.VITE_PUSHER_PORT,{path}
-    forceTLS: {force_tls},
+    forceTLS: (import.meta.env.VITE_PUSHER_SCHEME ?? 'https') === 'https',
     enabledTransports: ['ws', 'wss'],
 }});
 "#

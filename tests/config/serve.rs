@@ -85,9 +85,11 @@ fn serve_prints_the_configuration_for_the_application_and_drains_on_sigterm() {
          PUSHER_APP_CLUSTER=mt1\nVITE_PUSHER_APP_KEY=\"${{PUSHER_APP_KEY}}\"\n"
     );
     assert!(banner.contains(&dotenv), "{banner}");
-    for line in
-        ["    broadcaster: 'pusher',", "    forceTLS: false,", "    enabledTransports: ['ws', 'wss'],"]
-    {
+    for line in [
+        "    broadcaster: 'pusher',",
+        "    forceTLS: (import.meta.env.VITE_PUSHER_SCHEME ?? 'https') === 'https',",
+        "    enabledTransports: ['ws', 'wss'],",
+    ] {
         assert!(banner.contains(line), "{banner}");
     }
     // The printed lines are a valid `.env` for pusherd.

@@ -137,7 +137,7 @@ fn with_a_certificate_the_port_speaks_tls_and_sighup_reloads_it() {
         "\nPUSHER_HOST=<a name that the certificate is for>\n",
         &format!("\nPUSHER_PORT={port}\nPUSHER_SCHEME=https\n"),
         "\nVITE_PUSHER_SCHEME=\"${PUSHER_SCHEME}\"\n",
-        "    forceTLS: true,",
+        "    forceTLS: (import.meta.env.VITE_PUSHER_SCHEME ?? 'https') === 'https',",
     ] {
         assert!(banner.contains(line), "{line} {banner}");
     }
@@ -179,7 +179,7 @@ fn a_separate_tls_port_leaves_the_other_port_without_tls() {
         "\nPUSHER_HOST=127.7.6.5\nPUSHER_PORT=6001\nPUSHER_SCHEME=http\n",
         "\nVITE_PUSHER_HOST=\"<a name that the certificate is for>\"\nVITE_PUSHER_PORT=\"6443\"\n\
          VITE_PUSHER_SCHEME=\"https\"\n",
-        "    forceTLS: true,",
+        "    forceTLS: (import.meta.env.VITE_PUSHER_SCHEME ?? 'https') === 'https',",
     ] {
         assert!(banner.contains(line), "{line} {banner}");
     }

@@ -44,6 +44,15 @@
 //! records     → hub::clustered::records → webhooks → as above
 //! ```
 //!
+//! What happens is watched in one place. The modules report it as facts, and whoever wants to see it registers a filter:
+//!
+//! ```text
+//! hub, pusher, http, webhooks: observers.observe(kind, || fact)
+//!  → observers            nobody wants the kind: nothing more; otherwise the fact is built, and compared with each filter
+//!    → an `Observer`      called at once: the log at `debug`
+//!    → a `Watch`          a bounded queue; what does not fit is missed and counted, for this watcher only
+//! ```
+//!
 //! # The map
 //!
 //! From the inside out: a module uses only modules that stand above it, and of those only the ones that its row names.
@@ -64,14 +73,14 @@
 //! | [`session`] | what one client may do: message and time in, action out. Pure. | protocol, limits, rejections, apps |
 //! | [`outbox`] | one lock in front of a socket, plain or TLS; the order to close it; what may wait on a node | protocol, limits |
 //! | [`metrics`] | every counter, typed | rejections |
-//! | [`observers`] | everything that happens, as typed facts for those who watch | protocol, rejections, metrics |
-//! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, tls_client, metrics, apps |
+//! | [`observers`] | everything that happens, as typed facts for those who watch; the log at `debug` | protocol, rejections, metrics |
+//! | [`webhooks`] | events for applications over HTTP: debouncing, fair queues, signing, retries, probes, dead letters | protocol, tls_client, metrics, observers, apps |
 //! | [`cluster`] | the shared state of several nodes and the messages between them; the engines | protocol, limits, secret, tls_client, metrics |
 //! | [`registry`] | channels on this node; signed-in users. Synchronous, sharded. | protocol, limits, outbox |
-//! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, webhooks, cluster, registry |
-//! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, hub |
-//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | protocol, limits, rejections, machine, addresses, apps, session, outbox, metrics, hub |
-//! | [`server`] | builds the modules, binds, accepts, does TLS handshakes, drains | protocol, limits, rejections, machine, bounded_file, pem, addresses, apps, outbox, metrics, webhooks, cluster, hub, http, pusher |
+//! | [`hub`] | join, leave, publish, query: the one way from transports to registry, cluster and webhooks | protocol, limits, rejections, apps, outbox, metrics, observers, webhooks, cluster, registry |
+//! | [`http`] | Pusher's REST API and health routes | protocol, limits, rejections, machine, addresses, apps, metrics, observers, hub |
+//! | [`pusher`] | the WebSocket upgrade, the task of a connection, the sweep over all of them | protocol, limits, rejections, machine, addresses, apps, session, outbox, metrics, observers, hub |
+//! | [`server`] | builds the modules, binds, accepts, does TLS handshakes, drains | protocol, limits, rejections, machine, bounded_file, pem, addresses, apps, outbox, metrics, observers, webhooks, cluster, hub, http, pusher |
 //! | [`config`] | files and environment → checked settings, for the `Options` of each module; the only reader of the environment but for `SSL_CERT_FILE` and `SSL_CERT_DIR` | protocol, limits, secret, bounded_file, tls_client, addresses, apps, webhooks, cluster, http, pusher, server |
 //! | [`cli`] | the command line | protocol, limits, tls_client, apps, webhooks, cluster, http, pusher, server, config |
 //!
@@ -110,6 +119,8 @@
 //!   limited in number (`server::pending`) and time (`server::connection`).
 //! - What is rejected is counted and reported by [`hub::Hub::reject`], and nowhere else. Sessions and the registry
 //!   only say so.
+//! - No fact is built, cloned or queued while nobody watches its kind. A watcher never holds up what it watches, and payloads
+//!   are in the facts of those who ask for them only.
 //!
 //! # Where the hot path's pitfalls are answered
 //!

@@ -41,6 +41,7 @@ use crate::cluster::{self, Engine};
 use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::observers::{self, Observers};
 use crate::pusher::{self, Endpoint};
 use crate::webhooks::{self, Webhooks};
 use descriptors::FileShares;
@@ -77,18 +78,23 @@ pub struct Options {
     pub keep_alive: Duration,
     /// The counters of the node. Keep a clone to read them.
     pub metrics: Arc<Metrics>,
+    /// Those who watch what happens. Keep a clone to watch. By default, `metrics` has what watchers miss.
+    pub observers: Observers,
     /// On shutdown, the closes of WebSockets are spread over this window. Default: none. A node of a cluster should have
     /// one.
     pub drain: Duration,
     /// Connections that are open this long after the shutdown began are aborted. Default 20 s; never less than `drain`.
     pub shutdown_deadline: Duration,
-    /// Whether every connection, subscription and message is logged, with payloads.
+    /// Whether the log at `debug` has payloads.
     pub debug: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
+        let metrics = Arc::default();
         Self {
+            observers: Observers::new(Arc::clone(&metrics)),
+            metrics,
             pusher: pusher::Options::default(),
             http: http::Options::default(),
             webhooks: webhooks::Options::default(),
@@ -97,7 +103,6 @@ impl Default for Options {
             proxy_protocol: false,
             unauthenticated_max: 4000,
             cached_bytes_max: 256 * 1024 * 1024,
-            metrics: Arc::default(),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
             drain: Duration::ZERO,
@@ -129,14 +134,25 @@ pub async fn run(
 ) -> io::Result<()> {
     let listeners = listeners.into();
     let apps = apps.into();
-    let webhooks = Webhooks::start(&apps, options.webhooks.clone(), &options.metrics)?;
-    let (debug, metrics) = (options.debug, Arc::clone(&options.metrics));
+    // Unregistered when the server has ended.
+    let _log = observers::log::start(&options.observers, options.debug);
+    let webhooks_options =
+        webhooks::Options { observers: options.observers.clone(), ..options.webhooks.clone() };
+    let webhooks = Webhooks::start(&apps, webhooks_options, &options.metrics)?;
+    let (observers, metrics) = (options.observers.clone(), Arc::clone(&options.metrics));
     let member = ClusterClient::start(&options.cluster, &options.metrics)?;
     let hub = match &member {
-        None => Hub::new(debug, metrics, webhooks.clone()),
+        None => Hub::new(observers, metrics, webhooks.clone()),
         Some(ClusterClient { cluster, .. }) => {
             let is_local = options.cluster.local_when_broker_lost;
-            Hub::in_cluster(debug, metrics, webhooks.clone(), Arc::clone(&apps), cluster.clone(), is_local)
+            Hub::in_cluster(
+                observers,
+                metrics,
+                webhooks.clone(),
+                Arc::clone(&apps),
+                cluster.clone(),
+                is_local,
+            )
         }
     };
     hub.limit_cached_bytes(options.cached_bytes_max);

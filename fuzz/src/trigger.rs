@@ -61,7 +61,7 @@ impl World {
             },
             ..App::new("1", "key", "secret")
         };
-        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let hub = Hub::new(pusherd::observers::Observers::default(), Arc::default(), Webhooks::default());
         let subscribers = HEARD.iter().zip(1..).map(|(channel, id)| {
             let outbox = Arc::new(Outbox::detached(SocketId::new(id, id), usize::MAX));
             let name = ChannelName::parse(channel, &NameRules::default()).unwrap();

@@ -19,6 +19,7 @@ mod health;
 mod idempotency;
 mod info;
 mod list_permits;
+mod observed;
 mod per_app;
 mod signed;
 mod streamed;
@@ -42,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use caller::Sender;
+use observed::ObservedRequest;
 
 pub use caller::Caller;
 pub use error::ApiError;
@@ -175,33 +177,40 @@ impl Service {
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
     {
         self.api.strip_prefix(&mut request);
-        let Some(publish) = Publish::of(&request) else {
-            if !caller.is_authenticated() {
-                // Only for an unauthenticated caller, because this allocates.
-                request.extensions_mut().insert(caller.clone());
+        let observed = ObservedRequest::begin(&self.api, &request, caller);
+        let response = 'answer: {
+            let Some(publish) = Publish::of(&request) else {
+                if !caller.is_authenticated() {
+                    // Only for an unauthenticated caller, because this allocates.
+                    request.extensions_mut().insert(caller.clone());
+                }
+                let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
+                // Boxed, so that the future of a publish stays small.
+                let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
+                if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+                    self.api.reject(&uri, &error, &sender);
+                }
+                break 'answer response.map(AnswerBody::Right);
+            };
+            let (mut head, body) = request.into_parts();
+            let mut signed = match Signed::check(&mut head, body, &self.api, caller).await {
+                Ok(signed) => signed,
+                Err(error) => break 'answer self.reject(error, &head.uri, &head.headers, caller),
+            };
+            let answer = match publish {
+                Publish::One => trigger::trigger(&self.api, &mut signed).await,
+                Publish::Batch => trigger::trigger_batch(&self.api, &mut signed).await,
+                Publish::Legacy => trigger::trigger_legacy(&self.api, &mut signed).await,
+            };
+            match answer {
+                Ok(response) => response.map(AnswerBody::Left),
+                Err(error) => self.reject(error, &signed.uri, &signed.headers, caller),
             }
-            let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
-            // Boxed, so that the future of a publish stays small.
-            let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
-            if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-                self.api.reject(&uri, &error, &sender);
-            }
-            return response.map(AnswerBody::Right);
         };
-        let (mut head, body) = request.into_parts();
-        let mut signed = match Signed::check(&mut head, body, &self.api, caller).await {
-            Ok(signed) => signed,
-            Err(error) => return self.reject(error, &head.uri, &head.headers, caller),
-        };
-        let answer = match publish {
-            Publish::One => trigger::trigger(&self.api, &mut signed).await,
-            Publish::Batch => trigger::trigger_batch(&self.api, &mut signed).await,
-            Publish::Legacy => trigger::trigger_legacy(&self.api, &mut signed).await,
-        };
-        match answer {
-            Ok(response) => response.map(AnswerBody::Left),
-            Err(error) => self.reject(error, &signed.uri, &signed.headers, caller),
+        if let Some(observed) = observed {
+            observed.answered(&self.api, response.status());
         }
+        response
     }
 
     /// The response to a rejected publish.

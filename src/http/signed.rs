@@ -16,13 +16,13 @@ use http_body_util::BodyExt;
 use hyper::body::Frame;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::bodies::{BodyBuffer, BodyCharge};
 use super::channels::parse as parse_channel;
 use super::{Api, ApiError, Caller, StrippedPath};
 use crate::apps::{App, Apps};
 use crate::limits::Limit;
+use crate::observers::{Fact, Kind};
 use crate::protocol::ChannelName;
 use crate::protocol::request::{Auth, Query, SignatureError};
 
@@ -148,8 +148,11 @@ fn check_signature<'q>(
     let paths = iter::once(path).chain(others.iter().map(String::as_str));
     let method = head.method.as_str();
     query.verify(&auth, secret, method, paths).inspect_err(|_| {
-        let string_to_sign = || query.string_to_sign(method, path);
-        debug!(app = %app.id, string_to_sign = string_to_sign(), "expected string to sign of a request");
+        api.hub.observers().observe(Kind::SignatureMismatch, || Fact::SignatureMismatch {
+            app: (&*app.id.0).into(),
+            socket: None,
+            string_to_sign: Some(query.string_to_sign(method, path).into()),
+        });
     })?;
     caller.mark_authenticated();
     let counted = app.count_request(|| api.hub.now());

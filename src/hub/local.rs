@@ -1,12 +1,12 @@
 //! Channels on this node: joins, leaves and publishes, with their webhooks and their delivery.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-
-use tracing::debug;
 
 use super::{DELIVERIES_PER_TURN, Shared, Unavailable, cache_limits, channel_permits, key, refusal};
 use crate::apps::App;
 use crate::limits::Limit;
+use crate::observers::{Fact, Kind, Publisher};
 use crate::outbox::Outbox;
 use crate::protocol::message::{Event, Source};
 use crate::protocol::{ChannelName, Member, SocketId};
@@ -35,10 +35,12 @@ impl Shared {
             self.join_webhooks(guard, &key, join.member.as_ref(), joined);
         }
         match &joined {
-            Ok(joined) => {
-                let again = joined.already_subscribed;
-                debug!(app = %app.id, %channel, socket = %outbox.socket(), again, "subscribed");
-            }
+            Ok(joined) => self.observers.observe(Kind::Subscribed, || Fact::Subscribed {
+                app: (&*app.id.0).into(),
+                channel: Cow::Borrowed(channel),
+                socket: outbox.socket(),
+                again: joined.already_subscribed,
+            }),
             Err(error) => self.refuse_join(app, outbox, channel, *error),
         }
         joined
@@ -80,7 +82,7 @@ impl Shared {
 
     /// Publishes an event on this node.
     pub(super) fn publish_one(&self, app: &App, event: &Event<'_>) -> Published {
-        self.log(app, event);
+        self.observe_publish(app, event);
         let cache = cache_limits(app, app.limits.cache_ttl);
         let published = self.registry.publish(&app.id.0, event, cache, self.now());
         if let Some(limit) = published.limit {
@@ -116,35 +118,37 @@ impl Shared {
         self.reject(limit.into(), Some(app), Example::default().channel(channel.as_str()).reason(reason));
     }
 
-    /// Logs an event with the number of subscribers on this node, to help to find out why one does not arrive.
-    pub(super) fn log(&self, app: &App, event: &Event<'_>) {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return;
-        }
-        let source = match event.source {
-            Source::App => "app",
-            Source::Client(_) => "client",
-        };
+    /// Passes an event to those who watch, with the number of subscribers on this node, to help to find out why one does not
+    /// arrive.
+    #[inline]
+    pub(super) fn observe_publish(&self, app: &App, event: &Event<'_>) {
+        self.observers.observe(Kind::Published, || self.published_fact(app, event));
+    }
+
+    #[cold]
+    fn published_fact<'e>(&self, app: &'e App, event: &Event<'e>) -> Fact<'e> {
         let subscribers =
             |channel: &ChannelName| self.registry.info(&key(app, channel), self.now()).subscriptions;
         let here = subscribers(event.channel);
         // Laravel's `Channel` and `PrivateChannel` make two channels of one name.
         let others = event.channel.siblings(&app.names).into_iter().filter(|_| here == 0);
-        let occupied = others.filter(|other| subscribers(other) > 0).map(|other| other.to_string());
-        let occupied = occupied.collect::<Vec<_>>().join(" ");
-        let occupied = (!occupied.is_empty()).then_some(&*occupied);
-        debug!(
-            app = %app.id,
-            channel = %event.channel,
-            event = event.name,
-            bytes = event.data.len(),
-            data = self.log_payloads.then_some(event.data),
-            source,
-            subscribers = here,
-            // Channels with subscribers that have the same name and another prefix.
-            occupied_instead = occupied,
-            "event published"
-        );
+        let publisher = match (event.source, event.except) {
+            // A client event excludes its sender.
+            (Source::Client(user), Some(socket)) => {
+                Publisher::Client { socket, user: user.map(Cow::Borrowed) }
+            }
+            (Source::Client(_), None) | (Source::App, _) => Publisher::App,
+        };
+        Fact::Published {
+            app: (&*app.id.0).into(),
+            channel: Cow::Borrowed(event.channel),
+            event: event.name.into(),
+            bytes: event.data.len(),
+            data: Some(event.data.into()),
+            publisher,
+            subscribers: here,
+            occupied_instead: others.filter(|other| subscribers(other) > 0).collect(),
+        }
     }
 
     /// The webhooks of a join, in the order in which a channel fills.

@@ -17,6 +17,7 @@ mod rejections;
 mod timers;
 mod users;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,11 +25,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tracing::debug;
 
 use crate::apps::{App, Apps, ConnectionPermit};
 use crate::cluster::node::Cluster;
 use crate::metrics::Metrics;
+use crate::observers::{Fact, Kind, Observers};
 use crate::outbox::Outbox;
 use crate::protocol::message::Event;
 use crate::protocol::{ChannelName, CloseCode, Member, SocketId};
@@ -75,22 +76,21 @@ struct Shared {
     unreported: Mutex<Vec<Arc<RejectionLog>>>,
     started: Instant,
     draining: AtomicBool,
-    /// Whether payloads are logged, at `debug`.
-    log_payloads: bool,
+    observers: Observers,
     runtime: Handle,
 }
 
 impl Hub {
     /// The hub of a single node. Must be called in a runtime, which then delivers to large channels.
     #[must_use]
-    pub fn new(log_payloads: bool, metrics: Arc<Metrics>, webhooks: Webhooks) -> Self {
-        Self(Arc::new(Shared::new(log_payloads, metrics, webhooks, Users::default(), Backend::Local)))
+    pub fn new(observers: Observers, metrics: Arc<Metrics>, webhooks: Webhooks) -> Self {
+        Self(Arc::new(Shared::new(observers, metrics, webhooks, Users::default(), Backend::Local)))
     }
 
     /// The hub of a node in `cluster`. All nodes of the cluster serve the same `apps`.
     #[must_use]
     pub fn in_cluster(
-        log_payloads: bool,
+        observers: Observers,
         metrics: Arc<Metrics>,
         webhooks: Webhooks,
         apps: Arc<Apps>,
@@ -100,7 +100,7 @@ impl Hub {
         Self(Arc::new_cyclic(|hub| {
             let clustered = Clustered::new(hub, apps, cluster, local_when_broker_lost);
             let backend = Backend::Clustered(Arc::new(clustered));
-            Shared::new(log_payloads, metrics, webhooks, Users::in_cluster(), backend)
+            Shared::new(observers, metrics, webhooks, Users::in_cluster(), backend)
         }))
     }
 
@@ -116,10 +116,10 @@ impl Hub {
         &self.0.metrics
     }
 
-    /// Whether payloads are logged, at `debug`.
+    /// Those who watch what happens.
     #[must_use]
-    pub fn logs_payloads(&self) -> bool {
-        self.0.log_payloads
+    pub fn observers(&self) -> &Observers {
+        &self.0.observers
     }
 
     /// Acquires a permit for a connection of an app, in a cluster one of all nodes. `None` if the limit is reached.
@@ -201,7 +201,11 @@ impl Hub {
 
     fn left(&self, app: &App, channel: &ChannelName, socket: SocketId) -> Option<Left> {
         let left = self.0.backend.leave(&self.0, app, channel, socket)?;
-        debug!(app = %app.id, %channel, %socket, "unsubscribed");
+        self.0.observers.observe(Kind::Unsubscribed, || Fact::Unsubscribed {
+            app: (&*app.id.0).into(),
+            channel: Cow::Borrowed(channel),
+            socket,
+        });
         Some(left)
     }
 
@@ -242,7 +246,7 @@ impl Hub {
 
 impl Shared {
     fn new(
-        log_payloads: bool,
+        observers: Observers,
         metrics: Arc<Metrics>,
         webhooks: Webhooks,
         users: Users,
@@ -259,7 +263,7 @@ impl Shared {
             unreported: Mutex::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
-            log_payloads,
+            observers,
             runtime: Handle::current(),
         }
     }
@@ -290,7 +294,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_connection_leaves_its_channels_in_turns() {
-        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let hub = Hub::new(Observers::default(), Arc::default(), Webhooks::default());
         let app = Arc::new(App::new("1", "key", "secret"));
         let outbox = Arc::new(Outbox::detached(SocketId::new(1, 0), usize::MAX));
         let name = |at: usize| ChannelName::parse(&format!("room-{at}"), &NameRules::default()).unwrap();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::{Hub, Shared};
 use crate::apps::App;
+use crate::observers::{Fact, Kind};
 use crate::rejections::{Example, Rejection};
 
 impl Hub {
-    /// Counts a rejection of an app, or of the node if `app` is `None`, and reports it to the operator: each one at `debug`,
-    /// and once a minute the number of each kind.
+    /// Counts a rejection of an app, or of the node if `app` is `None`, and reports it: each one to the observers, and once a
+    /// minute the number of each kind to the operator.
     pub fn reject(&self, rejection: impl Into<Rejection>, app: Option<&App>, example: Example<'_>) {
         self.0.reject(rejection.into(), app, example);
     }
@@ -28,6 +29,7 @@ impl Shared {
                 example = example.value(app.value_of(limit));
             }
         }
+        self.observers.observe(Kind::Rejected, || Fact::Rejected { rejection, example: example.clone() });
         let reports = app.map_or(&self.rejections, |app| &app.state.reports);
         if reports.report(rejection, example, self.now()) {
             self.unreported.lock().push(Arc::clone(reports));

@@ -1,12 +1,12 @@
 //! Users: signing in and out, their own channels, their watchlists, and closing their connections.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tracing::debug;
-
 use super::{Hub, Shared, Unavailable, key};
 use crate::apps::App;
+use crate::observers::{Fact, Kind};
 use crate::outbox::Outbox;
 use crate::protocol::message::{ServerMessage, WATCHLIST_CUT};
 use crate::protocol::wire::{Frame, pusher};
@@ -63,12 +63,21 @@ impl Hub {
     /// watchlist. Signing in with the same data changes nothing.
     pub fn sign_in(&self, app: &Arc<App>, outbox: &Arc<Outbox>, sign_in: &SignIn<'_>) {
         self.0.backend.sign_in(&self.0, app, outbox, sign_in);
-        debug!(app = %app.id, socket = %outbox.socket(), user = %sign_in.user, "signed in");
+        self.0.observers.observe(Kind::SignedIn, || Fact::SignedIn {
+            app: (&*app.id.0).into(),
+            socket: outbox.socket(),
+            user: Cow::Borrowed(sign_in.user),
+        });
     }
 
     /// Signs a connection out.
     pub fn sign_out(&self, app: &App, socket: SocketId, user: &UserId, watchlist: &[UserId]) {
         self.0.backend.sign_out(&self.0, app, socket, user, watchlist);
+        self.0.observers.observe(Kind::SignedOut, || Fact::SignedOut {
+            app: (&*app.id.0).into(),
+            socket,
+            user: Cow::Borrowed(user),
+        });
     }
 
     /// Closes every connection that is signed in as `user`, in a cluster on all nodes. Returns how many there were on this
@@ -119,7 +128,11 @@ impl Shared {
     pub(super) fn terminate_user(&self, app: &App, user: &UserId) -> usize {
         let connections = self.users.connections(&app.id.0, user);
         close_terminated(app, &connections);
-        debug!(app = %app.id, %user, connections = connections.len(), "user terminated");
+        self.observers.observe(Kind::UserTerminated, || Fact::UserTerminated {
+            app: (&*app.id.0).into(),
+            user: Cow::Borrowed(user),
+            connections: connections.len(),
+        });
         connections.len()
     }
 
@@ -131,7 +144,10 @@ impl Shared {
             close_terminated(app, &connections);
             tokio::task::yield_now().await;
         }
-        debug!(app = %app.id, %user, "presence members terminated");
+        self.observers.observe(Kind::MembersTerminated, || Fact::MembersTerminated {
+            app: (&*app.id.0).into(),
+            user: Cow::Borrowed(user),
+        });
     }
 
     /// Subscribes a connection to its user's own channel and sends `acknowledgement`, also if it is subscribed already.

@@ -6,7 +6,7 @@
 //!
 //! There are two ways to watch, over one mechanism:
 //!
-//! - an [`Observer`] is called with each fact, where it happens.
+//! - an [`Observer`] is called with each fact, where it happens. The log at `debug` is one: [`log`].
 //! - a [`Watch`] is a bounded queue of facts for an asynchronous consumer. A consumer that is too slow misses facts, and
 //!   is told how many in their place in the order. It holds nobody up, and other watchers miss nothing.
 //!
@@ -24,6 +24,7 @@
 mod fact;
 mod filter;
 mod kind;
+pub mod log;
 mod watch;
 
 use std::fmt::Debug;
@@ -152,15 +153,20 @@ impl Observers {
         *next_id += 1;
         let mut registered = Vec::clone(&self.0.registered.load());
         registered.push(Registered { id, filter: Arc::new(filter), target });
-        self.replace(registered);
+        let before = self.replace(registered);
+        drop(next_id);
+        drop(before);
         Registration { observers: self.clone(), id }
     }
 
-    /// Replaces all registrations. `next_id` must be locked.
-    fn replace(&self, registered: Vec<Registered>) {
+    /// Replaces all registrations. `next_id` must be locked. Returns those of before, to be dropped after it is unlocked: an
+    /// observer may own a registration.
+    #[must_use]
+    fn replace(&self, registered: Vec<Registered>) -> Arc<Vec<Registered>> {
         let kinds = registered.iter().fold(Kinds::NONE, |kinds, to| kinds | to.filter.kinds);
-        self.0.registered.store(Arc::new(registered));
+        let before = self.0.registered.swap(Arc::new(registered));
         self.0.wanted.store(kinds.bits(), Ordering::Relaxed);
+        before
     }
 }
 
@@ -174,10 +180,12 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let _locked = self.observers.0.next_id.lock();
-        let registered = self.observers.0.registered.load();
+        let locked = self.observers.0.next_id.lock();
+        let registered = self.observers.0.registered.load_full();
         let others = registered.iter().filter(|to| to.id != self.id);
-        self.observers.replace(others.cloned().collect());
+        let before = self.observers.replace(others.cloned().collect());
+        drop(locked);
+        drop((before, registered));
     }
 }
 

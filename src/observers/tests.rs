@@ -329,3 +329,17 @@ fn payloads_are_in_the_facts_of_those_who_ask_for_them_only() {
     assert_eq!(with, expected, "a copy has all of the fact");
     assert_eq!(with.iter().filter(|fact| fact.contains("payload")).count(), 5);
 }
+
+#[test]
+fn an_observer_that_owns_a_registration_can_be_unregistered() {
+    #[derive(Debug)]
+    struct Owner(#[expect(dead_code, reason = "dropped with the observer")] Registration);
+    impl Observer for Owner {
+        fn observe(&self, _: &Fact<'_>) {}
+    }
+    let observers = Observers::default();
+    let inner = observers.register(Filter::of(Kinds::ALL), Arc::<Texts>::default());
+    let outer = observers.register(Filter::of(Kinds::ALL), Arc::new(Owner(inner)));
+    drop(outer);
+    assert_eq!(observers.0.wanted.load(Ordering::Relaxed), 0);
+}

@@ -169,6 +169,7 @@ mod tests {
     use crate::addresses::{self, Addresses};
     use crate::apps::{Apps, OriginPattern};
     use crate::hub::Hub;
+    use crate::observers::Observers;
     use crate::pusher::Options;
     use crate::rejections::Example;
     use crate::webhooks::Webhooks;
@@ -181,7 +182,7 @@ mod tests {
         let (mut app, mut options) = (App::new("1", "k", "s"), Options::default());
         change(&mut app, &mut options);
         let apps = Apps::new([app, App::new("2", "k.2", "s")]);
-        let hub = Hub::new(false, Arc::default(), Webhooks::default());
+        let hub = Hub::new(Observers::default(), Arc::default(), Webhooks::default());
         let addresses = Arc::new(Addresses::new(addresses));
         Endpoint::new(hub, Arc::new(apps), addresses, options, TaskTracker::new())
     }

@@ -17,6 +17,7 @@ use super::admission::Rejected;
 use super::connection::Connection;
 use super::{Endpoint, Peer};
 use crate::limits::Limit;
+use crate::observers::Kind;
 use crate::outbox::Transport;
 use crate::protocol::request::Query;
 use crate::protocol::wire::{Form, deflate};
@@ -61,7 +62,7 @@ impl Endpoint {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
         }
         let found = self.find_app(request.uri(), request.headers(), peer);
-        let client_info = ClientInfo::of(client, &request);
+        let client_info = ClientInfo::of(client, &request, self.0.hub.observers().wants(Kind::Connected));
         if let Err(rejected) = &found {
             self.report(rejected, self.example(client, &request));
         }
@@ -128,20 +129,20 @@ impl Endpoint {
     }
 }
 
-/// The facts of a client, for the log.
+/// What is known of a client, for those who watch.
 #[derive(Debug)]
 pub(super) struct ClientInfo {
     /// The address of the client.
     pub(super) address: IpAddr,
-    /// The origin of its page, if that is logged.
+    /// The origin of its page, if connections are watched.
     pub(super) origin: Option<Box<str>>,
-    /// Its library, if that is logged.
+    /// Its library, if connections are watched.
     pub(super) library: Option<Box<str>>,
 }
 
 impl ClientInfo {
-    fn of<B>(address: IpAddr, request: &Request<B>) -> Self {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
+    fn of<B>(address: IpAddr, request: &Request<B>, is_watched: bool) -> Self {
+        if !is_watched {
             return Self { address, origin: None, library: None };
         }
         let origin = origin(request.headers()).map(|origin| origin.chars().take(NAME_CHARS).collect());

@@ -51,11 +51,10 @@ impl Default for RejectionLog {
 }
 
 impl RejectionLog {
-    /// Logs one rejection at `debug`, and reports it if the last report is more than a minute old. Returns whether
-    /// [`RejectionLog::flush`] must be called later, if that was not returned before.
+    /// Reports a rejection if the last report is more than a minute old. Returns whether [`RejectionLog::flush`] must be called
+    /// later, if that was not returned before.
     #[must_use = "an unreported rejection must be flushed later"]
     pub fn report(&self, rejection: Rejection, example: Example<'_>, now: Duration) -> bool {
-        log_one(rejection, &example);
         let slot = &self.slots[rejection.index()];
         let is_first = slot.count.fetch_add(1, Ordering::Relaxed) == 0;
         if slot.is_due(now) {
@@ -118,10 +117,9 @@ macro_rules! line {
     }};
 }
 
-fn log_one(rejection: Rejection, example: &Example<'_>) {
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        line!(debug, rejection, example,);
-    }
+/// Logs one rejection at `debug`.
+pub fn log_one(rejection: Rejection, example: &Example<'_>) {
+    line!(debug, rejection, example,);
 }
 
 fn log_summary(rejection: Rejection, example: &Example<'_>, count: u32) {

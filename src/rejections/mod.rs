@@ -1,6 +1,6 @@
 //! Why clients, proxies and applications are rejected: every kind there is, and the log of them.
 //!
-//! Each rejection is counted, and logged at `debug`. At `info`, or `warn` if it also affects peers that did nothing
+//! Each rejection is counted, and a fact for those who watch, which is logged at `debug` ([`log_one`]). At `info`, or `warn` if it also affects peers that did nothing
 //! wrong, there is one line a minute for each kind and app: with the number since the last line, an example, and a
 //! remedy. Rejections since the last line are logged when the minute ends, so none is lost.
 //!
@@ -15,7 +15,7 @@ mod mistake;
 
 use crate::limits::Limit;
 pub use example::{Example, Field};
-pub use log::RejectionLog;
+pub use log::{RejectionLog, log_one};
 pub use mistake::Mistake;
 
 /// Why something was rejected.

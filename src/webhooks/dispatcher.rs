@@ -107,8 +107,14 @@ impl Dispatcher {
 
     /// Starts what all endpoints share.
     fn start_shared(&self) -> io::Result<Arc<Shared>> {
-        let Options { queue_bytes, dead_letter_file, dead_letter_bytes, allowed_addresses, timing } =
-            self.options.clone();
+        let Options {
+            queue_bytes,
+            dead_letter_file,
+            dead_letter_bytes,
+            allowed_addresses,
+            timing,
+            observers,
+        } = self.options.clone();
         match &dead_letter_file {
             Some(file) => info!(file = %file.display(), "undelivered webhooks are stored as dead letters"),
             None => info!("undelivered webhooks are dropped: webhooks.dead_letter_file is not set"),
@@ -119,6 +125,7 @@ impl Dispatcher {
             metrics: Arc::clone(&self.metrics),
             timing,
             queue_bytes,
+            observers,
             senders: TaskTracker::new(),
             abort: CancellationToken::new(),
             ended: self.ended.clone(),

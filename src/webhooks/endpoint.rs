@@ -1,5 +1,7 @@
 //! One receiver of an app: its queue, and the tasks that send from it. Its URL never changes; its settings may.
 
+mod observed;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use super::signer::{Signer, body};
 use super::{FLUSH_TIMEOUT, Timing, cancel_on_panic};
 use crate::apps::{App, AppId, Webhook, WebhookUrl};
 use crate::metrics::Metrics;
+use crate::observers::Observers;
 
 /// Concurrent requests to a receiver, each for another channel or user. With batching there is one, because a batch has
 /// events of many channels.
@@ -38,6 +41,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) timing: Timing,
     pub(super) queue_bytes: usize,
+    pub(super) observers: Observers,
     /// The sender tasks of all endpoints.
     pub(super) senders: TaskTracker,
     /// Cancelled when the deadline of the shutdown has passed.
@@ -319,7 +323,10 @@ impl Endpoint {
             } else {
                 timing.request_timeout
             };
-            Some(self.shared.client.post(&settings.webhook, &signed, idle, connect_timeout).await)
+            let began = Instant::now();
+            let posted = self.shared.client.post(&settings.webhook, &signed, idle, connect_timeout).await;
+            self.observe_attempt(&signed.body, request.events.len(), began, &posted);
+            Some(posted)
         };
         let Some(mut request) = slot.take() else { return };
         match sent {
@@ -389,6 +396,7 @@ impl Endpoint {
             event_ids: events.iter().map(|event| event.encoded.id).collect(),
             body: String::from_utf8_lossy(&body(&events)).into_owned(),
         };
+        self.observe_dead_letter(&dead_letter);
         DeadLetterBatch {
             dead_letter,
             ack_tokens: events.into_iter().filter_map(|event| event.ack_token).collect(),

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::observers::Observers;
+
 /// Settings of webhooks.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -18,6 +20,8 @@ pub struct Options {
     pub allowed_addresses: Vec<IpNet>,
     /// Intervals and timeouts of the protocol; not configurable.
     pub timing: Timing,
+    /// Those who watch what happens: the server's own.
+    pub observers: Observers,
 }
 
 impl Default for Options {
@@ -28,6 +32,7 @@ impl Default for Options {
             dead_letter_bytes: 64 * 1024 * 1024,
             allowed_addresses: Vec::new(),
             timing: Timing::default(),
+            observers: Observers::default(),
         }
     }
 }

@@ -284,7 +284,7 @@ impl Stuck {
         let drivers = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let hub = {
             let _inside = drivers.enter();
-            Hub::new(false, Arc::default(), Webhooks::default())
+            Hub::new(pusherd::observers::Observers::default(), Arc::default(), Webhooks::default())
         };
         // One event exceeds the limit of undelivered bytes.
         let limits = AppLimits { event_data_bytes_max: 300_000, ..AppLimits::default() };

@@ -27,6 +27,7 @@ mod idempotency;
 mod limits;
 mod liveness;
 mod messages;
+mod observers;
 mod open_files;
 mod ordering;
 mod presence;

@@ -26,8 +26,10 @@ const USERS: u32 = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whatever_many_do_at_once_nobody_is_left_over_and_nothing_is_lost() {
-    let (hub, app) =
-        (Hub::new(false, Arc::default(), Webhooks::default()), Arc::new(App::new("1", "key", "secret")));
+    let (hub, app) = (
+        Hub::new(pusherd::observers::Observers::default(), Arc::default(), Webhooks::default()),
+        Arc::new(App::new("1", "key", "secret")),
+    );
     let stayers: Vec<_> = (0..STAYERS).map(|id| outbox(id, 0)).collect();
     for outbox in &stayers {
         for channel in CHANNELS {

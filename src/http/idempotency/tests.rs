@@ -7,6 +7,7 @@ use super::*;
 use crate::apps::AppLimits;
 use crate::http::Options;
 use crate::hub::Hub;
+use crate::observers::Observers;
 use crate::webhooks::Webhooks;
 
 const NOW: Duration = Duration::from_secs(1000);
@@ -106,7 +107,7 @@ async fn a_finished_attempt_does_not_affect_the_next_one_with_its_key() {
     let app = App { limits: limits(10, 1000), ..App::new("1", "k", "s") };
     let apps = Arc::new(crate::apps::Apps::new([app]));
     let app = apps.by_id("1").unwrap();
-    let hub = Hub::new(false, Arc::default(), Webhooks::default());
+    let hub = Hub::new(Observers::default(), Arc::default(), Webhooks::default());
     let api = Api::new(hub, Arc::clone(&apps), Options::default(), TaskTracker::new());
     let now = api.0.hub.now();
     let begin = || api.0.idempotency.of_app(&app, |keys| keys.begin(&key("a"), &ONE, &app.limits, now));

@@ -12,6 +12,7 @@ use crate::cluster::group::{Group, MemberId, MemberInfo, NodeId, Version};
 use crate::cluster::local_groups::EntryId;
 use crate::cluster::node::{Capacity, EntryDenied, Handler, Reply};
 use crate::hub::backend::Backend;
+use crate::observers::{Fact, Kind};
 use crate::protocol::{Member, UserId};
 use crate::registry::{ChannelKey, Drive};
 
@@ -110,9 +111,13 @@ impl Handler for EventHandler {
     }
 
     fn availability_changed(&self, is_available: bool) {
-        if is_available {
-            self.with(|hub, clustered| clustered.available(hub));
-        }
+        self.with(|hub, clustered| {
+            let fact = || Fact::ClusterAvailability { is_available };
+            hub.observers.observe(Kind::ClusterAvailability, fact);
+            if is_available {
+                clustered.available(hub);
+            }
+        });
     }
 }
 

@@ -43,7 +43,7 @@ impl Clustered {
     ) -> Result<(), Unavailable> {
         let (mut messages, mut cached, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
-            hub.log(app, &event);
+            hub.observe_publish(app, &event);
             let group = group_of(app, event.channel);
             let message = encode_event(&event).into();
             if matches!(event.source, Source::App) && event.channel.is_cached() {
@@ -81,7 +81,7 @@ impl Clustered {
         if event.except.is_some_and(|socket| !hub.registry.is_subscribed(&key, socket)) {
             return Ok(false);
         }
-        hub.log(app, event);
+        hub.observe_publish(app, event);
         let message = encode_event(event);
         let bytes = message.len();
         let in_flight = Arc::clone(&self.in_flight);

@@ -2,10 +2,9 @@
 
 use std::sync::LazyLock;
 
-use tracing::debug;
-
 use super::{Connection, Established};
 use crate::hub::{self, Backlog};
+use crate::observers::{Fact, Kind};
 use crate::protocol::Access;
 use crate::protocol::message::{Event, ServerMessage, Source};
 use crate::protocol::wire::{Frame, pusher};
@@ -43,10 +42,13 @@ impl Connection {
             Action::Refuse { channel, refusal, limit } => {
                 let why = limit.map_or(Mistake::Subscription.into(), Rejection::from);
                 hub.reject(why, Some(session.app()), example().channel(&*channel).reason(&*refusal.reason));
-                if hub.logs_payloads()
-                    && let Some(string_to_sign) = &refusal.string_to_sign
-                {
-                    debug!(socket = %outbox.socket(), string_to_sign, "string to sign of the refused subscription");
+                if let Some(string_to_sign) = &refusal.string_to_sign {
+                    let app = &session.app().id;
+                    hub.observers().observe(Kind::SignatureMismatch, || Fact::SignatureMismatch {
+                        app: (&*app.0).into(),
+                        socket: Some(outbox.socket()),
+                        string_to_sign: Some(string_to_sign.into()),
+                    });
                 }
                 hub::refuse(session.app(), outbox, &channel, &refusal);
             }

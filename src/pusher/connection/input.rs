@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tracing::debug;
 
 use super::backpressure::UNREAD_REPLY_BYTES_MAX;
 use super::{Connection, Established, READ_BYTES};
 use crate::limits::Limit;
+use crate::observers::{Fact, Kind};
 use crate::outbox::Unfinished;
 use crate::protocol::CloseCode;
 use crate::protocol::wire::pusher;
@@ -128,8 +128,12 @@ impl Connection {
             Incoming::Text(text) => {
                 let Some(established) = &mut self.established else { return true };
                 let session = &mut established.session;
-                let shown = || self.endpoint.0.hub.logs_payloads().then_some(text);
-                debug!(socket = %self.outbox.socket(), bytes = text.len(), text = shown(), "message received");
+                self.endpoint.0.hub.observers().observe(Kind::MessageReceived, || Fact::MessageReceived {
+                    app: (&*session.app().id.0).into(),
+                    socket: self.outbox.socket(),
+                    bytes: text.len(),
+                    text: Some(text.into()),
+                });
                 let action = match session.admit(now) {
                     Some(close) => {
                         let example = Example::from(established.address).socket(self.outbox.socket());

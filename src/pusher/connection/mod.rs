@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tracing::debug;
 
 use super::Endpoint;
 use super::admission::{APP_DISABLED, Admitted, Permits, Rejected};
 use super::upgrade::ClientInfo;
 use crate::apps::App;
+use crate::observers::{Fact, Kind};
 use crate::outbox::{Liveness, Outbox, Transport};
 use crate::protocol::message::ServerMessage;
 use crate::protocol::wire::Form;
@@ -68,6 +68,8 @@ struct Established {
     permits: Permits,
     /// The client's address, for the log of rejections.
     address: IpAddr,
+    /// When it was established, in whole seconds of the node's clock.
+    since_secs: u32,
 }
 
 impl Connection {
@@ -107,8 +109,9 @@ impl Connection {
         match admitted {
             Ok(Admitted { app, permits }) => {
                 let session = Session::new(socket, Arc::clone(&app));
+                let (address, since_secs) = (client_info.address, now.as_secs() as u32);
                 connection.established =
-                    Some(Box::new(Established { session, permits, address: client_info.address }));
+                    Some(Box::new(Established { session, permits, address, since_secs }));
                 connection.establish(&app, client_info);
                 connection.receive(&mut early.to_vec());
             }
@@ -153,9 +156,13 @@ impl Connection {
             // The drain may have listed the connections just before this one was added.
             self.outbox.close(hub.drain_close_code(), "Server is shutting down");
         } else {
-            let ClientInfo { address, origin, library } = client_info;
-            let (origin, library) = (origin.as_deref(), library.as_deref());
-            debug!(app = %app.id, socket = %self.outbox.socket(), %address, origin, library, "connection established");
+            hub.observers().observe(Kind::Connected, || Fact::Connected {
+                app: (&*app.id.0).into(),
+                socket: self.outbox.socket(),
+                address: client_info.address,
+                origin: client_info.origin.as_deref().map(Into::into),
+                library: client_info.library.as_deref().map(Into::into),
+            });
         }
     }
 }

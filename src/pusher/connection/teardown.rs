@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::Sleep;
-use tracing::debug;
 
 use super::{Connection, Established};
 use crate::apps::ConnectionPermit;
+use crate::observers::{Fact, Kind};
 use crate::outbox::Closing;
 use crate::protocol::{ChannelName, CloseCode};
 use crate::pusher::admission::{NodePermits, Permits};
@@ -40,6 +40,8 @@ struct Remaining {
     channels: Vec<ChannelName>,
     /// How the connection is closing; `None`: the client has disconnected.
     closing: Option<Closing>,
+    /// See [`Established`].
+    since_secs: u32,
     /// Held until the connection has left everything.
     _permit: ConnectionPermit,
 }
@@ -55,7 +57,8 @@ impl Connection {
     /// because it is closed or has disconnected.
     pub(super) fn begin_teardown(&mut self) {
         let Some(established) = self.established.take() else { return };
-        let Established { mut session, permits: Permits { of_app, of_node }, address } = *established;
+        let Established { mut session, permits: Permits { of_app, of_node }, address, since_secs } =
+            *established;
         let hub = &self.endpoint.0.hub;
         hub.connections().remove(&self.outbox);
         let app = Arc::clone(session.app());
@@ -70,7 +73,7 @@ impl Connection {
         let channels = session.take_subscriptions();
         let teardown = self.teardown.get_or_insert_default();
         teardown._permits = Some(of_node);
-        teardown.remaining = Some(Remaining { session, channels, closing, _permit: of_app });
+        teardown.remaining = Some(Remaining { session, channels, closing, since_secs, _permit: of_app });
     }
 
     /// Leaves a chunk of the channels. Returns whether the connection has left everything.
@@ -85,15 +88,16 @@ impl Connection {
         if let Some(user) = remaining.session.signed_in() {
             hub.sign_out(app, socket, &user.member.id, &user.watchlist);
         }
-        let (code, reason) = match remaining.closing {
-            Some(Closing::Code(code)) => (Some(code.number()), None),
-            Some(Closing::Limit(limit)) => {
-                (Some(CloseCode::OverCapacity.number()), Some(limit.description()))
-            }
-            Some(Closing::Broken) => (None, Some("transport error")),
-            None => (None, Some("client disconnected")),
-        };
-        debug!(app = %app.id, %socket, code, reason, "connection closed");
+        hub.observers().observe(Kind::Disconnected, || {
+            let (code, reason) = match remaining.closing {
+                Some(Closing::Code(code)) => (Some(code), None),
+                Some(Closing::Limit(limit)) => (Some(CloseCode::OverCapacity), Some(limit.description())),
+                Some(Closing::Broken) => (None, Some("transport error")),
+                None => (None, Some("client disconnected")),
+            };
+            let duration = hub.now().saturating_sub(Duration::from_secs(remaining.since_secs.into()));
+            Fact::Disconnected { app: (&*app.id.0).into(), socket, code, reason, duration }
+        });
         teardown.remaining = None;
         true
     }

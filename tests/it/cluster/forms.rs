@@ -30,7 +30,14 @@ impl Bare {
         let cluster = Cluster::new(Arc::clone(&client) as _, client, Timing::default(), Arc::default());
         let apps = Arc::new(Apps::new([App::new(DEMO.app_id, DEMO.key, DEMO.secret)]));
         let (webhooks, known) = (Webhooks::default(), Arc::clone(&apps));
-        let hub = Hub::in_cluster(false, Arc::default(), webhooks, known, cluster.clone(), false);
+        let hub = Hub::in_cluster(
+            pusherd::observers::Observers::default(),
+            Arc::default(),
+            webhooks,
+            known,
+            cluster.clone(),
+            false,
+        );
         tokio::spawn(async move { cluster.run(incoming).await });
         eventually("the node is ready", async || hub.is_ready()).await;
         Self { hub, apps }

@@ -10,6 +10,7 @@ use pusherd::apps::{EventType, EventTypes, KeyPair, webhook_header};
 use pusherd::cluster::memory::MemoryServer;
 use pusherd::cluster::node::Cluster;
 use pusherd::hub::Hub;
+use pusherd::observers::Observers;
 use pusherd::outbox::Outbox;
 use pusherd::protocol::SocketId;
 use pusherd::protocol::signature::SigningKey;
@@ -526,7 +527,8 @@ async fn a_node_of_a_cluster_starts_to_read_records_with_its_first_receiver() {
     let (webhooks, metrics) = (changing.webhooks.clone(), Arc::clone(&changing.metrics));
     let app = App { webhooks: vec![receiver.webhook()], ..App::new("1001", "demo-key", "demo-secret") };
     let apps = Arc::new(Apps::new([app]));
-    let hub = Hub::in_cluster(false, metrics, webhooks, Arc::clone(&apps), cluster.clone(), false);
+    let hub =
+        Hub::in_cluster(Observers::default(), metrics, webhooks, Arc::clone(&apps), cluster.clone(), false);
     tokio::spawn(async move { cluster.run(incoming).await });
     tokio::spawn({
         let hub = hub.clone();

@@ -316,7 +316,7 @@ async fn concurrent_edges_alternate_and_end_in_the_state() {
     options.timing.debounce = Duration::ZERO;
     options.queue_bytes = usize::MAX;
     let webhooks = Webhooks::start(&Apps::new([app()]), options, &metrics).unwrap();
-    let hub = Hub::new(false, Arc::clone(&metrics), webhooks.clone());
+    let hub = Hub::new(pusherd::observers::Observers::default(), Arc::clone(&metrics), webhooks.clone());
     let threads = (1..=4).map(|id| {
         let (hub, app) = (hub.clone(), Arc::new(app()));
         tokio::task::spawn_blocking(move || {

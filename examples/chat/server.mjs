@@ -60,7 +60,7 @@ const server = createServer(async (request, response) => {
     response.writeHead(status, { ...HEADERS, 'Content-Type': `${type}; charset=utf-8`, ...headers });
     response.end(type === 'application/json' ? JSON.stringify(body ?? {}) : body);
   } catch (error) {
-    const status = error instanceof Refusal ? error.status : 502;
+    const status = error instanceof HttpError ? error.status : 502;
     response.writeHead(status, { ...HEADERS, 'Content-Type': 'application/json' });
     response.end(JSON.stringify({ message: error.message }));
   }
@@ -71,7 +71,7 @@ server.listen(Number(env.PORT ?? 3000), env.HOST ?? '127.0.0.1', () => {
 });
 
 /** An answer to the visitor that is not a success. */
-class Refusal extends Error {
+class HttpError extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
@@ -86,7 +86,7 @@ async function answer(request) {
     const [path, type] = FILES[pathname];
     return { type, body: await readFile(new URL(path, import.meta.url)) };
   }
-  throw new Refusal(404, 'There is nothing here.');
+  throw new HttpError(404, 'There is nothing here.');
 }
 
 /** Gives a visitor a name, an id and a cookie. */
@@ -99,7 +99,7 @@ async function login(request) {
   return { headers: { 'Set-Cookie': `session=${session}; HttpOnly; SameSite=Strict; Path=/` }, body: visit(user) };
 }
 
-/** Tells a returning visitor who they are; new ones get nothing. */
+/** The identity of a returning visitor; a new one gets nothing. */
 function me(request) {
   const user = knownVisitor(request);
   return { body: user && visit(user) };
@@ -111,7 +111,7 @@ function visit(user) {
   return { user, pusher: { key, host, port }, channels: { inbox: `user.${user.id}` } };
 }
 
-/** What laravel-echo asks before it subscribes to a private or presence channel. */
+/** The authorization endpoint that laravel-echo calls before it subscribes to a private or presence channel. */
 async function authorize(request) {
   const user = visitor(request);
   const form = new URLSearchParams(await read(request));
@@ -121,7 +121,7 @@ async function authorize(request) {
     const member = { user_id: user.id, user_info: { id: user.id, name: user.name } };
     return { body: pusher.authorizeChannel(socketId, channel, member) };
   }
-  throw new Refusal(403, 'This channel is not for you.');
+  throw new HttpError(403, 'This channel is not for you.');
 }
 
 /** Publishes to everybody but the sender, whose page shows the message already; announcements to really everybody. */
@@ -135,7 +135,7 @@ async function publish(request) {
   if (kind === 'announcement') {
     await pusher.trigger(ANNOUNCEMENTS, 'App\\Events\\Announced', message);
   } else if (kind === 'note') {
-    if (!USER_ID.test(to)) throw new Refusal(422, 'There is nobody with this id.');
+    if (!USER_ID.test(to)) throw new HttpError(422, 'There is nobody with this id.');
     await pusher.trigger(inboxOf({ id: to }), 'App\\Events\\NoteSent', message, toOthers);
   } else {
     await pusher.trigger(ROOM, 'App\\Events\\MessageSent', message, toOthers);
@@ -150,24 +150,24 @@ function knownVisitor(request) {
 
 function visitor(request) {
   const user = knownVisitor(request);
-  if (!user) throw new Refusal(401, 'Please say who you are first.');
+  if (!user) throw new HttpError(401, 'Please say who you are first.');
   return user;
 }
 
 function text(value, field, lengthMax) {
   if (typeof value !== 'string' || value.trim() === '' || value.length > lengthMax) {
-    throw new Refusal(422, `The ${field} has to be a text of 1 to ${lengthMax} characters.`);
+    throw new HttpError(422, `The ${field} has to be a text of 1 to ${lengthMax} characters.`);
   }
   return value.trim();
 }
 
 /** Insisting on the content type keeps forms of other sites out. */
 async function json(request) {
-  if (!request.headers['content-type']?.startsWith('application/json')) throw new Refusal(415, 'Please send JSON.');
+  if (!request.headers['content-type']?.startsWith('application/json')) throw new HttpError(415, 'Please send JSON.');
   try {
     return { ...JSON.parse(await read(request)) };
   } catch (error) {
-    throw error instanceof Refusal ? error : new Refusal(400, 'That is not JSON.');
+    throw error instanceof HttpError ? error : new HttpError(400, 'That is not JSON.');
   }
 }
 
@@ -176,7 +176,7 @@ async function read(request) {
   let bytes = 0;
   for await (const chunk of request) {
     bytes += chunk.length;
-    if (bytes > BODY_BYTES_MAX) throw new Refusal(413, 'That is too long.');
+    if (bytes > BODY_BYTES_MAX) throw new HttpError(413, 'That is too long.');
     chunks.push(chunk);
   }
   return Buffer.concat(chunks).toString('utf8');

@@ -777,7 +777,7 @@ fn receive(c: &Common, conns: usize, rate: f64, burst: usize, size: usize, durat
     }
     let s1 = procmeter::sample(m.as_mut());
     let u = Usage::between(&s0.unwrap_or(s1), &s1, m.is_some());
-    // Whoever answers now has read everything before.
+    // A client that answers now has read everything before.
     let want = net.pongs + net.ready as u64;
     for i in 0..net.conns.len() {
         if net.conns[i].st == St::Established {

@@ -10,7 +10,7 @@ const TYPING_ENDS_MS = 4_000;
 
 const page = Object.fromEntries([...document.querySelectorAll('[id]')].map((element) => [element.id, element]));
 
-/** Who is here, by id. */
+/** The members, by id. */
 const members = new Map();
 /** The timers of those who are typing, by id. */
 const typing = new Map();
@@ -70,11 +70,11 @@ function enter({ user, pusher, channels }) {
       stopTyping(message.from.id);
       addMessage(message);
     })
-    // The server adds the id of whoever whispers; what the whisper says about itself could be made up.
+    // The server adds the id of the sender. What the whisper itself says about its sender could be forged.
     .listenForWhisper('typing', (whisper, { user_id: id }) => startTyping(id))
     .listenForWhisper('stopped', (whisper, { user_id: id }) => stopTyping(id));
 
-  // Whoever may write has also begun to listen.
+  // The form is enabled only after the subscription has succeeded.
   const joined = [announcements, inbox, room].map(
     (channel) =>
       new Promise((resolve) => {
@@ -113,7 +113,7 @@ page.recipient.addEventListener('click', () => writeTo(undefined));
 
 let whisperedAt = 0;
 
-/** Tells the room, not more than once a second, that there is something in the making, or no longer. */
+/** Whispers, at most once a second, whether this visitor is typing. */
 function whisperTyping() {
   const room = echo.join('room.lobby');
   const isTyping = page.text.value !== '' && !recipient;

@@ -25,25 +25,25 @@ pub fn holds(data: &[u8]) {
     };
     let directory = Folder::new();
     let result = loaded(&directory, ending, text);
-    let (Ok(told) | Err(told)) = &result;
+    let (Ok(output) | Err(output)) = &result;
     let table = Format::parse(&format, None, text);
-    if !table.as_ref().is_ok_and(|table| table.iter().any(|(key, value)| is_told(key, value))) {
-        assert!(!told.contains(SECRET), "a secret is told: {told}");
+    if !table.as_ref().is_ok_and(|table| table.iter().any(|(key, value)| is_shown(key, value))) {
+        assert!(!output.contains(SECRET), "a secret is shown: {output}");
     }
     let Ok(table) = table else { return };
     if let Some(json) = object(&table) {
         let again = loaded(&directory, "json", &json);
-        let named = |told: &str| told.replace(&format!("file.{ending}"), "file.json");
-        assert_eq!(result.map(|told| named(&told)).map_err(|told| named(&told)), again, "{json}");
+        let named = |output: &str| output.replace(&format!("file.{ending}"), "file.json");
+        assert_eq!(result.map(|output| named(&output)).map_err(|output| named(&output)), again, "{json}");
     }
 }
 
 /// Whether the secret is in a place that is not secret: in the name of a setting or in the value of another one.
-fn is_told(key: &str, value: &Value) -> bool {
+fn is_shown(key: &str, value: &Value) -> bool {
     let inside = match &value.kind {
         ValueKind::String(text) => !SECRETS.contains(&key) && text.contains(SECRET),
-        ValueKind::Table(table) => table.iter().any(|(key, value)| is_told(key, value)),
-        ValueKind::Array(items) => items.iter().any(|item| is_told("", item)),
+        ValueKind::Table(table) => table.iter().any(|(key, value)| is_shown(key, value)),
+        ValueKind::Array(items) => items.iter().any(|item| is_shown("", item)),
         _ => false,
     };
     inside || key.contains(SECRET)

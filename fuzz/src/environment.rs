@@ -123,14 +123,14 @@ pub fn holds(data: &[u8]) {
             assert!(variables.iter().any(|(name, _)| problem.contains(name.as_str())), "of which? {problem}");
         }
     }
-    let told = result.map_err(|problems| problems.to_string());
+    let output = result.map_err(|problems| problems.to_string());
     let is_secret = |name: &str| name.contains("SECRET") || name.contains("PASSWORD");
     let in_url = |name: &str, value: &str| name.ends_with("REDIS_URL") && value == SECRET_URL;
     let others = variables
         .iter()
         .any(|(name, value)| !is_secret(name) && !in_url(name, value) && value.contains(SECRET));
-    let (Ok(text) | Err(text)) = &told;
-    assert!(others || !text.contains(SECRET), "a secret is told: {text}");
+    let (Ok(text) | Err(text)) = &output;
+    assert!(others || !text.contains(SECRET), "a secret is shown: {text}");
 
     // Every value can be written in double quotes.
     let escape = |value: &str| {
@@ -147,5 +147,5 @@ pub fn holds(data: &[u8]) {
     let of_file = of_file.map(|settings| format!("{:?} {}", settings.apps, settings.show()));
     let of_file = of_file.map_err(|problems| problems.to_string());
     let same = |text: &String| text.replace(".env: ", "environment: ");
-    assert_eq!(told.as_ref().map(same).map_err(same), of_file.as_ref().map(same).map_err(same));
+    assert_eq!(output.as_ref().map(same).map_err(same), of_file.as_ref().map(same).map_err(same));
 }

@@ -121,6 +121,8 @@ pub(super) enum DeadLetterError {
         "the file has reached webhooks.dead_letter_bytes; `pusherd webhooks replay` sends its content and empties it"
     )]
     Full,
+    #[error("the thread that writes dead letters has ended")]
+    ThreadEnded,
     #[error("the disk is too slow: too many dead letters wait to be written")]
     Overloaded,
     #[error("the file cannot be written: {0}")]

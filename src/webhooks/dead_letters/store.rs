@@ -82,7 +82,7 @@ impl DeadLetterStore {
         };
         // The thread has ended. Dropping the tokens nacks the records.
         if self.commands.send(Command::Append(batch, permit)).is_err() {
-            self.losses.count(Err(DeadLetterError::Overloaded));
+            self.losses.count(Err(DeadLetterError::ThreadEnded));
         }
     }
 

@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use super::credentials::{CredentialsChoice, Owner};
 use super::problems::{Problems, Source};
 use super::setting::excerpt;
-use super::variables::{APP_PREFIX, Variables, is_known};
+use super::variables::{APP_PREFIX, PLATFORM_PORT, Variables, is_known};
 
 /// A variable of another server.
 struct Row {
@@ -63,6 +63,10 @@ const fn part_of(name: &'static str, other: &'static str) -> Row {
 
 const fn not_read(name: &'static str, why: &'static str) -> Row {
     Row { name, handling: Handling::NotRead(why) }
+}
+
+const fn ignored(name: &'static str, why: &'static str) -> Row {
+    Row { name, handling: Handling::Ignored(why) }
 }
 
 const SAME: Conversion = Conversion { words: "the same", apply: |value, _| Ok(Some(value.to_owned())) };
@@ -225,6 +229,8 @@ const NO_PASSPHRASE: &str = "a key with a passphrase is rejected; decrypt it";
 const OF_THE_DASHBOARD: &str = "for the package's dashboard";
 const OF_LARAVEL: &str = "for the application's own monitoring";
 const OF_THE_VENDOR: &str = "for the hosts of Pusher's own service";
+const OF_THE_SDK: &str = "for the SDK by which the application publishes";
+const OF_BEAMS: &str = "for Beams, another product of Pusher";
 
 /// All variables of other servers.
 static ROWS: &[Row] = &[
@@ -345,12 +351,34 @@ static ROWS: &[Row] = &[
     not_read("LARAVEL_WEBSOCKETS_PATH", OF_THE_DASHBOARD),
     not_read("PUSHER_APP_HOST", OF_THE_DASHBOARD),
     not_read("WEBSOCKETS_REDIS_REPLICATION_CONNECTION", "REDIS_… locate Redis"),
-    Row { name: "PUSHER_APP_CLUSTER", handling: Handling::Ignored(OF_THE_VENDOR) },
-    Row { name: "PUSHER_CLUSTER", handling: Handling::Ignored(OF_THE_VENDOR) },
+    ignored("PUSHER_APP_CLUSTER", OF_THE_VENDOR),
+    ignored("PUSHER_CLUSTER", OF_THE_VENDOR),
+    // Pusher's name is also in the variables of those who publish, and of its other products.
+    ignored("PUSHER_ENCRYPTION_*", OF_THE_SDK),
+    ignored("PUSHER_ENCRYPTED", OF_THE_SDK),
+    ignored("PUSHER_USE_TLS", OF_THE_SDK),
+    ignored("PUSHER_TIMEOUT", OF_THE_SDK),
+    ignored("PUSHER_DEBUG", OF_THE_SDK),
+    ignored("PUSHER_CURL_*", OF_THE_SDK),
+    ignored("PUSHER_BEAMS_*", OF_BEAMS),
 ];
 
 /// The prefixes of other servers. Unknown variables with these prefixes are reported.
-const PREFIXES: [&str; 4] = ["REVERB_", "SOKETI_", "LARAVEL_WEBSOCKETS_", "PUSHER_APP_"];
+///
+/// `DEFAULT_APP_` is what Soketi's variables began with before 1.0, but any program may call its own so
+/// (`DEFAULT_APP_NAME`): only the kinds of settings that Soketi had are reported.
+const PREFIXES: [&str; 7] = [
+    "REVERB_",
+    "SOKETI_",
+    "LARAVEL_WEBSOCKETS_",
+    "PUSHER_",
+    "DEFAULT_APP_MAX_",
+    "DEFAULT_APP_ENABLE",
+    "DEFAULT_APP_WEBHOOK",
+];
+
+/// Why [`PLATFORM_PORT`] is not read from a `.env`.
+const PORT_IN_DOTENV: &str = "in a .env it belongs to another program; PUSHERD_PORT is pusherd's";
 
 /// The most names that a warning lists.
 const NAMES_MAX: usize = 40;
@@ -435,8 +463,12 @@ pub(super) fn check_restricted(variables: &Variables, problems: &mut Problems) {
 pub(super) fn unread_warning(variables: &Variables, one_app: bool) -> Option<String> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     let mut more = 0;
+    let why_not_read = |name: &str| match name {
+        PLATFORM_PORT => variables.is_in_dotenv(name).then_some(PORT_IN_DOTENV),
+        _ => why_not_read(name, one_app),
+    };
     for (count, (name, why)) in
-        variables.names().filter_map(|name| Some((name, why_not_read(name, one_app)?))).enumerate()
+        variables.names().filter_map(|name| Some((name, why_not_read(name)?))).enumerate()
     {
         match groups.iter_mut().find(|(other, _)| *other == why) {
             _ if count >= NAMES_MAX => more += 1,

@@ -107,8 +107,15 @@ impl Variables {
     /// Whether the platform has assigned a port. A variable in a `.env`, or one that is not a port, belongs to another
     /// program.
     pub(super) fn has_platform_port(&self) -> bool {
-        let variable = self.by_name.get(PLATFORM_PORT).filter(|variable| variable.dotenv.is_none());
-        variable.is_some_and(|variable| variable.raw.parse::<u16>().is_ok_and(|port| port > 0))
+        let variable = self.by_name.get(PLATFORM_PORT);
+        variable
+            .filter(|_| !self.is_in_dotenv(PLATFORM_PORT))
+            .is_some_and(|variable| variable.raw.parse::<u16>().is_ok_and(|port| port > 0))
+    }
+
+    /// Whether a variable comes from the `.env`, and not from the process.
+    pub(super) fn is_in_dotenv(&self, name: &str) -> bool {
+        self.by_name.get(name).is_some_and(|variable| variable.dotenv.is_some())
     }
 
     /// The text and the source of a variable that is not blank, without Laravel's interpretation.

@@ -229,13 +229,34 @@ fn variables_that_are_not_read_are_listed_once_with_the_reason() {
     );
     assert_eq!(
         warnings(&settings),
-        "not read, though set: REVERB_FOO (pusherd does not know it); SOKETI_DB_MYSQL_PASSWORD (apps are read from pusherd's \
+        "not read, though set: PUSHER_OTHER, REVERB_FOO (pusherd does not know it); SOKETI_DB_MYSQL_PASSWORD (apps are read from pusherd's \
          own configuration, not from a database); SOKETI_METRICS_ENABLED, SOKETI_METRICS_SERVER_PORT (pusherd has no \
          metrics yet); SOKETI_QUEUE_DRIVER (webhooks are queued in pusherd itself, or in the Redis of its cluster)\n"
     );
     let many: String = (0..1000).map(|at| format!("REVERB_X{at}=1\n")).collect();
     let warnings = warnings(&load(&many));
     assert!(warnings.len() < 1000 && warnings.ends_with("; and 960 more\n"), "{warnings}");
+}
+
+#[test]
+fn variables_of_pusher_servers_are_listed_and_those_of_sdks_and_other_programs_are_not() {
+    let settings = load(
+        "PORT=3000\nPUSHER_MAX_CONNECTIONS=5\nPUSHER_APP_STATISTICS=false\nDEFAULT_APP_MAX_READ_REQ_PER_SEC=5\n\
+         DEFAULT_APP_MAX_SOMETHING=5\nPUSHER_ENCRYPTION_MASTER_KEY_BASE64=x\nPUSHER_ENCRYPTED=true\nPUSHER_TIMEOUT=5\n\
+         PUSHER_USE_TLS=true\nPUSHER_DEBUG=1\nPUSHER_CURL_OPTIONS=x\nPUSHER_BEAMS_INSTANCE_ID=x\nPUSHER_CLUSTER=mt1\n\
+         DEFAULT_APP_NAME=x\nVITE_PUSHER_APP_KEY=x\nPUSHER_MAX_BLANK=\nPUSHER_HOST=127.0.0.1\nPUSHER_PORT=6001\n\
+         PUSHER_SCHEME=http\n",
+    );
+    assert_eq!(
+        warnings(&settings),
+        "not read, though set: DEFAULT_APP_MAX_READ_REQ_PER_SEC (PUSHERD_APP_LIMITS_REQUESTS_PER_SECOND counts all \
+         signed requests, those that publish included); DEFAULT_APP_MAX_SOMETHING, PUSHER_APP_STATISTICS, \
+         PUSHER_MAX_CONNECTIONS (pusherd does not know it); PORT (in a .env it belongs to another program; PUSHERD_PORT \
+         is pusherd's)\n"
+    );
+    // The platform's own, in the process, is read.
+    let settings = crate::config::tests::settings("", "", &[("PORT", "3000")]).unwrap();
+    assert_eq!((settings.server.port, warnings(&settings).as_str()), (3000, ""));
 }
 
 #[test]

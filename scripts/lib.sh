@@ -75,3 +75,13 @@ npm_ci() {
   heading "npm ci in $1"
   (cd "$1" && npm ci)
 }
+
+# list_failed LOG: prints the names of the tests that failed, from the output of nextest, cargo test, node and unittest.
+list_failed() {
+  sed --regexp-extended 's/\x1b\[[0-9;]*m//g' "$1" \
+    | grep --extended-regexp '^ *(FAIL|SIGABRT|SIGSEGV|TIMEOUT|LEAK-FAIL) +\[|^test .* \.\.\. FAILED$|^ *✖ |^(FAIL|ERROR): ' \
+    | grep --invert-match 'failing tests:' \
+    | sed 's/^ */  /' \
+    | sort --unique \
+    || echo "  no test: see $1"
+}

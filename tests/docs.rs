@@ -9,6 +9,8 @@ mod blocks;
 mod changelog;
 #[path = "docs/citations.rs"]
 mod citations;
+#[path = "docs/clients.rs"]
+mod clients;
 #[path = "docs/links.rs"]
 mod links;
 #[path = "docs/log_lines.rs"]
@@ -17,6 +19,8 @@ mod log_lines;
 mod pages;
 #[path = "docs/refusals.rs"]
 mod refusals;
+#[path = "docs/scripts.rs"]
+mod scripts;
 #[path = "docs/settings.rs"]
 mod settings;
 #[path = "docs/shell.rs"]

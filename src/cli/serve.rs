@@ -1,12 +1,13 @@
 //! `pusherd serve`: starts logging, binds, prints the addresses, serves, and chooses the exit code.
 
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{ALWAYS_LOGGED, Serve, banner, handle_signals, print, print_error, start_logging};
 use crate::apps::Apps;
-use crate::config::{LogFormat, Settings};
+use crate::config::{self, LogFormat, Settings};
 use crate::server::{self, Listeners};
 
 /// How long the start waits for the banner, so that it is printed before the log.
@@ -117,12 +118,43 @@ async fn bind(settings: &Settings, key: &str, port: u16) -> io::Result<tokio::ne
         );
         io::Error::new(error.kind(), text)
     };
-    let mut addresses = Vec::new();
-    for host in std::iter::once(&*server.host).chain(server.fallback_host) {
-        let found = server::addresses_of(host, port).await;
-        addresses.extend(found.map_err(|error| explain(server.address_text(port), error))?);
-    }
+    let addresses = addresses(server, port).await;
+    let addresses = addresses.map_err(|error| explain(server.address_text(port), error))?;
     server::bind_first(&addresses).map_err(|(address, error)| {
         explain(address.map_or_else(|| server.address_text(port), |address| address.to_string()), error)
     })
+}
+
+/// The addresses to listen on, of which the first that this machine has is used.
+async fn addresses(server: &config::Server, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for host in std::iter::once(&*server.host).chain(server.fallback_host) {
+        addresses.extend(server::addresses_of(host, port).await?);
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_default_credentials_are_served_on_loopback_of_either_family() {
+        let app = ["ID=1", "KEY=k", "SECRET=long-enough"].map(|line| format!("PUSHERD_APP_{line}"));
+        let host = "PUSHERD_HOST=127.0.0.1".to_owned();
+        for (variables, expected) in [
+            (vec![], &["127.0.0.1:7", "[::1]:7"][..]),
+            (vec![host], &["127.0.0.1:7"]),
+            (app.to_vec(), &["0.0.0.0:7"]),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let variables = variables.iter().filter_map(|line| line.split_once('='));
+            let variables = variables.map(|(name, value)| (name.into(), value.into()));
+            let sources = config::Sources::new(variables, directory.path().to_owned());
+            let settings = config::load(&sources).unwrap();
+            let addresses = addresses(&settings.server, 7).await.unwrap();
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(addresses, expected);
+        }
+    }
 }

@@ -144,12 +144,17 @@ fn is_here(host: &str, listens_on: &str) -> bool {
     let Ok(address) = host.parse::<IpAddr>() else {
         return host == "localhost" || host.ends_with(".localhost") || host == listens_on;
     };
-    // Only addresses of this machine can be bound. Nothing is sent.
-    address.is_loopback() || address.is_unspecified() || UdpSocket::bind((address, 0)).is_ok()
+    address.is_loopback() || address.is_unspecified() || is_own(address)
+}
+
+/// Whether `address` belongs to this machine. Only such an address can be bound; nothing is sent.
+fn is_own(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::tests::settings;
 
     const REVERB: &str = "REVERB_APP_ID=1\nREVERB_APP_KEY=k\nREVERB_APP_SECRET=long-enough\n";
@@ -208,6 +213,30 @@ mod tests {
             format!("{REVERB}REVERB_HOST=ws.test\nPUSHER_HOST=127.0.0.1\nPUSHER_PORT=1\n"),
         ] {
             assert_eq!(always_logged(&dotenv), [""; 0], "{dotenv}");
+        }
+    }
+
+    /// The address from which this machine reaches others; without a network, its loopback address.
+    fn own_address() -> IpAddr {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        // Nothing is sent, and the address is one of documentation.
+        let reached = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
+        reached.map_or([127, 0, 0, 1].into(), |address| address.ip())
+    }
+
+    #[test]
+    fn clients_that_connect_to_an_own_address_of_this_machine_cause_a_warning() {
+        let own = own_address();
+        let expected = format!(
+            ".env: REVERB_HOST: clients connect to http://{own}:9000, but pusherd listens on 8080 without TLS: change \
+             REVERB_PORT to 8080, or set PUSHERD_PORT=9000 (unless there is a proxy in between)"
+        );
+        let address = format!("REVERB_HOST={own}\nREVERB_PORT=9000\nREVERB_SCHEME=http\n");
+        assert_eq!(always_logged(&format!("{REVERB}{address}")), [expected]);
+        // Also where the machine has no other address than loopback.
+        assert!(is_own(own) && is_own([127, 0, 0, 1].into()));
+        for other in ["192.0.2.7", "2001:db8::7"] {
+            assert!(!is_own(other.parse().unwrap()) && !is_here(other, "0.0.0.0"), "{other}");
         }
     }
 

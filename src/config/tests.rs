@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Duration;
 
 use super::sources::{DOTENV_FILE, LOCAL_FILE};
@@ -126,4 +127,25 @@ fn unreadable_variables_are_reported_only_if_they_are_used() {
     let used = settings("", "PUSHERD_APP_ID=a b\nPUSHERD_HOST=\u{fffd}\n", &[]).unwrap_err();
     assert!(used.iter().any(|problem| problem.contains("PUSHERD_APP_ID: a value with spaces")), "{used:?}");
     assert!(used.iter().any(|problem| problem.contains("PUSHERD_HOST: is not UTF-8")), "{used:?}");
+}
+
+#[test]
+fn without_systemd_dead_letters_are_kept_in_the_state_directory_of_the_system_if_it_exists() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::create_dir(at("config")).unwrap();
+    std::fs::create_dir(at("state")).unwrap();
+    std::fs::write(at(LOCAL_FILE), format!("{APP}webhooks = [{{ url = 'http://app.test/' }}]\n")).unwrap();
+    for (state, expected) in [("state", Some(at("state/dead-letters.jsonl"))), ("missing", None)] {
+        let mut sources = Sources::new([], directory.path().to_owned());
+        assert_eq!(sources.state_directory, Path::new("/var/lib/pusherd"));
+        sources.state_directory = at(state);
+        let settings = load(&sources).unwrap();
+        assert_eq!(settings.server.options.webhooks.dead_letter_file, expected, "{state}");
+    }
+    assert_eq!(
+        std::fs::read_dir(at("state")).unwrap().count(),
+        0,
+        "it is created with the first dead letter"
+    );
 }

@@ -59,10 +59,17 @@ pub(super) async fn accept_traffic(State(api): State<Api>) -> Response {
         memory: Memory,
     }
     let memory = api.0.memory.get(api.0.hub.now(), memory);
-    let short = memory.percent > f64::from(api.0.options.accept_traffic_memory_percent);
+    let short = memory.is_short(api.0.options.accept_traffic_memory_percent);
     let accepts = !short && !api.0.hub.is_draining();
     let status = if accepts { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     (status, Json(Body { memory })).into_response()
+}
+
+impl Memory {
+    /// Whether more than `percent_max` of the memory is used.
+    fn is_short(&self, percent_max: u8) -> bool {
+        self.percent > f64::from(percent_max)
+    }
 }
 
 /// The memory is read at most once in this time, because anybody may send requests without a limit.
@@ -106,5 +113,18 @@ mod tests {
         };
         let totals = [5000, 5000, 5999, 4999, 6000, 6999, 60_000].map(&mut total_at);
         assert_eq!(totals, [1, 1, 1, 1, 2, 2, 3]);
+    }
+    #[test]
+    fn when_memory_is_free_again_traffic_is_accepted_within_a_second() {
+        let last = LastReading::default();
+        let is_short_at = |millis, percent| {
+            let read = || Memory { free: 0, used: 0, total: 100, percent };
+            last.get(Duration::from_millis(millis), read).is_short(90)
+        };
+        assert!(is_short_at(1000, 90.1));
+        assert!(is_short_at(1999, 20.0), "not read again");
+        assert!(!is_short_at(2000, 90.0));
+        assert!(!is_short_at(2999, 95.0));
+        assert!(is_short_at(3000, 95.0));
     }
 }

@@ -93,3 +93,44 @@ impl HttpBody for StreamedBody {
         self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts the parts that were encoded.
+    struct Parts(Arc<AtomicUsize>);
+
+    impl Chunks for Parts {
+        fn push(&mut self, out: &mut Vec<u8>) -> bool {
+            out.push(b'x');
+            self.0.fetch_add(1, Ordering::Relaxed) < 999
+        }
+    }
+
+    #[tokio::test]
+    async fn other_tasks_run_after_each_part_of_a_long_response() {
+        let encoded = Arc::new(AtomicUsize::new(0));
+        // For instance a publish, of which each step is a turn.
+        let publish = tokio::spawn({
+            let encoded = Arc::clone(&encoded);
+            async move {
+                let mut seen = Vec::new();
+                for _ in 0..10 {
+                    seen.push(encoded.load(Ordering::Relaxed));
+                    yield_now().await;
+                }
+                seen
+            }
+        });
+        let (mut source, mut response) = (Parts(Arc::clone(&encoded)), Vec::new());
+        while !fill(&mut source, &mut response).await {}
+        assert_eq!((response.len(), encoded.load(Ordering::Relaxed)), (1000, 1000));
+        let seen = publish.await.unwrap();
+        let at_most_one_part = seen.windows(2).all(|turns| turns[1] - turns[0] <= 1);
+        assert!(at_most_one_part && seen[0] <= 1 && seen[9] < 1000, "{seen:?}");
+    }
+}

@@ -16,7 +16,7 @@ use super::budget::{Budget, Reservation, SharedBytes};
 const CHUNK_OVERHEAD_BYTES: usize = 64;
 
 /// Chunks that one system call writes.
-const CHUNKS_PER_WRITE: usize = 64;
+pub(super) const CHUNKS_PER_WRITE: usize = 64;
 
 /// A part of the queue.
 #[derive(Debug)]

@@ -1,3 +1,6 @@
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -325,4 +328,42 @@ fn a_form_without_control_frames_is_closed_with_an_error_at_most() {
     outbox.reply_to_close(Some(1000));
     assert!(outbox.take_queued().is_empty());
     assert_eq!(outbox.closing(), Some(Closing::Code(CloseCode::Normal)), "its task ends");
+}
+
+/// A connection over a socket that keeps writes apart: the client receives each system call as one message.
+fn pair_of_messages() -> (Outbox, OwnedFd) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (server, client) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let stream = TcpStream::from_std(std::net::TcpStream::from(server)).unwrap();
+    (Outbox::new(SOCKET, stream, usize::MAX, Liveness::default()), client)
+}
+
+#[tokio::test]
+async fn small_queued_frames_take_few_system_calls() {
+    const QUEUED: usize = 200;
+    let (outbox, client) = pair_of_messages();
+    let frame = Bytes::from_static(b"frame");
+    let mut sent = 0;
+    // The last of them is queued.
+    while outbox.queued_bytes() == 0 {
+        outbox.send_if(&frame, || true);
+        sent += 1;
+    }
+    for _ in 1..QUEUED {
+        outbox.send_if(&frame, || true);
+    }
+    let frames = sent - 1 + QUEUED;
+    let reading = async {
+        let (mut messages, mut bytes, mut buffer) = (0, 0, [0; 4096]);
+        while bytes < frames * frame.len() {
+            match recv(&client, &mut buffer, RecvFlags::DONTWAIT) {
+                Ok((read, _)) => (messages, bytes) = (messages + 1, bytes + read),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+        messages
+    };
+    let (messages, closing) = tokio::join!(reading, flush(&outbox));
+    assert_eq!(closing, None);
+    assert_eq!(messages, sent - 1 + QUEUED.div_ceil(state::CHUNKS_PER_WRITE), "of {frames} frames");
 }

@@ -64,6 +64,16 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The budget for the queues of all clients on a machine with `memory_bytes`.
+    fn queued_bytes_max(&self, memory_bytes: usize) -> usize {
+        match self.queued_bytes_max {
+            0 => QUEUED_BYTES_MIN.max(memory_bytes / 4),
+            bytes_max => bytes_max,
+        }
+    }
+}
+
 /// The other end of a connection, as far as the connection itself tells.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
@@ -103,10 +113,7 @@ impl Endpoint {
         options: Options,
         tasks: TaskTracker,
     ) -> Self {
-        let budget = Arc::new(Budget::new(match options.queued_bytes_max {
-            0 => QUEUED_BYTES_MIN.max(machine::memory().total / 4),
-            bytes_max => bytes_max,
-        }));
+        let budget = Arc::new(Budget::new(options.queued_bytes_max(machine::memory().total)));
         Self(Arc::new(Shared { hub, apps, addresses, options, tasks, permits: Count::default(), budget }))
     }
 
@@ -143,5 +150,27 @@ struct NodePermit(Endpoint);
 impl Drop for NodePermit {
     fn drop(&mut self) {
         self.0.0.permits.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_budget_for_queues_is_a_quarter_of_the_memory_and_at_least_64_mib() {
+        const MIB: usize = 1024 * 1024;
+        for (setting, memory, expected) in [
+            (0, 4096 * MIB, 1024 * MIB),
+            (0, 256 * MIB, 64 * MIB),
+            (0, 100 * MIB, 64 * MIB),
+            // The system does not report it.
+            (0, 0, 64 * MIB),
+            (MIB, 4096 * MIB, MIB),
+        ] {
+            let options = Options { queued_bytes_max: setting, ..Options::default() };
+            assert_eq!(options.queued_bytes_max(memory), expected, "{setting} of {memory}");
+        }
+        assert_eq!(Options::default().queued_bytes_max, 0);
     }
 }

@@ -96,19 +96,10 @@ impl Endpoint {
         }
     }
 
-    /// Evicts connections until the budget is relieved. Those with the most bytes queued for the longest time go first.
+    /// Evicts connections until the budget is relieved.
     async fn evict(&self) {
-        let now = self.0.hub.now();
-        let mut queued = Vec::new();
-        for chunk in self.0.hub.connections().chunks() {
-            queued.extend(chunk.into_iter().filter_map(|outbox| {
-                let stalled = outbox.stalled_for(now).unwrap_or_default();
-                let weight = outbox.queued_bytes() as u64 * (1 + stalled.as_secs());
-                (weight > 0).then_some((Reverse(weight), outbox))
-            }));
-        }
-        queued.sort_unstable_by_key(|(weight, _)| *weight);
-        for (at, (_, outbox)) in queued.into_iter().enumerate() {
+        let queued = eviction_order(self.0.hub.connections().chunks().flatten(), self.0.hub.now());
+        for (at, outbox) in queued.into_iter().enumerate() {
             if self.0.budget.is_below_low_watermark() {
                 return;
             }
@@ -117,5 +108,52 @@ impl Endpoint {
             }
             outbox.evict();
         }
+    }
+}
+
+/// The connections with a queue, in the order of their eviction: those with the most bytes queued for the longest time
+/// first.
+fn eviction_order(outboxes: impl Iterator<Item = Arc<Outbox>>, now: Duration) -> Vec<Arc<Outbox>> {
+    let weighted = outboxes.filter_map(|outbox| {
+        let stalled = outbox.stalled_for(now).unwrap_or_default();
+        let weight = outbox.queued_bytes() as u64 * (1 + stalled.as_secs());
+        (weight > 0).then_some((Reverse(weight), outbox))
+    });
+    let mut weighted: Vec<_> = weighted.collect();
+    weighted.sort_unstable_by_key(|(weight, _)| *weight);
+    weighted.into_iter().map(|(_, outbox)| outbox).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::protocol::SocketId;
+
+    /// A connection with a queue of `bytes` that the sweep has watched since `since_secs`.
+    fn stalled(id: u32, bytes: usize, since_secs: u64) -> Arc<Outbox> {
+        let outbox = Outbox::detached(SocketId::new(id, 0), usize::MAX);
+        if bytes > 0 {
+            outbox.send_if(&Bytes::from(vec![0; bytes]), || true);
+            assert_eq!(outbox.stalled_for(Duration::from_secs(since_secs)), Some(Duration::ZERO));
+        }
+        Arc::new(outbox)
+    }
+
+    #[test]
+    fn of_equal_queues_the_most_stalled_is_evicted_first() {
+        let now = Duration::from_secs(40);
+        let order = |outboxes: Vec<Arc<Outbox>>| {
+            eviction_order(outboxes.into_iter(), now).iter().map(|outbox| outbox.socket()).collect::<Vec<_>>()
+        };
+        let ids = |ids: &[u32]| ids.iter().map(|id| SocketId::new(*id, 0)).collect::<Vec<_>>();
+        let equal = || vec![stalled(1, 5000, 30), stalled(2, 5000, 10), stalled(3, 5000, 39)];
+        assert_eq!(order(equal()), ids(&[2, 1, 3]));
+        assert_eq!(order(equal().into_iter().rev().collect()), ids(&[2, 1, 3]));
+        // A queue that has just grown large goes after a small one that has not been read for long.
+        let others =
+            vec![stalled(4, 20_000, 40), stalled(5, 500_000, 40), stalled(6, 0, 1), stalled(7, 5000, 10)];
+        assert_eq!(order(others), ids(&[5, 7, 4]));
     }
 }

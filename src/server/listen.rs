@@ -77,6 +77,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// The address that this machine has but cannot listen on, or else the first one, with the error of the system.
 pub fn bind_first(addresses: &[SocketAddr]) -> Result<TcpListener, (Option<SocketAddr>, io::Error)> {
+    first_bound(addresses, bind)
+}
+
+/// As [`bind_first`], with another way to listen on an address.
+fn first_bound<L>(
+    addresses: &[SocketAddr],
+    bind: impl Fn(SocketAddr) -> io::Result<L>,
+) -> Result<L, (Option<SocketAddr>, io::Error)> {
     let mut failed = None;
     for address in addresses {
         match bind(*address) {
@@ -114,6 +122,8 @@ pub async fn addresses_of(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> 
 mod tests {
     use std::net::IpAddr;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     /// An address of documentation (RFC 5737), which no machine has.
@@ -127,6 +137,20 @@ mod tests {
         assert_eq!((address, error.kind()), (Some(ABSENT), io::ErrorKind::AddrNotAvailable));
         let (address, error) = bind_first(&[]).unwrap_err();
         assert_eq!((address, error.kind()), (None, io::ErrorKind::AddrNotAvailable));
+    }
+
+    #[test]
+    fn where_127_0_0_1_cannot_be_bound_the_loopback_address_of_ipv6_is() {
+        let both = [LOCAL, (Ipv6Addr::LOCALHOST, 0).into()];
+        let on_host_with = |ipv4: Errno| {
+            first_bound(&both, |address| if address.is_ipv4() { Err(ipv4.into()) } else { Ok(address) })
+        };
+        for absent in [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT] {
+            assert_eq!(on_host_with(absent).unwrap(), both[1], "{absent}");
+        }
+        // An address that is there is not passed over.
+        let (failed, error) = on_host_with(Errno::ADDRINUSE).unwrap_err();
+        assert_eq!((failed, error.kind()), (Some(LOCAL), io::ErrorKind::AddrInUse));
     }
 
     #[tokio::test]

@@ -55,6 +55,35 @@ async fn a_client_that_repeats_a_subscription_is_throttled_by_the_bytes_of_the_r
 }
 
 #[tokio::test]
+async fn refusals_are_charged_by_their_size() {
+    let server =
+        Server::with_app(|app| app.limits.answer_bytes = Rate { per_second: 1024, burst: 100_000 }).await;
+    let mut counts = Vec::new();
+    for (throttled, length) in [(1, 10), (2, 190)] {
+        let mut client = server.connect().await;
+        client.subscribe(NEWS).await;
+        // The character is not allowed.
+        let name = "!".repeat(length);
+        for _ in 0..1000 {
+            client.ask(&name).await;
+        }
+        server.wait_for_rejections(Limit::AnswerBytes, throttled).await;
+        server.publish(NEWS, "after", "").await;
+        let (mut count, mut bytes) = (0, 0);
+        loop {
+            let text = client.next_text().await;
+            if text.contains("after") {
+                break;
+            }
+            (count, bytes) = (count + 1, bytes + text.len());
+        }
+        assert!((90_000..110_000).contains(&bytes), "{bytes} bytes in {count} refusals");
+        counts.push(count);
+    }
+    assert!(counts[0] > counts[1], "{counts:?}");
+}
+
+#[tokio::test]
 async fn member_events_to_others_are_charged_to_the_member() {
     let server =
         Server::with_app(|app| app.limits.answer_bytes = Rate { per_second: 1024, burst: 300_000 }).await;

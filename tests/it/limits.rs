@@ -3,8 +3,9 @@
 use pusherd::apps::AppLimits;
 use pusherd::limits::{Limit, Rate};
 use serde_json::{Value, json};
+use tracing::Level;
 
-use crate::harness::{Client, DEMO, NEWS, Request, Server, channel_auth, unix_now};
+use crate::harness::{Client, DEMO, Log, NEWS, Request, Server, channel_auth, unix_now};
 
 const ROOM: &str = "presence-room";
 
@@ -204,6 +205,7 @@ async fn expect_join_refused(client: &mut Client, channel_data: &Value, named: &
 
 #[tokio::test]
 async fn user_info_has_8192_bytes_of_json() {
+    let (log, _logging) = Log::start(Level::INFO);
     let server = Server::start().await;
     let mut client = server.connect().await;
     let user_info = |bytes: usize| json!({ "user_id": "7", "user_info": "x".repeat(bytes - 2) });
@@ -218,6 +220,10 @@ async fn user_info_has_8192_bytes_of_json() {
     assert!(named.iter().all(|named| message.contains(named)), "{message}");
     client.sign_in(user_data(8192)).await;
     assert_eq!(server.metrics.rejected(Limit::UserInfoBytes).get(), 2);
+    let line = log.line(Level::INFO, "its user_info is too long");
+    for part in ["count=1", "app=\"1001\"", ROOM, "8192 bytes", "limits.presence_user_info_bytes"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }
 
 /// The longest id and info, escaped by the application and by the client in the longest forms.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pusherd::limits::Limit;
 use serde_json::{Value, json};
+use tracing::Level;
 
-use crate::harness::{Answer, DEMO, Http, NEWS, OTHER, Request, Server};
+use crate::harness::{Answer, DEMO, Http, Log, NEWS, OTHER, Request, Server};
 
 /// The length of a body that arrives in several chunks.
 const BODY: usize = 100_000;
@@ -183,4 +184,23 @@ async fn concurrent_channel_lists_of_an_app_are_served_one_by_one() {
     for answer in answers {
         answer.ok();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_returns_unused_memory_to_the_system_while_it_runs() {
+    const RETURNED: &str = "memory returned to the system";
+    let (log, _logging) = Log::start(Level::DEBUG);
+    let server = Server::start().await;
+    server.get("/apps/1001/channels").await.ok();
+    assert!(log.lines(Level::DEBUG, RETURNED).is_empty());
+    // More than the process may use beyond its least before memory is returned.
+    let in_use = vec![1u8; 64 * 1024 * 1024];
+    for _ in 0..10 {
+        // On the test's clock.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let lines = log.lines(Level::DEBUG, RETURNED);
+    assert!(!lines.is_empty() && lines.len() <= 10, "{}", log.text());
+    assert!(lines[0].contains("resident_mb="), "{}", lines[0]);
+    assert!(in_use.iter().all(|byte| *byte == 1));
 }

@@ -256,6 +256,24 @@ async fn doubled_slashes_are_one() {
 }
 
 #[tokio::test]
+async fn a_rejected_parameter_is_logged_with_its_name() {
+    let (log, _logging) = Log::start(Level::DEBUG);
+    let server = Server::start().await;
+    let query = Request::get("/apps/1001/channels").with("info", "user_count");
+    server.send(query.signed()).await.rejected(400);
+    let line = log.line(Level::INFO, "a request was rejected count=1");
+    for part in ["app=\"1001\"", "path=\"/apps/1001/channels\"", "info: user_count needs a filter_by_prefix"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let body = json!({ "name": "e", "channel": "news", "data": "", "socket_id": "no id" }).to_string();
+    server.send(Request::post(EVENTS, body).signed()).await.rejected(400);
+    let lines = log.lines(Level::DEBUG, "a request was rejected");
+    assert!(lines.len() == 2 && lines[1].contains("socket_id"), "each, at debug: {lines:#?}");
+    server.assert_mistakes(Mistake::Request, 2);
+}
+
+#[tokio::test]
 async fn rejected_requests_are_logged_with_app_and_reason_and_never_with_their_body() {
     let (log, _logging) = Log::start(Level::DEBUG);
     let server = Server::with_app(|app| app.limits.request_body_bytes_max = 1000).await;

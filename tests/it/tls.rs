@@ -452,7 +452,8 @@ async fn a_stalled_handshake_is_dropped_and_delays_no_other_client() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_answered_with_a_reason() {
+async fn plain_http_on_the_tls_port_is_answered_with_a_reason_and_logged() {
+    let (log, _logging) = Log::start(Level::INFO);
     let server = Secure::start().await;
     for request in [Request::get("/up"), Request::post("/apps/1001/events", vec![b'x'; 100_000]).signed()] {
         let mut http = Http::over(server.tcp_for_tls().await);
@@ -469,6 +470,10 @@ async fn plain_http_on_the_tls_port_is_answered_with_a_reason() {
     assert!(upgrade.next().await.text().contains("This port speaks TLS"));
     assert_eq!(upgrade.next().await.close().0, Some(4000));
     server.assert_mistakes(Mistake::PlainOnTlsPort, 3);
+    let line = log.line(Level::INFO, "a client speaks plain HTTP to a port with TLS");
+    for part in ["count=1", "address=127.0.0.1", "PUSHER_SCHEME=https", "forceTLS: true"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }
 
 #[tokio::test]

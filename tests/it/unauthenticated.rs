@@ -8,8 +8,9 @@ use pusherd::limits::Limit;
 use pusherd::rejections::Mistake;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tracing::Level;
 
-use crate::harness::{Http, RawSocket, Request, Server, Setup, in_time};
+use crate::harness::{Http, Log, RawSocket, Request, Server, Setup, in_time};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -309,6 +310,7 @@ async fn with_the_proxy_protocol_the_address_is_that_of_the_header() {
 
 #[tokio::test]
 async fn with_the_proxy_protocol_a_connection_without_a_header_is_rejected() {
+    let (log, _logging) = Log::start(Level::INFO);
     let server = with_proxy_protocol(100).await;
     let mut http = server.http().await;
     http.write(&signed().to_bytes()).await;
@@ -316,6 +318,10 @@ async fn with_the_proxy_protocol_a_connection_without_a_header_is_rejected() {
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("expects a header of the PROXY protocol first"), "{}", answer.text());
     server.wait_for_rejections(Limit::ProxyProtocol, 1).await;
+    let line = log.line(Level::INFO, "a connection does not begin with a PROXY header");
+    for part in ["count=1", "address=127.0.0.1", "server.proxy_protocol"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
     let mut half = Http::over(server.tcp().await);
     half.write(b"PROXY TCP4 192.0.2.1 ").await;
     assert!(half.answer_or_end().await.is_none(), "an incomplete header has a deadline");

@@ -6,6 +6,7 @@ use pusherd::apps::{EventType, EventTypes};
 use pusherd::server::Shutdown;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::*;
 use crate::harness::{Hook, NEWS, Reply, in_time, webhook};
@@ -351,4 +352,43 @@ async fn a_receiver_with_an_untrusted_certificate_gets_nothing() {
     standalone.wait_for("attempts fail", |counts| counts.failed_attempts.get() >= 2).await;
     assert_eq!(standalone.metrics.webhooks.delivered.get(), 0);
     assert!(receiver.is_idle());
+}
+
+/// With the default pause between probes, and the real clock, which sockets need.
+#[tokio::test]
+async fn a_receiver_that_is_back_is_probed_within_two_seconds_and_has_everything_within_five() {
+    let is_back = Arc::new(AtomicBool::new(false));
+    let mut receiver = {
+        let is_back = Arc::clone(&is_back);
+        Receiver::with_replies(move |_, _| match is_back.load(Ordering::SeqCst) {
+            true => Reply::Status(200),
+            false => Reply::HangUp,
+        })
+        .await
+    };
+    let standalone = Standalone::start(receiver.webhook(), |options| {
+        // The backoff of each event is long, as it is some minutes into an outage.
+        (options.timing.backoff, options.timing.backoff_max) = (LONG, LONG);
+        options.timing.probe_interval = pusherd::webhooks::Options::default().timing.probe_interval;
+    });
+    for at in 0..100 {
+        standalone.occupy(&format!("channel-{at}"));
+    }
+    // The first attempts come at once, and then probes, with a pause before each.
+    let mut last = Instant::now();
+    loop {
+        receiver.hook().await;
+        if last.elapsed() > Duration::from_millis(500) {
+            break;
+        }
+        last = Instant::now();
+    }
+    is_back.store(true, Ordering::SeqCst);
+    let back = Instant::now();
+    receiver.hook().await;
+    let probed = back.elapsed();
+    standalone.wait_for("all are delivered", |counts| counts.delivered.get() == 100).await;
+    // A second more than is promised, for a busy machine.
+    assert!(probed < Duration::from_secs(3), "probed after {probed:?}");
+    assert!(back.elapsed() < Duration::from_secs(6), "all delivered after {:?}", back.elapsed());
 }

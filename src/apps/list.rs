@@ -27,8 +27,8 @@ struct List {
     by_id: HashMap<AppId, Arc<App>>,
     by_key: HashMap<Box<str>, Arc<App>>,
     prefixes: BTreeSet<Box<str>>,
-    /// Apps that were removed. A snapshot exists as long as a connection of the app.
-    removed: HashMap<AppId, Weak<App>>,
+    /// Apps that were removed while they had connections.
+    removed: HashMap<AppId, Arc<App>>,
 }
 
 impl List {
@@ -76,10 +76,9 @@ impl Apps {
         states.retain(|_, state| state.strong_count() > 0);
         states.extend(list.by_id.iter().map(|(id, app)| (id.clone(), Arc::downgrade(&app.state))));
         let before = self.list.load_full();
-        let removed = before.by_id.iter().map(|(id, app)| (id.clone(), Arc::downgrade(app)));
-        list.removed = before.removed.iter().map(|(id, app)| (id.clone(), Weak::clone(app))).collect();
-        list.removed.extend(removed);
-        list.removed.retain(|id, app| !list.by_id.contains_key(id) && app.strong_count() > 0);
+        list.removed = before.removed.clone();
+        list.removed.extend(before.by_id.clone());
+        list.removed.retain(|id, app| !list.by_id.contains_key(id) && is_in_use(app));
         self.list.store(Arc::new(list));
         // After the new list is in place: the holder of an old snapshot finds the new one.
         before.by_id.values().for_each(|app| app.mark_replaced());
@@ -100,7 +99,7 @@ impl Apps {
     #[must_use]
     pub fn by_id_or_removed(&self, id: &str) -> Option<Arc<App>> {
         let list = self.list.load();
-        list.by_id.get(id).cloned().or_else(|| list.removed.get(id)?.upgrade())
+        list.by_id.get(id).or_else(|| list.removed.get(id).filter(|app| is_in_use(app))).cloned()
     }
 
     /// The app with this key.
@@ -132,6 +131,11 @@ impl Apps {
         }
         ("", path)
     }
+}
+
+/// Whether connections have the state of an app whose last snapshot is `app`.
+fn is_in_use(app: &App) -> bool {
+    Arc::strong_count(&app.state) > 1
 }
 
 /// A path with one slash at its start instead of several.

@@ -65,7 +65,7 @@ enum Unhealthy {
     Io(#[from] io::Error),
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    #[error("what answers is no HTTP server: {0}")]
+    #[error("the server does not speak HTTP: {0}")]
     NotHttp(String),
     #[error("the port does not speak TLS 1.2 or 1.3: ask with http:// or without tls_cert ({0})")]
     NotTls(io::Error),
@@ -242,9 +242,9 @@ async fn read(response: Response<Incoming>) -> Answer {
 fn explain(error: &hyper::Error, received: &[u8]) -> Unhealthy {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match io {
-        _ if !received.is_empty() => Unhealthy::NotHttp(format!("it says {:?}", first_line(received))),
+        _ if !received.is_empty() => Unhealthy::NotHttp(format!("it answers {:?}", first_line(received))),
         Some(io) => Unhealthy::Io(io::Error::new(io.kind(), io.to_string())),
-        None => Unhealthy::NotHttp("it hangs up without a word".to_owned()),
+        None => Unhealthy::NotHttp("it closes the connection without an answer".to_owned()),
     }
 }
 
@@ -343,9 +343,9 @@ mod tests {
             (b"HTTP/1.1 400 Bad Request\r\nA: b\r\n\r\n\x1b[2Jno", "status 400: [2Jno"),
             (b"HTTP/1.1 400 \r\n\r\n\xff", "status 400: \u{fffd}"),
             (b"HTTP/1.1 503 \r\nContent-Length: 9\r\n\r\nbusy", "status 503: busy"),
-            (b"SSH-2.0-OpenSSH_9\r\n", "what answers is no HTTP server: it says \"SSH-2.0-OpenSSH_9\""),
-            (b"HTTP/1.1", "what answers is no HTTP server: it says \"HTTP/1.1\""),
-            (b"", "what answers is no HTTP server: it hangs up without a word"),
+            (b"SSH-2.0-OpenSSH_9\r\n", "the server does not speak HTTP: it answers \"SSH-2.0-OpenSSH_9\""),
+            (b"HTTP/1.1", "the server does not speak HTTP: it answers \"HTTP/1.1\""),
+            (b"", "the server does not speak HTTP: it closes the connection without an answer"),
         ];
         for (response, expected) in table {
             let (client, mut server) = duplex(1024);

@@ -179,7 +179,7 @@ pub(super) fn literal(text: &str) -> String {
     String::from_utf8(literal).expect("a JSON string of text is text")
 }
 
-/// The acceptance tests of pusher-http-php assert the words `content of this event` and `Batch too large`.
+/// Checks the length of the data of an event. The acceptance tests of pusher-http-php assert the words `content of this event` and `Batch too large`.
 pub(super) fn check_data_len(app: &App, bytes: usize) -> Result<(), ApiError> {
     let bytes_max = app.limits.event_data_bytes_max;
     if bytes <= bytes_max {

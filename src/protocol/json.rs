@@ -89,7 +89,7 @@ pub struct PickedList<'a, const N: usize> {
 }
 
 /// Reads, in one pass over a JSON object, the list under `key` and the value under `beside`. Of each object in the list
-/// it returns the values of the named keys, as [`pick`] does. It returns at most `items_max` and one more items, so that
+/// it returns the values of the named keys, as [`pick`] does. It returns at most `items_max + 1` items, so that
 /// the caller can detect a list that is too long without storing all of it.
 ///
 /// # Errors

@@ -41,9 +41,9 @@ fn the_exit_code_of_health_says_whether_the_server_is_ready() {
         (
             "SSH-2.0-OpenSSH_9.9\r\n",
             1,
-            "pusherd: what answers is no HTTP server: it says \"SSH-2.0-OpenSSH_9.9\"\n",
+            "pusherd: the server does not speak HTTP: it answers \"SSH-2.0-OpenSSH_9.9\"\n",
         ),
-        ("", 1, "pusherd: what answers is no HTTP server: it hangs up without a word\n"),
+        ("", 1, "pusherd: the server does not speak HTTP: it closes the connection without an answer\n"),
     ];
     for (answer, code, err) in table {
         let (port, server) = answering(answer);

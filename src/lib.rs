@@ -44,7 +44,7 @@
 //! records     → hub::clustered::records → webhooks → as above
 //! ```
 //!
-//! What happens is watched in one place. The modules report it as facts, and whoever wants to see it registers a filter:
+//! What happens is watched in one place. The modules report it as facts, and a watcher registers a filter:
 //!
 //! ```text
 //! hub, pusher, http, webhooks: observers.observe(kind, || fact)

@@ -26,6 +26,7 @@ mod streamed;
 mod trigger;
 mod users;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -143,8 +144,7 @@ impl Api {
         if let Some(library) = &sender.library {
             example = example.library(String::from_utf8_lossy(library.as_bytes()));
         }
-        let id = uri.path().strip_prefix("/apps/").and_then(|rest| rest.split('/').next());
-        let id = id.map(|id| percent_decode_str(id).decode_utf8_lossy());
+        let id = app_id_in(uri.path());
         let app = id.as_deref().and_then(|id| self.0.apps.by_id(id));
         if let (None, Some(id)) = (&app, &id) {
             example = example.app(&**id);
@@ -155,6 +155,12 @@ impl Api {
         }
         self.0.hub.reject(why, app.as_deref(), example);
     }
+}
+
+/// The id of the app in the path of a request.
+fn app_id_in(path: &str) -> Option<Cow<'_, str>> {
+    let id = path.strip_prefix("/apps/")?.split('/').next()?;
+    Some(percent_decode_str(id).decode_utf8_lossy())
 }
 
 /// Answers HTTP requests. Cloning shares it.
@@ -178,39 +184,45 @@ impl Service {
     {
         self.api.strip_prefix(&mut request);
         let observed = ObservedRequest::begin(&self.api, &request, caller);
-        let response = 'answer: {
-            let Some(publish) = Publish::of(&request) else {
-                if !caller.is_authenticated() {
-                    // Only for an unauthenticated caller, because this allocates.
-                    request.extensions_mut().insert(caller.clone());
-                }
-                let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
-                // Boxed, so that the future of a publish stays small.
-                let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
-                if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-                    self.api.reject(&uri, &error, &sender);
-                }
-                break 'answer response.map(AnswerBody::Right);
-            };
-            let (mut head, body) = request.into_parts();
-            let mut signed = match Signed::check(&mut head, body, &self.api, caller).await {
-                Ok(signed) => signed,
-                Err(error) => break 'answer self.reject(error, &head.uri, &head.headers, caller),
-            };
-            let answer = match publish {
-                Publish::One => trigger::trigger(&self.api, &mut signed).await,
-                Publish::Batch => trigger::trigger_batch(&self.api, &mut signed).await,
-                Publish::Legacy => trigger::trigger_legacy(&self.api, &mut signed).await,
-            };
-            match answer {
-                Ok(response) => response.map(AnswerBody::Left),
-                Err(error) => self.reject(error, &signed.uri, &signed.headers, caller),
-            }
-        };
+        let response = self.respond(request, caller).await;
         if let Some(observed) = observed {
             observed.answered(&self.api, response.status());
         }
         response
+    }
+
+    /// Answers a request without its prefix.
+    async fn respond<B>(&self, mut request: Request<B>, caller: &Caller) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
+    {
+        let Some(publish) = Publish::of(&request) else {
+            if !caller.is_authenticated() {
+                // Only for an unauthenticated caller, because this allocates.
+                request.extensions_mut().insert(caller.clone());
+            }
+            let (uri, sender) = (request.uri().clone(), caller.sender(request.headers()));
+            // Boxed, so that the future of a publish stays small.
+            let Ok(mut response) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
+            if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+                self.api.reject(&uri, &error, &sender);
+            }
+            return response.map(AnswerBody::Right);
+        };
+        let (mut head, body) = request.into_parts();
+        let mut signed = match Signed::check(&mut head, body, &self.api, caller).await {
+            Ok(signed) => signed,
+            Err(error) => return self.reject(error, &head.uri, &head.headers, caller),
+        };
+        let answer = match publish {
+            Publish::One => trigger::trigger(&self.api, &mut signed).await,
+            Publish::Batch => trigger::trigger_batch(&self.api, &mut signed).await,
+            Publish::Legacy => trigger::trigger_legacy(&self.api, &mut signed).await,
+        };
+        match answer {
+            Ok(response) => response.map(AnswerBody::Left),
+            Err(error) => self.reject(error, &signed.uri, &signed.headers, caller),
+        }
     }
 
     /// The response to a rejected publish.

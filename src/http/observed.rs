@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Method, Request, StatusCode};
-use percent_encoding::percent_decode_str;
 
-use super::{Api, Caller};
+use super::{Api, Caller, app_id_in};
 use crate::observers::{Fact, Kind};
 
 /// The longest path in a fact, in bytes.
@@ -31,8 +30,7 @@ impl ObservedRequest {
             return None;
         }
         let path = request.uri().path();
-        let id = path.strip_prefix("/apps/").and_then(|rest| rest.split('/').next());
-        let app = id.and_then(|id| api.0.apps.by_id(&percent_decode_str(id).decode_utf8_lossy()));
+        let app = app_id_in(path).and_then(|id| api.0.apps.by_id(&id));
         Some(Box::new(Self {
             app: app.map(|app| Arc::clone(&app.id.0)),
             method: request.method().clone(),

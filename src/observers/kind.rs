@@ -35,7 +35,7 @@ pub enum Kind {
     WebhookSent,
     /// An attempt at a webhook request failed.
     WebhookFailed,
-    /// A webhook request is given up: it is a dead letter.
+    /// A webhook request is not attempted any more: it is a dead letter.
     WebhookDeadLettered,
     /// The broker of the cluster became available or unavailable.
     ClusterAvailability,

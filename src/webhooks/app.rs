@@ -148,7 +148,7 @@ impl AppWebhooks {
         if removed.is_empty() {
             return;
         }
-        // Whoever still emits to them holds one of these locks.
+        // A task that still emits to them holds one of these locks.
         self.debouncers.iter().for_each(|debouncer| drop(debouncer.lock()));
         removed.iter().for_each(|receiver| receiver.endpoint.close());
     }
